@@ -1,0 +1,2 @@
+//! virtsnapd.
+fn main() {}

@@ -1,0 +1,185 @@
+//! The words for what a domain is and does: states, reasons, events. libvirt's, as types.
+
+use uuid::Uuid;
+use virtsnap_xml::element::Element;
+
+/// virDomainState with its reason. The numbers live in the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    Running(RunningReason),
+    Paused(PausedReason),
+    /// The guest is shutting down.
+    Shutdown,
+    ShutOff(ShutOffReason),
+    Crashed,
+    PmSuspended,
+}
+
+impl State {
+    pub fn is_active(self) -> bool {
+        !matches!(self, State::ShutOff(_))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RunningReason {
+    Unknown,
+    Booted,
+    Migrated,
+    Restored,
+    FromSnapshot,
+    Unpaused,
+    SaveCanceled,
+    Wakeup,
+    Crashed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PausedReason {
+    Unknown,
+    User,
+    Migration,
+    Save,
+    Dump,
+    IoError,
+    Watchdog,
+    FromSnapshot,
+    ShuttingDown,
+    Snapshot,
+    Crashed,
+    StartingUp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ShutOffReason {
+    Unknown,
+    Shutdown,
+    Destroyed,
+    Crashed,
+    Migrated,
+    Saved,
+    Failed,
+    FromSnapshot,
+    /// The guest was gone when the daemon came back.
+    Daemon,
+}
+
+/// An active domain as its hypervisor sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Active {
+    pub uuid: Uuid,
+    pub name: String,
+    /// Positive, new for each start, never reused while the daemon's state directory lives.
+    pub id: i32,
+    pub state: State,
+    /// The live definition: aliases, assigned paths and ports, current disk sources.
+    pub live: Element,
+}
+
+/// How a domain is brought up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Leave the vCPUs stopped.
+    pub paused: bool,
+    pub from: StartFrom,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartFrom {
+    /// Cold boot on a user's request (event detail "booted").
+    Boot,
+    /// Cold boot of disks a snapshot was reverted to (event detail "from snapshot").
+    BootSnapshot,
+    /// Memory and device state from the internal snapshot `tag`; `vmstate` is the target of the
+    /// disk that holds the memory, `disks` are all targets that carry the tag.
+    VmState { tag: String, vmstate: String, disks: Vec<String> },
+}
+
+/// What happened to a domain. The daemon turns it into libvirt's event messages.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    Defined(Defined),
+    Undefined,
+    Started(Started),
+    Suspended(Suspended),
+    Resumed(Resumed),
+    /// The guest shut down, or was told to, by guest or host.
+    Shutdown(ShutdownBy),
+    Stopped(ShutOffReason),
+    PmSuspended,
+    Crashed,
+    Reboot,
+    RtcChange { offset: i64 },
+    Watchdog { action: String },
+    IoError { source: String, alias: String, action: IoErrorAction, reason: String },
+    BlockJob { target: String, source: String, kind: BlockJobKind, status: BlockJobStatus },
+    TrayChange { alias: String, opened: bool },
+    /// Balloon size in KiB.
+    BalloonChange { actual: u64 },
+    DeviceAdded { alias: String },
+    DeviceRemoved { alias: String },
+    AgentLifecycle { connected: bool },
+    MetadataChange { kind: i32, uri: Option<String> },
+    MigrationIteration(i32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defined {
+    Added,
+    Updated,
+    Renamed,
+    FromSnapshot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Started {
+    Booted,
+    Restored,
+    FromSnapshot,
+    Wakeup,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspended {
+    Paused,
+    IoError,
+    Watchdog,
+    Restored,
+    FromSnapshot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resumed {
+    Unpaused,
+    FromSnapshot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownBy {
+    Unknown,
+    Guest,
+    Host,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoErrorAction {
+    None,
+    Pause,
+    Report,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockJobKind {
+    Pull,
+    Copy,
+    Commit,
+    ActiveCommit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockJobStatus {
+    Completed,
+    Failed,
+    Canceled,
+    Ready,
+}

@@ -1,0 +1,146 @@
+//! What a backend reports of a domain before a plan is made. Plain data, gathered once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use uuid::Uuid;
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::Location;
+
+use crate::domain::State;
+
+/// A disk's target name, `vda`: how plans, moments and clients speak of a disk.
+pub type Target = String;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct DomainFacts {
+    pub uuid: Uuid,
+    pub name: String,
+    pub state: State,
+    /// The persistent definition; none for a transient domain.
+    pub config: Option<Element>,
+    /// The live definition; none when shut off.
+    pub live: Option<Element>,
+    /// The disks of the live definition, or of the persistent one when shut off.
+    pub disks: Vec<DiskFacts>,
+    /// Every image that the disks and the domain's moments reach, backing files included.
+    pub images: BTreeMap<PathBuf, ImageFacts>,
+    /// Files that virtsnap created: the only ones it may remove.
+    pub owned: BTreeSet<PathBuf>,
+    /// Images that something outside this domain refers to (other domains, their moments,
+    /// neighbouring images), each with a word on who does.
+    pub foreign_readers: BTreeMap<PathBuf, String>,
+    pub agent: AgentState,
+    pub has_managed_save: bool,
+    /// Seconds since the epoch: the time of planning.
+    pub now: i64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiskFacts {
+    pub target: Target,
+    pub device: DiskDevice,
+    /// None for an empty drive.
+    pub source: Option<DiskSource>,
+    pub format: Format,
+    pub readonly: bool,
+    pub shareable: bool,
+    pub transient: bool,
+    /// `snapshot=` of the `<disk>` in the domain, if said.
+    pub snapshot: Option<Location>,
+    /// A block job runs on it.
+    pub block_job: bool,
+}
+
+impl DiskFacts {
+    /// The active layer, where it is a file or a block device.
+    pub fn image(&self) -> Option<&PathBuf> {
+        match &self.source {
+            Some(DiskSource::File(path) | DiskSource::Block(path)) => Some(path),
+            Some(DiskSource::Network(_) | DiskSource::Other(_)) | None => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskDevice {
+    Disk,
+    Cdrom,
+    Floppy,
+    Lun,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    File(PathBuf),
+    Block(PathBuf),
+    /// The protocol.
+    Network(String),
+    /// `type=` of a source that snapshots cannot reach (nvme, vhostuser, vdpa, …).
+    Other(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Format {
+    Raw,
+    Qcow2,
+    Qed,
+    Other(String),
+}
+
+impl Format {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+            Format::Qed => "qed",
+            Format::Other(name) => name,
+        }
+    }
+}
+
+impl From<&str> for Format {
+    fn from(name: &str) -> Self {
+        match name {
+            "raw" => Format::Raw,
+            "qcow2" => Format::Qcow2,
+            "qed" => Format::Qed,
+            other => Format::Other(other.to_owned()),
+        }
+    }
+}
+
+/// One image file or block device, as `qemu-img info` or the running QEMU tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    pub format: Format,
+    /// Guest-visible size in bytes.
+    pub virtual_size: u64,
+    /// Bytes allocated on the host.
+    pub actual_size: u64,
+    /// Absolute path of the backing file, if any.
+    pub backing: Option<PathBuf>,
+    pub backing_format: Option<Format>,
+    pub snapshots: Vec<InternalSnapshot>,
+    pub is_block_device: bool,
+}
+
+/// One internal snapshot of a qcow2 image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InternalSnapshot {
+    pub id: String,
+    pub tag: String,
+    /// Bytes of memory and device state; 0 for a disk-only one.
+    pub vm_state_size: u64,
+    /// Seconds since the epoch.
+    pub date: i64,
+    /// Nanoseconds of guest run time.
+    pub vm_clock: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentState {
+    NotConfigured,
+    NotConnected,
+    Connected,
+}

@@ -1,0 +1,124 @@
+//! A plan: what will be done, as plain data. Pure to make, nothing left to decide when acted out.
+//!
+//! ```text
+//!   prepare   each step has an undo; a failure here unwinds in reverse order
+//!   pivot     one atomic act; before it the old world holds, after it the new
+//!   finish    each is retried until done; never undone; idempotent
+//!   conclude  tried once; a failure is reported, but the new world holds
+//! ```
+
+use std::path::PathBuf;
+
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::Definition;
+
+use crate::domain::{ShutOffReason, Start};
+use crate::facts::{Format, Target};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub operation: Operation,
+    pub prepare: Vec<Step>,
+    pub pivot: Pivot,
+    pub finish: Vec<Finish>,
+    pub conclude: Vec<Conclude>,
+}
+
+/// What the plan is for: the journal's and the job statistics' word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    Create { moment: String },
+    Revert { moment: String },
+    Delete { moments: Vec<String> },
+}
+
+/// One reversible effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Undo: resume.
+    Pause,
+    /// Through the guest agent. Undo: thaw.
+    FreezeFilesystems,
+    /// A new image file on a backing file, mode as the backing's but never looser than 0600
+    /// plus what the backing allows, durable when done. Refused if the path exists.
+    /// Undo: remove it, if it is the one this step made.
+    CreateOverlay {
+        overlay: PathBuf,
+        format: Format,
+        backing: PathBuf,
+        backing_format: Format,
+        virtual_size: u64,
+    },
+    /// A byte-for-byte copy of one layer (same backing file, same internal snapshots), durable
+    /// when done. Undo: remove it, if it is the one this step made.
+    CopyImage { from: PathBuf, to: PathBuf },
+    /// Give the running hypervisor the overlay as a block node, not yet used. Undo: take it away.
+    AttachOverlay { disk: Target, overlay: PathBuf, format: Format },
+    /// Offline: a new internal snapshot in the image. Undo: delete that tag.
+    SnapshotImage { image: PathBuf, tag: String },
+}
+
+/// The one act that makes the new world hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pivot {
+    /// The journal's own entry is the act: all effects follow in `finish`.
+    Record,
+    /// Live: every disk's writes go to its attached overlay, in one transaction.
+    SwitchToOverlays { disks: Vec<(Target, PathBuf)> },
+    /// Live: memory and disks into internal snapshots, in one job.
+    SaveVmState { tag: String, vmstate: Target, disks: Vec<Target> },
+    /// Live, in the same process: memory and disks back from internal snapshots. The vCPUs are
+    /// stopped before (a [`Step::Pause`] stands in `prepare`) and stay stopped.
+    LoadVmState { tag: String, vmstate: Target, disks: Vec<Target> },
+}
+
+/// One effect after the pivot. Doing it twice is doing it once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finish {
+    ThawFilesystems,
+    Resume(ResumeReason),
+    /// Take the domain down, if it is up.
+    Stop(ShutOffReason),
+    /// Offline: the image's content becomes that of its internal snapshot `tag`.
+    ApplySnapshot { image: PathBuf, tag: String },
+    /// Delete the internal snapshot `tag` from the image, live or offline; absent is done.
+    DeleteSnapshot { image: PathBuf, tag: String },
+    /// Move what `top` holds over `base` down into `base`, and make every reader in the running
+    /// hypervisor use `base`. `top` is left as it is. Live or offline.
+    Commit { disk: Target, top: PathBuf, base: PathBuf },
+    /// Copy what lies under `top` down to (not including) `base` up into `top`; none: all of it.
+    Stream { disk: Target, top: PathBuf, base: Option<PathBuf> },
+    /// Rewrite the backing file name in an image's header; its content is as before.
+    Repoint { image: PathBuf, backing: PathBuf, backing_format: Format },
+    /// Replace the live definition, if the domain is up.
+    SetLive(Element),
+    /// Replace the persistent definition.
+    SetConfig(Element),
+    /// Write, forget and mark moments, durably.
+    Record(MomentChange),
+    /// Remove a file that virtsnap created and that nothing refers to any more; absent is done.
+    RemoveImage(PathBuf),
+    /// The file is now in use and stays: it counts as created by virtsnap.
+    KeepImage(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResumeReason {
+    Unpaused,
+    FromSnapshot,
+}
+
+/// A change to the set of moments of one domain.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MomentChange {
+    /// New and changed ones, whole.
+    pub write: Vec<Definition>,
+    pub forget: Vec<String>,
+    pub current: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Conclude {
+    /// Start the domain from this definition, if it is down.
+    Start { definition: Element, start: Start },
+}

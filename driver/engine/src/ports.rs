@@ -1,0 +1,171 @@
+//! What the engine and the daemon need of the world, as traits. Nothing here is specific to QEMU
+//! or Xen.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use uuid::Uuid;
+use virtsnap_xml::element::Element;
+
+use crate::domain::{Active, Event, Start};
+use crate::error::{Condition, Error, Result};
+use crate::facts::DomainFacts;
+use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
+
+/// Where a hypervisor tells what happened, in the order it happened. Must not block.
+pub trait EventSink: Send + Sync + 'static {
+    /// `id` is the domain's id at the time, -1 when it has stopped.
+    fn emit(&self, domain: Uuid, name: &str, id: i32, event: Event);
+}
+
+/// What a domain is asked about for facts.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub uuid: Uuid,
+    pub name: String,
+    pub config: Option<Element>,
+    /// Images beyond the disks' own chains: layers and overlays that moments name.
+    pub images: BTreeSet<PathBuf>,
+    /// Files virtsnap created for this domain.
+    pub owned: BTreeSet<PathBuf>,
+}
+
+/// The outcome of a pivot that did not succeed.
+#[derive(Debug)]
+pub enum PivotError {
+    /// It certainly did not happen.
+    Refused(Error),
+    /// It may have happened: the connection was lost while the hypervisor may have acted.
+    InDoubt(Error),
+}
+
+fn unsupported<T>(what: &str) -> Result<T> {
+    Err(Error::new(Condition::NoSupport, format!("this hypervisor driver does not support {what}")))
+}
+
+/// A hypervisor: life of domains, and the acts of a plan.
+///
+/// `undo` must be idempotent and must succeed for a step that never ran: the intent is journalled
+/// before the act, so after a crash we cannot tell. `finish` likewise.
+pub trait Hypervisor: Send + Sync + 'static {
+    // -- definitions -------------------------------------------------------------------------
+
+    /// Checks a definition and completes it as libvirt would: defaults, controllers, addresses.
+    /// An element that is not understood is refused with `ConfigUnsupported` and its name.
+    fn complete(&self, domain: Element) -> Result<Element>;
+
+    /// `<capabilities>` of the host.
+    fn capabilities(&self) -> impl Future<Output = Result<Element>> + Send;
+
+    // -- life --------------------------------------------------------------------------------
+
+    /// Finds the domains that outlived the daemon, and connects to them again.
+    fn reconnect(&self) -> impl Future<Output = Result<Vec<Active>>> + Send;
+
+    /// Brings up a completed definition. On failure nothing is left behind.
+    fn start(&self, domain: Element, start: Start) -> impl Future<Output = Result<Active>> + Send;
+
+    /// The domain as it is now, if it is up. Cheap: no call to the hypervisor.
+    fn active(&self, domain: Uuid) -> Option<Active>;
+    fn all_active(&self) -> Vec<Active>;
+
+    /// Replaces the live definition, durably for a restart of the daemon.
+    fn set_live(&self, domain: Uuid, live: Element) -> Result<()>;
+
+    fn suspend(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send;
+    fn resume(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send;
+    /// Asks the guest to shut down (ACPI).
+    fn shutdown(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send;
+    /// Asks the guest to shut down and starts it again in the same process.
+    fn reboot(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send;
+    fn reset(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send;
+    /// Ends the domain. Returns when its process is gone. Stopped already is done.
+    fn destroy(
+        &self,
+        domain: Uuid,
+        reason: crate::domain::ShutOffReason,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// A raw monitor command (the QEMU program, procedure 1).
+    fn monitor_command(
+        &self,
+        domain: Uuid,
+        command: &str,
+        human: bool,
+    ) -> impl Future<Output = Result<String>> + Send {
+        let _ = (domain, command, human);
+        async { unsupported("monitor commands") }
+    }
+
+    // -- acts of a plan ------------------------------------------------------------------------
+
+    fn facts(&self, subject: &Subject) -> impl Future<Output = Result<DomainFacts>> + Send;
+    fn act(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
+    fn undo(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
+    fn pivot(
+        &self,
+        domain: Uuid,
+        pivot: &Pivot,
+    ) -> impl Future<Output = Result<(), PivotError>> + Send;
+    /// After a crash: did this pivot happen?
+    fn pivoted(&self, domain: Uuid, pivot: &Pivot) -> impl Future<Output = Result<bool>> + Send;
+    /// `SetConfig` and `Record` go to [`Records`], never here.
+    fn finish(&self, domain: Uuid, finish: &Finish) -> impl Future<Output = Result<()>> + Send;
+    fn conclude(
+        &self,
+        domain: Uuid,
+        conclude: &Conclude,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// Definitions and moments of domains, durable when a call returns.
+pub trait Records: Send + Sync + 'static {
+    fn set_config(&self, domain: Uuid, config: &Element) -> Result<()>;
+    fn record(&self, domain: Uuid, change: &MomentChange) -> Result<()>;
+    /// The set of files virtsnap created for a domain.
+    fn set_owned(&self, domain: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()>;
+}
+
+/// The intent log of one running operation. An entry is durable when the call returns.
+///
+/// The file is gone when nothing is going on.
+pub trait Journal: Send {
+    fn record(&mut self, entry: Entry) -> Result<()>;
+    /// Nothing is left to do: the journal is removed.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Opens journals; finds those that a crash left.
+pub trait Journals: Send + Sync + 'static {
+    /// Durable with the whole plan in it, before the first step.
+    fn begin(&self, domain: Uuid, plan: &Plan) -> Result<Box<dyn Journal>>;
+    fn unfinished(&self) -> Result<Vec<Unfinished>>;
+    /// Opens again the journal of an unfinished operation, to append to it.
+    fn resume(&self, domain: Uuid) -> Result<Box<dyn Journal>>;
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unfinished {
+    pub domain: Uuid,
+    pub plan: Plan,
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// `prepare[n]` is about to be acted.
+    Acting(usize),
+    /// `prepare[n]` was undone.
+    Undone(usize),
+    Pivoting,
+    Pivoted,
+    /// `finish[n]` is done.
+    Finished(usize),
+}
+
+impl<T: EventSink> EventSink for Arc<T> {
+    fn emit(&self, domain: Uuid, name: &str, id: i32, event: Event) {
+        T::emit(self, domain, name, id, event);
+    }
+}

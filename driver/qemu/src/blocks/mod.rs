@@ -1,0 +1,38 @@
+//! Block nodes and backing chains of a running QEMU.
+
+use std::path::PathBuf;
+
+use virtsnap_engine::facts::{Format, Target};
+
+/// One image of a chain with the names of its two nodes.
+///
+/// Names are `libvirt-N-format` and `libvirt-N-storage`, N unique in the life of one QEMU.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Layer {
+    pub image: PathBuf,
+    /// `raw`, `qcow2`, …
+    pub format: String,
+    pub is_block_device: bool,
+    pub number: u32,
+}
+
+impl Layer {
+    pub fn format_node(&self) -> String {
+        format!("libvirt-{}-format", self.number)
+    }
+
+    pub fn storage_node(&self) -> String {
+        format!("libvirt-{}-storage", self.number)
+    }
+
+    pub fn format(&self) -> Format {
+        Format::from(self.format.as_str())
+    }
+}
+
+/// A disk's chain, active layer first. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Chain {
+    pub target: Target,
+    pub layers: Vec<Layer>,
+}
