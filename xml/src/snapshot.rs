@@ -45,7 +45,9 @@ pub enum MemoryRequest {
     No,
     Internal,
     /// `file` may be left out: a default name is given (libvirt refuses).
-    External { file: Option<String> },
+    External {
+        file: Option<String>,
+    },
 }
 
 /// One `<disk>` of a request. `name` is a target (`vda`) or an unambiguous source path.

@@ -109,17 +109,45 @@ pub enum Event {
     PmSuspended,
     Crashed,
     Reboot,
-    RtcChange { offset: i64 },
-    Watchdog { action: String },
-    IoError { source: String, alias: String, action: IoErrorAction, reason: String },
-    BlockJob { target: String, source: String, kind: BlockJobKind, status: BlockJobStatus },
-    TrayChange { alias: String, opened: bool },
+    RtcChange {
+        offset: i64,
+    },
+    Watchdog {
+        action: String,
+    },
+    IoError {
+        source: String,
+        alias: String,
+        action: IoErrorAction,
+        reason: String,
+    },
+    BlockJob {
+        target: String,
+        source: String,
+        kind: BlockJobKind,
+        status: BlockJobStatus,
+    },
+    TrayChange {
+        alias: String,
+        opened: bool,
+    },
     /// Balloon size in KiB.
-    BalloonChange { actual: u64 },
-    DeviceAdded { alias: String },
-    DeviceRemoved { alias: String },
-    AgentLifecycle { connected: bool },
-    MetadataChange { kind: i32, uri: Option<String> },
+    BalloonChange {
+        actual: u64,
+    },
+    DeviceAdded {
+        alias: String,
+    },
+    DeviceRemoved {
+        alias: String,
+    },
+    AgentLifecycle {
+        connected: bool,
+    },
+    MetadataChange {
+        kind: i32,
+        uri: Option<String>,
+    },
     MigrationIteration(i32),
 }
 

@@ -15,6 +15,8 @@ pub enum Condition {
     InvalidArgument,
     OperationFailed,
     XmlError,
+    /// A value in an XML document is malformed (VIR_ERR_XML_DETAIL).
+    XmlDetail,
     XmlInvalidSchema,
     OperationDenied,
     /// A system call failed; the value is errno.

@@ -144,3 +144,13 @@ pub enum AgentState {
     NotConnected,
     Connected,
 }
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathKind {
+    Missing,
+    /// A regular file and its length in bytes.
+    Regular(u64),
+    BlockDevice,
+    Other,
+}

@@ -5,6 +5,7 @@
 //!
 //! - [`domain`]: the words for what a domain is and does, shared by all crates above `xml`;
 //! - [`error`]: the one error type that crosses a port;
+//! - [`options`]: what a caller may choose;
 //! - [`facts`]: what a backend reports before a plan is made;
 //! - [`moment`]: the tree of snapshots of one domain;
 //! - [`plan`]: from a request and facts to data; every refusal happens there;
@@ -16,5 +17,6 @@
 pub mod domain;
 pub mod error;
 pub mod facts;
+pub mod options;
 pub mod plan;
 pub mod ports;

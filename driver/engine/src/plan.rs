@@ -80,16 +80,34 @@ pub enum Finish {
     /// Take the domain down, if it is up.
     Stop(ShutOffReason),
     /// Offline: the image's content becomes that of its internal snapshot `tag`.
-    ApplySnapshot { image: PathBuf, tag: String },
+    ApplySnapshot {
+        image: PathBuf,
+        tag: String,
+    },
     /// Delete the internal snapshot `tag` from the image, live or offline; absent is done.
-    DeleteSnapshot { image: PathBuf, tag: String },
+    DeleteSnapshot {
+        image: PathBuf,
+        tag: String,
+    },
     /// Move what `top` holds over `base` down into `base`, and make every reader in the running
     /// hypervisor use `base`. `top` is left as it is. Live or offline.
-    Commit { disk: Target, top: PathBuf, base: PathBuf },
+    Commit {
+        disk: Target,
+        top: PathBuf,
+        base: PathBuf,
+    },
     /// Copy what lies under `top` down to (not including) `base` up into `top`; none: all of it.
-    Stream { disk: Target, top: PathBuf, base: Option<PathBuf> },
+    Stream {
+        disk: Target,
+        top: PathBuf,
+        base: Option<PathBuf>,
+    },
     /// Rewrite the backing file name in an image's header; its content is as before.
-    Repoint { image: PathBuf, backing: PathBuf, backing_format: Format },
+    Repoint {
+        image: PathBuf,
+        backing: PathBuf,
+        backing_format: Format,
+    },
     /// Replace the live definition, if the domain is up.
     SetLive(Element),
     /// Replace the persistent definition.

@@ -2,7 +2,7 @@
 //! or Xen.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use virtsnap_xml::element::Element;
 
 use crate::domain::{Active, Event, Start};
 use crate::error::{Condition, Error, Result};
-use crate::facts::DomainFacts;
+use crate::facts::{DomainFacts, PathKind};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -101,6 +101,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     // -- acts of a plan ------------------------------------------------------------------------
 
     fn facts(&self, subject: &Subject) -> impl Future<Output = Result<DomainFacts>> + Send;
+    /// What is at that path now; a planner asks before it names a new file.
+    fn probe(&self, path: &Path) -> impl Future<Output = Result<PathKind>> + Send;
     fn act(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn undo(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn pivot(

@@ -1,0 +1,117 @@
+//! What a caller may choose, as types in which nonsense cannot be written. The wire's flag words
+//! are decoded into these once, in the daemon.
+
+use bitflags::bitflags;
+
+/// virDomainSnapshotCreateXML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreateOptions {
+    New(New),
+    /// Put metadata back; nothing of the domain changes.
+    Redefine {
+        make_current: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct New {
+    pub scope: Scope,
+    pub metadata: Metadata,
+    pub afterwards: Afterwards,
+    pub overlays: Overlays,
+}
+
+/// Quiescing is for disk snapshots, `live` for full ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    DiskOnly { quiesce: bool },
+    FullSystem { live: bool },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metadata {
+    Keep,
+    /// The snapshot is made and not recorded.
+    Forget,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    Continue,
+    Halt,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overlays {
+    Create,
+    /// The user made them.
+    Reuse,
+}
+
+/// virDomainRevertToSnapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RevertOptions {
+    pub state: RevertState,
+    /// Risks that were pointed out are accepted.
+    pub force: bool,
+    pub reset_nvram: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RevertState {
+    AsSnapshot,
+    Running,
+    Paused,
+}
+
+/// virDomainSnapshotDelete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeleteOptions {
+    pub scope: DeleteScope,
+    /// Forget it, and touch no image.
+    pub metadata_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteScope {
+    /// This one; its children go to its parent.
+    Single,
+    WithDescendants,
+    DescendantsOnly,
+}
+
+bitflags! {
+    /// Which moments a list holds. Each moment matches exactly one bit of a group; a group with
+    /// no bit set does not filter.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct ListFilter: u32 {
+        const LEAVES = 1 << 0;
+        const NO_LEAVES = 1 << 1;
+
+        const METADATA = 1 << 2;
+        const NO_METADATA = 1 << 3;
+
+        /// Of a shut-off domain.
+        const INACTIVE = 1 << 4;
+        /// With memory.
+        const ACTIVE = 1 << 5;
+        const DISK_ONLY = 1 << 6;
+
+        const INTERNAL = 1 << 7;
+        const EXTERNAL = 1 << 8;
+
+        /// Parents before children.
+        const TOPOLOGICAL = 1 << 9;
+    }
+}
+
+/// From where in the tree a list is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListRoot<'a> {
+    /// All of the domain's.
+    All,
+    /// Those without a parent.
+    Roots,
+    ChildrenOf(&'a str),
+    DescendantsOf(&'a str),
+}
