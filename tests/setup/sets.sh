@@ -1,0 +1,123 @@
+#!/bin/bash
+# Unpacks packages that the tests use beside the installed ones; nothing here is installed, and
+# no root is needed.
+#
+#   target/sets/oracle   libvirtd of the installed libvirt's version: scenarios run against it too,
+#                        and it writes the memory images that virtsnapd must be able to load
+#   target/sets/other    QEMU and libvirt clients of the other supported version: 7.2 and 9.0
+#                        (bookworm) where 10.0 and 11.3 are installed, and the other way round
+#
+# Each set has root/ (the packages' files) and bin/ (wrappers that find libraries, modules and
+# firmware in root/).  Where a suite cannot be reached, this says so, and fails when CI is set.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+private=$target/apt
+triplet=x86_64-linux-gnu
+
+say() { echo "sets: $*"; }
+
+# These must have the set's own version; what else is needed is fetched only where it is missing.
+of_the_set='^(qemu|libvirt|seabios|ipxe)'
+
+version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null; }
+
+# apt with our own lists and sources, and an empty record of installed packages.
+private_apt() {
+    local tool=$1
+    shift
+    "$tool" -q -o "Dir::State=$private/state" -o "Dir::State::status=$private/status" \
+        -o "Dir::Cache=$private/cache" -o "Dir::Etc::SourceList=$private/sources.list" \
+        -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::Preferences=/dev/null \
+        -o Dir::Etc::PreferencesParts=/dev/null -o APT::Sandbox::User= \
+        -o APT::Default-Release= -o APT::Install-Recommends=false "$@"
+}
+
+prepare_apt() {
+    local codename mirror key=/usr/share/keyrings/debian-archive-keyring.gpg signed=
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
+    mirror=$(apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)' \
+        'Created-By: Packages' | awk -v suite="$codename" '$2 == suite { print $1; exit }')
+    [ -n "$mirror" ] || { say "apt is configured with no mirror of $codename"; return 1; }
+    [ ! -e $key ] || signed="[signed-by=$key] "
+    mkdir -p "$private"/state/lists/partial "$private"/cache/archives/partial
+    : > "$private/status"
+    for suite in "$codename" bookworm bookworm-backports; do
+        echo "deb $signed$mirror $suite main"
+    done | sort -u > "$private/sources.list"
+    private_apt apt-get -qq update || { say "cannot read the package lists of $mirror"; return 1; }
+}
+
+# unpack NAME SUITE PACKAGE[=VERSION]...
+unpack() {
+    local name=$1 suite=$2 set=$target/sets/$1 closure wanted=
+    shift 2
+    if [ "$(cat "$set/stamp" 2>/dev/null)" = "$suite $*" ]; then
+        say "$name: up to date"
+        return 0
+    fi
+    say "$name: fetching $* from $suite (unpacked under target/, not installed)"
+    [ -n "${prepared:-}" ] || prepare_apt || return 1
+    prepared=yes
+    closure=$(private_apt apt-get -s -t "$suite" install "$@" |
+        sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1 \2/p') || return 1
+    while read -r package version; do
+        installed=$(version_of "$package") || installed=
+        if [[ " $* " =~ " $package"[=\ ] || -z $installed ]] ||
+            [[ $package =~ $of_the_set && $installed != "$version" ]]; then
+            wanted="$wanted $package=$version"
+        fi
+    done <<< "$closure"
+    rm -rf "$set"
+    mkdir -p "$set/debs" "$set/root" "$set/bin"
+    # shellcheck disable=SC2086
+    (cd "$set/debs" && private_apt apt-get -qq download $wanted) || return 1
+    for deb in "$set"/debs/*.deb; do dpkg-deb -x "$deb" "$set/root"; done
+    rm -rf "$set/debs"
+    wrappers "$set"
+    echo "$suite $*" > "$set/stamp"
+}
+
+# A wrapper execs, so that the process is the real program and no shell stays between.
+wrappers() {
+    local set=$1 tool extra
+    for tool in usr/bin/{qemu-system-x86_64,qemu-img,qemu-io,virsh} usr/sbin/libvirtd; do
+        [ -x "$set/root/$tool" ] || continue
+        extra=
+        case $tool in
+            *qemu-system*) extra=" -L '$set/root/usr/share/seabios' -L '$set/root/usr/share/qemu'" ;;
+        esac
+        cat > "$set/bin/${tool##*/}" <<WRAPPER
+#!/bin/sh
+export LD_LIBRARY_PATH='$set/root/usr/lib/$triplet:$set/root/usr/lib/$triplet/pulseaudio'
+export QEMU_MODULE_DIR='$set/root/usr/lib/$triplet/qemu'
+exec '$set/root/$tool'$extra "\$@"
+WRAPPER
+        chmod 755 "$set/bin/${tool##*/}"
+    done
+}
+
+skip() {
+    say "SKIPPED: $*"
+    [ -z "${CI:-}" ] || { say "a skip is a failure here, because CI is set"; exit 1; }
+}
+
+mkdir -p "$target/sets"
+exec 9> "$target/sets/.lock"
+flock 9
+
+libvirt=$(version_of libvirt-clients) || { say "run make setup first"; exit 1; }
+case $libvirt in
+    *~bpo*) here=bookworm-backports ;;
+    *) here=$(. /etc/os-release && echo "$VERSION_CODENAME") ;;
+esac
+unpack oracle "$here" "libvirt-daemon=$libvirt" "libvirt-daemon-driver-qemu=$libvirt" ||
+    skip "no libvirtd $libvirt to compare with"
+
+case $(version_of qemu-system-x86) in
+    *:7.*) other=bookworm-backports ;;
+    *) other=bookworm ;;
+esac
+unpack other "$other" qemu-system-x86 qemu-utils libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu ||
+    skip "QEMU and libvirt clients of $other cannot be fetched"
+say "done"

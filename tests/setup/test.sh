@@ -1,0 +1,15 @@
+#!/bin/bash
+# Every test of the workspace; the last line says how it went.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+cargo=${CARGO:-cargo}
+started=$SECONDS
+report() { echo "test: $1 after $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"; }
+
+echo "test: cargo test --workspace"
+if "$cargo" test --locked --workspace --no-fail-fast; then
+    report "all passed"
+else
+    report "FAILED"
+    exit 1
+fi
