@@ -1,0 +1,199 @@
+//! One running QEMU as the daemon knows it: process, monitor, live definition, chains, state.
+//!
+//! Invariants: what must outlive the daemon is in the status file before the call that changed it
+//! returns; no lock is held over an await or while an event is told; numbers of block nodes are
+//! never given twice in the life of one QEMU.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+use tokio::sync::watch;
+use uuid::Uuid;
+use virtsnap_engine::domain::{Active, PausedReason, RunningReason, ShutOffReason, State};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::Target;
+use virtsnap_xml::element::Element;
+
+use crate::blocks::{Chain, Layer};
+use crate::confine::Borrowed;
+use crate::process::Process;
+use crate::qmp::Qmp;
+use crate::status::Status;
+
+#[derive(Debug)]
+pub struct Instance {
+    pub uuid: Uuid,
+    pub name: String,
+    pub id: i32,
+    pub qmp: Arc<Qmp>,
+    pub(crate) process: Process,
+    /// `RUN/UUID`: the status file, and `qemu/`, which belongs to QEMU's user.
+    pub(crate) dir: PathBuf,
+    /// Helper processes that end with QEMU (swtpm).
+    pub(crate) helpers: Vec<Process>,
+    /// True once the process is gone and all that belonged to it is put away.
+    pub(crate) ended: watch::Sender<bool>,
+    inner: Mutex<Inner>,
+}
+
+/// What changes in the life of an instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Inner {
+    pub(crate) state: State,
+    pub(crate) live: Element,
+    pub(crate) chains: BTreeMap<Target, Chain>,
+    pub(crate) next_node: u32,
+    /// Images that QEMU's user was given, with their owners before.
+    pub(crate) borrowed: Borrowed,
+    /// Tap devices that go when QEMU goes.
+    pub(crate) taps: Vec<String>,
+    /// Why the next STOP event comes.
+    pub(crate) pausing: Option<PausedReason>,
+    /// Why the next RESUME event comes.
+    pub(crate) resuming: Option<RunningReason>,
+    /// The next SHUTDOWN event is the first half of a reboot.
+    pub(crate) rebooting: bool,
+    /// Why the process ends, once that is known.
+    pub(crate) stopping: Option<ShutOffReason>,
+    pub(crate) agent_connected: bool,
+}
+
+impl Inner {
+    pub(crate) fn new(live: Element, state: State, chains: BTreeMap<Target, Chain>) -> Self {
+        let numbers = chains.values().flat_map(|chain| &chain.layers).map(|layer| layer.number);
+        let next_node = numbers.max().map_or(1, |highest| highest.saturating_add(1));
+        Self {
+            state,
+            live,
+            chains,
+            next_node,
+            borrowed: Borrowed::default(),
+            taps: Vec::new(),
+            pausing: None,
+            resuming: None,
+            rebooting: false,
+            stopping: None,
+            agent_connected: false,
+        }
+    }
+}
+
+impl Instance {
+    pub(crate) fn new(
+        identity: (Uuid, String, i32),
+        process: Process,
+        qmp: Arc<Qmp>,
+        dir: PathBuf,
+        helpers: Vec<Process>,
+        inner: Inner,
+    ) -> Self {
+        let (uuid, name, id) = identity;
+        let ended = watch::Sender::new(false);
+        Self { uuid, name, id, qmp, process, dir, helpers, ended, inner: Mutex::new(inner) }
+    }
+
+    pub fn active(&self) -> Active {
+        let inner = self.lock();
+        Active {
+            uuid: self.uuid,
+            name: self.name.clone(),
+            id: self.id,
+            state: inner.state,
+            live: inner.live.clone(),
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.lock().state
+    }
+
+    pub fn live(&self) -> Element {
+        self.lock().live.clone()
+    }
+
+    pub fn chains(&self) -> BTreeMap<Target, Chain> {
+        self.lock().chains.clone()
+    }
+
+    pub fn chain(&self, target: &str) -> Option<Chain> {
+        self.lock().chains.get(target).cloned()
+    }
+
+    /// The chain that has this image as one of its layers, and that layer.
+    pub fn layer_of(&self, image: &Path) -> Option<(Target, Layer)> {
+        self.lock().chains.values().find_map(|chain| {
+            let layer = chain.layers.iter().find(|layer| layer.image == image)?;
+            Some((chain.target.clone(), layer.clone()))
+        })
+    }
+
+    /// Changes chains and live definition together, durably.
+    pub fn update<T>(
+        &self,
+        change: impl FnOnce(&mut Element, &mut BTreeMap<Target, Chain>) -> T,
+    ) -> Result<T> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let outcome = change(&mut inner.live, &mut inner.chains);
+        self.save_locked(inner)?;
+        Ok(outcome)
+    }
+
+    /// A number for a new layer's nodes. Durable with the next change of the chains.
+    pub fn next_node_number(&self) -> u32 {
+        let mut inner = self.lock();
+        let number = inner.next_node;
+        inner.next_node = number.saturating_add(1);
+        number
+    }
+
+    /// Where QEMU may make sockets and files.
+    pub fn qemu_dir(&self) -> PathBuf {
+        self.dir.join("qemu")
+    }
+
+    pub fn agent_connected(&self) -> bool {
+        self.lock().agent_connected
+    }
+
+    /// Stops the vCPUs for that reason; the event is told before this returns.
+    pub async fn pause(&self, reason: PausedReason) -> Result<()> {
+        self.lock().pausing = Some(reason);
+        let outcome = self.qmp.execute("stop", Value::Null).await;
+        self.lock().pausing = None;
+        outcome?;
+        Ok(())
+    }
+
+    /// Lets the vCPUs run for that reason; the event is told before this returns.
+    pub async fn resume(&self, reason: RunningReason) -> Result<()> {
+        self.lock().resuming = Some(reason);
+        let outcome = self.qmp.execute("cont", Value::Null).await;
+        self.lock().resuming = None;
+        outcome?;
+        Ok(())
+    }
+
+    /// Waits until the process is gone and put away.
+    pub async fn wait_ended(&self) {
+        let mut ended = self.ended.subscribe();
+        let _ = ended.wait_for(|&ended| ended).await;
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn save(&self) -> Result<()> {
+        self.save_locked(&self.lock())
+    }
+
+    pub(crate) fn save_locked(&self, inner: &Inner) -> Result<()> {
+        Status::of(self, inner).write(&self.dir).map_err(|err| {
+            let message = format!("cannot write the status of domain '{}'", self.name);
+            Error::new(Condition::Internal, message).caused_by(err)
+        })
+    }
+}
