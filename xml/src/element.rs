@@ -1,25 +1,22 @@
 //! A faithful XML tree on quick-xml's tokenizer, and libvirt's way to print it.
 //!
-//! quick-xml is a tokenizer, not a conforming parser; what it lets pass (two roots, unclosed
-//! elements, forbidden characters, DTDs) is refused here.
+//! quick-xml is a tokenizer, not a conforming parser: [`parse`] refuses what it lets pass and what
+//! libxml2 (so libvirt) refuses. Kept, in the order they were read: elements, attributes with
+//! `xmlns` among them, text, comments. Not kept: the XML declaration, processing instructions,
+//! whether text was CDATA, and the layout between elements.
+//!
+//! Invariant: what [`Element`]'s `Display` prints of a parsed tree, parses to the same tree.
+//!
+//! - [`parse`], text in, limits and well-formedness
+//! - [`print`], libvirt's form, and libxml2's inside `<metadata>`
+//! - [`scope`], namespaces
 
-use std::fmt;
+mod parse;
+mod print;
+mod scope;
 
-use quick_xml::Reader;
-use quick_xml::events::{BytesStart, Event};
-
-/// Nesting deeper than this is refused, as libxml2 does.
-pub const MAX_DEPTH: usize = 256;
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum XmlError {
-    #[error("{0}")]
-    Malformed(String),
-    #[error("nested deeper than {MAX_DEPTH} elements")]
-    Depth,
-    #[error("document types and entity declarations are not accepted")]
-    Doctype,
-}
+pub use parse::{MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_NODES, XmlError};
+pub use scope::Scope;
 
 /// One element: qualified name, attributes (`xmlns` among them) and children, in document order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -43,7 +40,7 @@ impl Element {
 
     /// Reads a whole document.
     pub fn parse(text: &str) -> Result<Self, XmlError> {
-        parse(text)
+        parse::document(text)
     }
 
     /// The qualified name as written, prefix included.
@@ -171,6 +168,19 @@ impl Element {
         text
     }
 
+    /// All text inside, however deep: what XPath's `string()` gives.
+    pub fn deep_text(&self) -> String {
+        let mut text = String::new();
+        for node in &self.nodes {
+            match node {
+                Node::Text(part) => text.push_str(part),
+                Node::Element(child) => text.push_str(&child.deep_text()),
+                Node::Comment(_) => {}
+            }
+        }
+        text
+    }
+
     pub fn child_text(&self, name: &str) -> Option<String> {
         self.child(name).map(Element::text)
     }
@@ -186,162 +196,61 @@ impl Element {
             .position(|node| matches!(node, Node::Element(child) if child.name == name))
     }
 
-    fn drop_layout(&mut self) {
-        if self.elements().next().is_some() {
-            self.nodes.retain(|node| !matches!(node, Node::Text(text) if text.trim().is_empty()));
+    /// Takes out the first child of that name.
+    pub fn take_child(&mut self, name: &str) -> Option<Element> {
+        let at = self.position(name)?;
+        match self.nodes.remove(at) {
+            Node::Element(element) => Some(element),
+            Node::Text(_) | Node::Comment(_) => None,
         }
     }
-}
 
-fn malformed(err: impl fmt::Display) -> XmlError {
-    XmlError::Malformed(err.to_string())
-}
-
-fn parse(text: &str) -> Result<Element, XmlError> {
-    let mut reader = Reader::from_str(text);
-    let mut open: Vec<Element> = Vec::new();
-    let mut root: Option<Element> = None;
-    loop {
-        let event = reader.read_event().map_err(malformed)?;
-        match event {
-            Event::Start(start) => {
-                if open.len() == MAX_DEPTH {
-                    return Err(XmlError::Depth);
-                }
-                open.push(start_element(&start)?);
-            }
-            Event::Empty(start) => close(start_element(&start)?, &mut open, &mut root)?,
-            Event::End(_) => {
-                let mut element = open.pop().ok_or_else(|| malformed("unexpected end tag"))?;
-                element.drop_layout();
-                close(element, &mut open, &mut root)?;
-            }
-            Event::Text(part) => add_text(&part, &mut open)?,
-            Event::CData(part) => add_text(&part, &mut open)?,
-            Event::GeneralRef(entity) => {
-                let name = &*entity;
-                let text = quick_xml::escape::unescape(&format!("&{name};"))
-                    .map_err(malformed)?
-                    .into_owned();
-                add_text(&text, &mut open)?;
-            }
-            Event::Comment(comment) => {
-                if let Some(parent) = open.last_mut() {
-                    let text = comment.to_string();
-                    parent.nodes.push(Node::Comment(text));
-                }
-            }
-            Event::DocType(_) => return Err(XmlError::Doctype),
-            Event::Decl(_) | Event::PI(_) => {}
-            Event::Eof => break,
+    /// Puts `child` where the first child of its name stands, or at the end if there is none.
+    pub fn replace_child(&mut self, child: Element) {
+        match self.position(&child.name) {
+            Some(at) => self.nodes[at] = Node::Element(child),
+            None => self.push(child),
         }
     }
-    if !open.is_empty() {
-        return Err(malformed("the document ends inside an element"));
-    }
-    root.ok_or_else(|| malformed("the document has no element"))
-}
 
-fn start_element(start: &BytesStart<'_>) -> Result<Element, XmlError> {
-    let name = start.name().as_ref().to_owned();
-    let mut element = Element::new(name);
-    for attribute in start.attributes() {
-        let attribute = attribute.map_err(malformed)?;
-        let key = attribute.key.as_ref().to_owned();
-        let raw = &attribute.value;
-        let value = quick_xml::escape::unescape(raw).map_err(malformed)?.into_owned();
-        element.attributes.push((key, value));
+    /// Puts `child` before the first child that has one of the names, or at the end.
+    pub fn insert_before(&mut self, names: &[&str], child: Element) {
+        let at = self.nodes.iter().position(
+            |node| matches!(node, Node::Element(next) if names.contains(&next.name.as_str())),
+        );
+        self.nodes.insert(at.unwrap_or(self.nodes.len()), Node::Element(child));
     }
-    Ok(element)
-}
 
-fn add_text(text: &str, open: &mut [Element]) -> Result<(), XmlError> {
-    match open.last_mut() {
-        Some(parent) => {
-            if let Some(Node::Text(last)) = parent.nodes.last_mut() {
-                last.push_str(text);
-            } else {
-                parent.nodes.push(Node::Text(text.to_owned()));
-            }
-            Ok(())
-        }
-        None if text.trim().is_empty() => Ok(()),
-        None => Err(malformed("text outside the root element")),
+    /// The same element under another name (`<domain>` as `<inactiveDomain>`).
+    #[must_use]
+    pub fn renamed(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
-}
 
-fn close(
-    element: Element,
-    open: &mut [Element],
-    root: &mut Option<Element>,
-) -> Result<(), XmlError> {
-    match open.last_mut() {
-        Some(parent) => parent.nodes.push(Node::Element(element)),
-        None if root.is_some() => return Err(malformed("a second root element")),
-        None => *root = Some(element),
+    /// The first descendant, or the element itself, of that namespace and local name. Bindings
+    /// from outside of `self` are not known: start at the element that has them.
+    pub fn find_ns(&self, uri: &str, local: &str) -> Option<&Element> {
+        scope::find(self, &Scope::default(), uri, local)
     }
-    Ok(())
-}
 
-/// Prints as libvirt prints: two spaces, single quotes, one element a line.
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print(self, f, 0)
+    /// Child elements of that namespace and local name, where `self` stands alone.
+    pub fn children_ns<'a>(
+        &'a self,
+        uri: &'a str,
+        local: &'a str,
+    ) -> impl Iterator<Item = &'a Element> {
+        let scope = Scope::default().enter(self);
+        self.elements()
+            .filter(move |child| scope.enter(child).resolve(&child.name) == (Some(uri), local))
     }
-}
 
-fn print(element: &Element, f: &mut fmt::Formatter<'_>, depth: usize) -> fmt::Result {
-    write!(f, "{:indent$}<{}", "", element.name, indent = depth * 2)?;
-    for (key, value) in &element.attributes {
-        write!(f, " {key}='{}'", escape(value))?;
+    /// As [`Display`](std::fmt::Display) prints, in the form of libxml2 that libvirt uses for what
+    /// is inside `<metadata>`.
+    pub fn to_metadata_string(&self) -> String {
+        print::metadata(self)
     }
-    if element.nodes.is_empty() {
-        return writeln!(f, "/>");
-    }
-    if element.elements().next().is_none() {
-        return writeln!(f, ">{}</{}>", escape(&element.text()), element.name);
-    }
-    writeln!(f, ">")?;
-    for node in &element.nodes {
-        match node {
-            Node::Element(child) => print(child, f, depth + 1)?,
-            Node::Comment(text) => {
-                writeln!(f, "{:indent$}<!--{text}-->", "", indent = depth * 2 + 2)?
-            }
-            Node::Text(text) => write!(f, "{}", escape(text))?,
-        }
-    }
-    writeln!(f, "{:indent$}</{}>", "", element.name, indent = depth * 2)
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
-            '\'' => out.push_str("&apos;"),
-            '"' => out.push_str("&quot;"),
-            _ => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entities_and_cdata_are_text() {
-        let e = Element::parse("<a>x &amp; <![CDATA[<y>]]>&#98;</a>").unwrap();
-        assert_eq!(e.text(), "x & <y>b");
-    }
-
-    #[test]
-    fn prints_as_libvirt_prints() {
-        let e = Element::parse("<a b=\"1\"><c/><d>t</d></a>").unwrap();
-        assert_eq!(e.to_string(), "<a b='1'>\n  <c/>\n  <d>t</d>\n</a>\n");
-    }
-}
+mod tests;

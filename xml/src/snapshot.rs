@@ -1,7 +1,18 @@
 //! `<domainsnapshot>`: what is asked ([`Request`]) and what is recorded ([`Definition`]).
 //!
-//! Invariant: `Definition::parse(&d.to_element()) == d`.
+//! A request is read by libvirt's rules for what a user writes, a definition by its rules for
+//! REDEFINE and for its own files; both refuse with libvirt's class of error ([`ErrorKind`]).
+//!
+//! Invariants: `Definition::parse(&d.to_element()) == d`, and printed as libvirt prints: its
+//! elements in its order, then what we do not know, as it was read.
+//!
+//! - [`read`]: from XML
+//! - [`write`]: to XML
 
+mod read;
+mod write;
+
+use crate::domain;
 use crate::element::Element;
 
 /// `snapshot=` of a disk or of `<memory>`. "Not said" is `Option::None`.
@@ -11,6 +22,23 @@ pub enum Location {
     Internal,
     External,
     Manual,
+}
+
+impl Location {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Location::No => "no",
+            Location::Internal => "internal",
+            Location::External => "external",
+            Location::Manual => "manual",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Location::No, Location::Internal, Location::External, Location::Manual]
+            .into_iter()
+            .find(|location| location.as_str() == name)
+    }
 }
 
 /// `<state>`: the domain's state at the moment of the snapshot.
@@ -27,7 +55,43 @@ pub enum State {
     DiskSnapshot,
 }
 
-/// What the user wrote. Nothing is filled in.
+impl State {
+    const ALL: [State; 8] = [
+        State::Running,
+        State::Blocked,
+        State::Paused,
+        State::Shutdown,
+        State::ShutOff,
+        State::Crashed,
+        State::PmSuspended,
+        State::DiskSnapshot,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Blocked => "blocked",
+            State::Paused => "paused",
+            State::Shutdown => "shutdown",
+            State::ShutOff => "shutoff",
+            State::Crashed => "crashed",
+            State::PmSuspended => "pmsuspended",
+            State::DiskSnapshot => "disk-snapshot",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// No memory belongs to a moment of this state.
+    pub fn is_offline(self) -> bool {
+        matches!(self, State::ShutOff | State::DiskSnapshot)
+    }
+}
+
+/// What the user wrote. Nothing is filled in, but that a disk with a source or a format, and
+/// a memory with a file, is external.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     pub name: Option<String>,
@@ -61,8 +125,11 @@ pub struct DiskRequest {
     pub source: Option<Element>,
     /// `<driver type=>`.
     pub format: Option<String>,
-    /// The whole `<driver>` element as written (metadata_cache and the like).
+    /// `<driver>`, if it says more than the format: then only `<metadata_cache>` with `<max_size>`
+    /// in bytes, as libvirt keeps no more of it.
     pub driver: Option<Element>,
+    /// Elements inside `<disk>` that libvirt does not know, as read.
+    pub extra: Vec<Element>,
 }
 
 /// What is recorded of one moment: complete, every disk listed.
@@ -106,7 +173,117 @@ pub struct Disk {
     pub source: Option<Element>,
     /// For external: format of the overlay.
     pub format: Option<String>,
+    /// As [`DiskRequest::driver`].
     pub driver: Option<Element>,
-    /// Internal: the tag, when it is not the snapshot's name.
+    /// Internal: the tag, when it is not the snapshot's name. Ours: libvirt has no such attribute.
     pub tag: Option<String>,
+    /// `<snapshotDeleteInProgress/>`: a merge of this disk did not end.
+    pub delete_in_progress: bool,
+    /// Elements inside `<disk>` that libvirt does not know, as read.
+    pub extra: Vec<Element>,
 }
+
+impl Disk {
+    /// A disk with nothing said but where its snapshot is.
+    pub fn new(name: impl Into<String>, snapshot: Location) -> Self {
+        Self {
+            name: name.into(),
+            snapshot,
+            source_type: None,
+            source: None,
+            format: None,
+            driver: None,
+            tag: None,
+            delete_in_progress: false,
+            extra: Vec::new(),
+        }
+    }
+
+    /// An external snapshot in an overlay file.
+    pub fn overlay(
+        name: impl Into<String>,
+        file: impl Into<String>,
+        format: impl Into<String>,
+    ) -> Self {
+        Self {
+            source_type: Some("file".to_owned()),
+            source: Some(Element::new("source").with_attr("file", file)),
+            format: Some(format.into()),
+            ..Self::new(name, Location::External)
+        }
+    }
+
+    /// The overlay's path, where it is a file or a block device.
+    pub fn path(&self) -> Option<&str> {
+        source_path(self.source_type.as_deref(), self.source.as_ref())
+    }
+}
+
+impl DiskRequest {
+    /// The wanted overlay's path, where it is a file or a block device.
+    pub fn path(&self) -> Option<&str> {
+        source_path(self.source_type.as_deref(), self.source.as_ref())
+    }
+}
+
+impl Definition {
+    /// As a client without the right to secrets sees it.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        self.domain = self.domain.map(domain::without_secrets);
+        self.inactive_domain = self.inactive_domain.map(domain::without_secrets);
+        self
+    }
+
+    /// Some part of it lies in a file of its own.
+    pub fn is_external(&self) -> bool {
+        matches!(self.memory, Memory::External { .. })
+            || self.disks.iter().any(|disk| disk.snapshot == Location::External)
+    }
+}
+
+/// `<source file=>` or `<source dev=>` by the type; a disk of no type is a file.
+fn source_path<'a>(source_type: Option<&str>, source: Option<&'a Element>) -> Option<&'a str> {
+    match source_type.unwrap_or("file") {
+        "file" => source?.attr("file"),
+        "block" => source?.attr("dev"),
+        _ => None,
+    }
+}
+
+/// What libvirt would answer with: the daemon maps it to a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// VIR_ERR_XML_ERROR
+    Xml,
+    /// VIR_ERR_XML_DETAIL: a value that cannot be.
+    XmlDetail,
+    /// VIR_ERR_CONFIG_UNSUPPORTED
+    ConfigUnsupported,
+    /// VIR_ERR_INTERNAL_ERROR
+    Internal,
+}
+
+/// A `<domainsnapshot>` that is refused. Its libvirt domain is VIR_FROM_DOMAIN_SNAPSHOT.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SnapshotXmlError {
+    pub kind: ErrorKind,
+    pub message: String,
+}
+
+/// libvirt's rule for names: its files are named after them.
+pub fn check_name(name: &str) -> Result<(), SnapshotXmlError> {
+    let wrong = if name.contains('/') {
+        "must not contain '/'"
+    } else if name.starts_with('.') {
+        "must not start with '.'"
+    } else {
+        return Ok(());
+    };
+    let message = format!("snapshot name '{name}' {wrong}: choose another name");
+    Err(SnapshotXmlError { kind: ErrorKind::XmlDetail, message })
+}
+
+#[cfg(test)]
+mod tests;
