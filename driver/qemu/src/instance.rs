@@ -58,6 +58,10 @@ pub(crate) struct Inner {
     /// Why the process ends, once that is known.
     pub(crate) stopping: Option<ShutOffReason>,
     pub(crate) agent_connected: bool,
+    /// `adjustment=` of a variable clock when QEMU started: what it counts from.
+    pub(crate) clock_base: i64,
+    /// A start that failed ends without an event.
+    pub(crate) is_silent: bool,
 }
 
 impl Inner {
@@ -76,6 +80,8 @@ impl Inner {
             rebooting: false,
             stopping: None,
             agent_connected: false,
+            clock_base: 0,
+            is_silent: false,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod argv;
 pub mod blocks;
 pub mod complete;
 pub mod confine;
+mod events;
 pub mod hypervisor;
 pub mod image;
 pub mod instance;

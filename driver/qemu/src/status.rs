@@ -40,6 +40,7 @@ pub(crate) struct Status {
     pub(crate) borrowed: Borrowed,
     pub(crate) taps: Vec<String>,
     pub(crate) rebooting: bool,
+    pub(crate) clock_base: i64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -77,6 +78,7 @@ impl Status {
             borrowed: inner.borrowed.clone(),
             taps: inner.taps.clone(),
             rebooting: inner.rebooting,
+            clock_base: inner.clock_base,
         }
     }
 

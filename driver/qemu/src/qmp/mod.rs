@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use virtsnap_engine::error::{Condition, Error};
@@ -89,6 +89,7 @@ pub struct Qmp {
     next_id: AtomicU64,
     events: broadcast::Sender<QmpEvent>,
     reader: JoinHandle<()>,
+    at_end: watch::Receiver<bool>,
 }
 
 impl fmt::Debug for Qmp {
@@ -141,10 +142,11 @@ impl Qmp {
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let (events, _) = broadcast::channel(BACKLOG);
         tokio::spawn(write_all(write, queue));
-        let reader =
-            Reader { read, waiting: Arc::clone(&waiting), events: events.clone(), listener };
+        let (end, at_end) = watch::channel(false);
+        let waiting_too = Arc::clone(&waiting);
+        let reader = Reader { read, waiting: waiting_too, events: events.clone(), listener, end };
         let reader = tokio::spawn(reader.run());
-        let qmp = Self { outgoing, waiting, next_id: AtomicU64::new(1), events, reader };
+        let qmp = Self { outgoing, waiting, next_id: AtomicU64::new(1), events, reader, at_end };
         qmp.execute("qmp_capabilities", Value::Null).await?;
         Ok(qmp)
     }
@@ -187,6 +189,11 @@ impl Qmp {
 
     pub fn is_closed(&self) -> bool {
         lock(&self.waiting).ended.is_some()
+    }
+
+    /// Returns when the connection has ended and the listener has seen all that came.
+    pub async fn closed(&self) {
+        self.at_end.clone().wait_for(|gone| *gone).await.ok();
     }
 
     async fn submit(
@@ -245,16 +252,18 @@ struct Reader {
     waiting: Arc<Mutex<Waiting>>,
     events: broadcast::Sender<QmpEvent>,
     listener: Listener,
+    end: watch::Sender<bool>,
 }
 
 impl Reader {
     async fn run(mut self) {
-        let end = self.follow().await;
+        let why = self.follow().await;
         let mut waiting = lock(&self.waiting);
         for (_, (_, sender)) in waiting.commands.drain() {
-            let _ = sender.send(Err(end.clone()));
+            let _ = sender.send(Err(why.clone()));
         }
-        waiting.ended = Some(end);
+        waiting.ended = Some(why);
+        self.end.send_replace(true);
     }
 
     /// Until the connection ends; why it did.
