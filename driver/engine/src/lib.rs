@@ -9,14 +9,21 @@
 //! - [`facts`]: what a backend reports before a plan is made;
 //! - [`moment`]: the tree of snapshots of one domain;
 //! - [`plan`]: from a request and facts to data; every refusal happens there;
+//! - [`book`]: what is known of a domain between operations;
+//! - [`snapshots`]: the calls, from a request to a recorded change;
 //! - [`execute`], [`recover`]: the only interpreter of a plan, and the fold over its journal;
 //! - [`ports`]: the traits that backends, the store and the daemon implement.
 
 #![forbid(unsafe_code)]
 
+pub mod book;
 pub mod domain;
 pub mod error;
+pub mod execute;
 pub mod facts;
+pub mod moment;
 pub mod options;
 pub mod plan;
 pub mod ports;
+pub mod recover;
+pub mod snapshots;

@@ -7,11 +7,20 @@
 //!   conclude  tried once; a failure is reported, but the new world holds
 //! ```
 
+mod align;
+pub mod create;
+mod definition;
+pub mod delete;
+mod layers;
+pub mod redefine;
+pub mod revert;
+
 use std::path::PathBuf;
 
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
+pub use self::layers::images_of;
 use crate::domain::{ShutOffReason, Start};
 use crate::facts::{Format, Target};
 

@@ -1,0 +1,47 @@
+//! What is known of one domain between operations: its definition, its moments, its files.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use uuid::Uuid;
+use virtsnap_xml::element::Element;
+
+use crate::moment::MomentList;
+use crate::plan::Finish;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Book {
+    pub uuid: Uuid,
+    pub name: String,
+    /// The persistent definition; none for a transient domain.
+    pub config: Option<Element>,
+    pub moments: MomentList,
+    /// Files that virtsnap created for the domain: the only ones it may remove.
+    pub owned: BTreeSet<PathBuf>,
+    pub has_managed_save: bool,
+}
+
+impl Book {
+    /// Follows a finish step that was done.
+    pub(crate) fn follow(&mut self, finish: &Finish) {
+        match finish {
+            Finish::SetConfig(config) => self.config = Some(config.clone()),
+            Finish::Record(change) => self.moments.apply(change),
+            Finish::KeepImage(path) => {
+                self.owned.insert(path.clone());
+            }
+            Finish::RemoveImage(path) => {
+                self.owned.remove(path);
+            }
+            Finish::ThawFilesystems
+            | Finish::Resume(_)
+            | Finish::Stop(_)
+            | Finish::ApplySnapshot { .. }
+            | Finish::DeleteSnapshot { .. }
+            | Finish::Commit { .. }
+            | Finish::Stream { .. }
+            | Finish::Repoint { .. }
+            | Finish::SetLive(_) => {}
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Which disks take part, where, and with which file: the user's request laid over the domain's
+//! disks. After this every disk of the domain is listed, and nothing is left to default.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Disk, DiskRequest, Location, Request};
+
+use crate::error::{Condition, Error, Result};
+use crate::facts::{DiskFacts, DiskSource, Format};
+
+/// # Errors
+/// `ConfigUnsupported` for a disk that is not there or named twice, a file where none belongs,
+/// and a name that cannot be made up.
+pub(super) fn align(
+    request: &Request,
+    disks: &[DiskFacts],
+    name: &str,
+    default: Location,
+) -> Result<Vec<Disk>> {
+    let mut asked: Vec<Option<&DiskRequest>> = vec![None; disks.len()];
+    for wanted in &request.disks {
+        let at = find(disks, &wanted.name)?;
+        if let Some(slot) = asked.get_mut(at)
+            && slot.replace(wanted).is_some()
+        {
+            return Err(unsupported(format!("disk '{}' is named twice", wanted.name)));
+        }
+    }
+    let mut aligned = Vec::with_capacity(disks.len());
+    let mut files = BTreeSet::new();
+    for (disk, wanted) in disks.iter().zip(asked) {
+        let entry = align_disk(disk, wanted, name, default)?;
+        if let Some(file) = overlay_path(&entry)
+            && !files.insert(file.clone())
+        {
+            return Err(unsupported(format!(
+                "disk '{}' would use the overlay '{}' of another disk; name a file of its own",
+                disk.target,
+                file.display()
+            )));
+        }
+        aligned.push(entry);
+    }
+    Ok(aligned)
+}
+
+/// The file that an external snapshot of this disk creates.
+pub(super) fn overlay_path(disk: &Disk) -> Option<PathBuf> {
+    if disk.snapshot != Location::External {
+        return None;
+    }
+    let source = disk.source.as_ref()?;
+    source.attr("file").or_else(|| source.attr("dev")).map(PathBuf::from)
+}
+
+/// `<dir>/<stem>.<suffix>`: the last extension of the file name is replaced, as libvirt does.
+pub(super) fn sibling(image: &Path, suffix: &str) -> PathBuf {
+    let file = image.file_name().map(|name| name.to_string_lossy().into_owned());
+    let file = file.unwrap_or_default();
+    let stem = match file.rfind('.') {
+        Some(dot) => file.get(..dot).unwrap_or(&file),
+        None => &file,
+    };
+    image.with_file_name(format!("{stem}.{suffix}"))
+}
+
+fn align_disk(
+    disk: &DiskFacts,
+    wanted: Option<&DiskRequest>,
+    name: &str,
+    default: Location,
+) -> Result<Disk> {
+    let location = match wanted {
+        Some(wanted) => wanted.snapshot.or(disk.snapshot).unwrap_or(default),
+        None if disk.source.is_none() => Location::No,
+        None => disk.snapshot.unwrap_or(if disk.readonly { Location::No } else { default }),
+    };
+    let source = wanted.and_then(|wanted| wanted.source.clone());
+    if source.is_some() && location != Location::External {
+        return Err(unsupported(format!(
+            "disk '{}' is given a file, which only an external snapshot has",
+            disk.target
+        )));
+    }
+    let external = location == Location::External;
+    let source = match source {
+        Some(source) => Some(source),
+        None if external => Some(default_overlay(disk, name)?),
+        None => None,
+    };
+    Ok(Disk {
+        name: disk.target.clone(),
+        snapshot: location,
+        source_type: external.then(|| {
+            wanted.and_then(|wanted| wanted.source_type.clone()).unwrap_or_else(|| "file".into())
+        }),
+        source,
+        format: external.then(|| {
+            wanted
+                .and_then(|wanted| wanted.format.clone())
+                .unwrap_or_else(|| Format::Qcow2.as_str().into())
+        }),
+        driver: wanted.and_then(|wanted| wanted.driver.clone()),
+        tag: None,
+    })
+}
+
+fn default_overlay(disk: &DiskFacts, name: &str) -> Result<Element> {
+    let target = &disk.target;
+    match &disk.source {
+        Some(DiskSource::File(path)) => {
+            let overlay = sibling(path, name);
+            Ok(Element::new("source").with_attr("file", overlay.to_string_lossy()))
+        }
+        Some(_) => Err(unsupported(format!(
+            "no name can be made up for the overlay of disk '{target}', whose source is not a \
+             regular file; give a <source file='…'/>"
+        ))),
+        None => Err(unsupported(format!(
+            "disk '{target}' is empty; there is nothing to take an external snapshot of"
+        ))),
+    }
+}
+
+/// By target, or by the path of a source that only one disk has.
+fn find(disks: &[DiskFacts], name: &str) -> Result<usize> {
+    if let Some(at) = disks.iter().position(|disk| disk.target == name) {
+        return Ok(at);
+    }
+    let mut by_source = disks
+        .iter()
+        .enumerate()
+        .filter(|(_, disk)| disk.image().is_some_and(|path| path.as_os_str() == name));
+    match (by_source.next(), by_source.next()) {
+        (Some((at, _)), None) => Ok(at),
+        _ => Err(unsupported(format!("no disk named '{name}' in the domain"))),
+    }
+}
+
+fn unsupported(message: String) -> Error {
+    Error::snapshot(Condition::ConfigUnsupported, message)
+}

@@ -1,0 +1,433 @@
+//! Planning a new snapshot.
+//!
+//! | domain | disks | memory | prepare | pivot |
+//! |---|---|---|---|---|
+//! | active | external | none | overlay files and nodes, freeze | one transaction |
+//! | active | internal | internal | – | the save job |
+//! | shut off | external, internal, mixed | – | overlay files, internal snapshots | the record |
+
+use std::path::PathBuf;
+
+use virtsnap_xml::domain::to_inactive;
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{
+    Definition, Disk, Location, Memory, MemoryRequest, Request, State as Recorded,
+};
+
+use super::align::{align, overlay_path};
+use super::definition::{self, redirect};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, Step};
+use crate::domain::{ShutOffReason, State};
+use crate::error::{Condition, Error, Result};
+use crate::facts::{AgentState, DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
+use crate::moment::MomentList;
+use crate::options::{Afterwards, Metadata, New, Overlays, Scope};
+
+/// What will be recorded, and the overlays it needs, before their paths were looked at.
+#[derive(Debug)]
+pub struct Draft {
+    pub moment: Definition,
+}
+
+impl Draft {
+    /// The files to be created. The planner must be told what is there now.
+    pub fn overlays(&self) -> Vec<PathBuf> {
+        self.moment.disks.iter().filter_map(overlay_path).collect()
+    }
+}
+
+/// First half: from the request to the moment that will be recorded.
+///
+/// # Errors
+/// Every refusal that needs no look at the new paths.
+pub fn draft(
+    request: &Request,
+    options: &New,
+    facts: &DomainFacts,
+    moments: &MomentList,
+) -> Result<Draft> {
+    let name = name(request, options, facts, moments)?;
+    let (recorded, memory, default) = scope(request, options, facts)?;
+    let disks = align(request, &facts.disks, &name, default)?;
+    check_selection(&disks, facts, &memory)?;
+    let (domain, inactive_domain) = definitions(facts);
+    let moment = Definition {
+        name,
+        description: request.description.clone(),
+        state: recorded,
+        parent: moments.current().map(str::to_owned),
+        creation_time: facts.now,
+        memory,
+        disks,
+        domain,
+        inactive_domain,
+        revert_disks: Vec::new(),
+        cookie: None,
+        extra: Vec::new(),
+    };
+    Ok(Draft { moment })
+}
+
+/// Second half: from the draft, and what is at its new paths, to the plan.
+///
+/// # Errors
+/// `ConfigUnsupported` when a file is in the way, `OperationFailed` when an internal snapshot of
+/// that name is.
+pub fn plan(
+    draft: Draft,
+    options: &New,
+    facts: &DomainFacts,
+    moments: &MomentList,
+    at_path: impl Fn(&PathBuf) -> PathKind,
+) -> Result<(Definition, Plan)> {
+    let Draft { moment } = draft;
+    let mut plan = Plan {
+        operation: Operation::Create { moment: moment.name.clone() },
+        prepare: Vec::new(),
+        pivot: Pivot::Record,
+        finish: Vec::new(),
+        conclude: Vec::new(),
+    };
+    let quiesce = matches!(options.scope, Scope::DiskOnly { quiesce: true });
+    if quiesce && facts.state.is_active() {
+        check_agent(facts)?;
+    }
+    let active = facts.state.is_active();
+    let mut switched = Vec::new();
+    let mut saved = Vec::new();
+    for (disk, facts_of) in moment.disks.iter().zip(&facts.disks) {
+        match disk.snapshot {
+            Location::External => {
+                let overlay = plan_overlay(disk, facts_of, facts, options, &at_path, &mut plan)?;
+                switched.push((disk.name.clone(), overlay));
+            }
+            Location::Internal => {
+                check_internal(facts_of, facts, &moment.name)?;
+                if !active && let Some(image) = facts_of.image() {
+                    let (image, tag) = (image.clone(), moment.name.clone());
+                    plan.prepare.push(Step::SnapshotImage { image, tag });
+                }
+                saved.push(disk.name.clone());
+            }
+            Location::No | Location::Manual => {}
+        }
+    }
+    if active && let Some(vmstate) = saved.first().cloned() {
+        plan.pivot = Pivot::SaveVmState { tag: moment.name.clone(), vmstate, disks: saved };
+    } else if active {
+        if quiesce {
+            plan.prepare.push(Step::FreezeFilesystems);
+            plan.finish.push(Finish::ThawFilesystems);
+        }
+        plan.pivot = Pivot::SwitchToOverlays { disks: switched.clone() };
+    }
+    follow_disks(&moment, &switched, facts, &mut plan);
+    if options.metadata == Metadata::Keep {
+        plan.finish.push(Finish::Record(recorded(&moment, moments)));
+    }
+    if active && options.afterwards == Afterwards::Halt {
+        plan.finish.push(Finish::Stop(ShutOffReason::FromSnapshot));
+    }
+    Ok((moment, plan))
+}
+
+/// The moment becomes current; the one that was current has no revert in progress any more.
+fn recorded(moment: &Definition, moments: &MomentList) -> MomentChange {
+    let mut write = vec![moment.clone()];
+    if let Some(parent) = moments.current().and_then(|current| moments.get(current))
+        && !parent.revert_disks.is_empty()
+    {
+        write.push(Definition { revert_disks: Vec::new(), ..parent.clone() });
+    }
+    MomentChange { write, forget: Vec::new(), current: Some(moment.name.clone()) }
+}
+
+fn name(
+    request: &Request,
+    options: &New,
+    facts: &DomainFacts,
+    moments: &MomentList,
+) -> Result<String> {
+    let Some(name) = request.name.as_ref().filter(|name| !name.is_empty()) else {
+        // Seconds since the epoch, as libvirt; two in one second both succeed.
+        let mut second = facts.now;
+        while moments.get(&second.to_string()).is_some() {
+            second = second.saturating_add(1);
+        }
+        return Ok(second.to_string());
+    };
+    if options.metadata == Metadata::Keep {
+        check_name(name)?;
+        if moments.get(name).is_some() {
+            return Err(Error::new(
+                Condition::OperationFailed,
+                format!("domain '{}' has a snapshot '{name}' already", facts.name),
+            )
+            .from_origin(crate::error::Origin::Domain));
+        }
+    }
+    Ok(name.clone())
+}
+
+/// # Errors
+/// `XmlDetail` for a name that libvirt refuses, since it names files by it.
+pub fn check_name(name: &str) -> Result<()> {
+    let wrong = if name.contains('/') {
+        "it contains '/'"
+    } else if name.starts_with('.') {
+        "it starts with '.'"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Condition::XmlDetail, format!("invalid snapshot name '{name}': {wrong}")))
+}
+
+/// State to record, memory, and where a disk goes that nobody said anything about.
+fn scope(
+    request: &Request,
+    options: &New,
+    facts: &DomainFacts,
+) -> Result<(Recorded, Memory, Location)> {
+    let state = recorded_state(facts.state)?;
+    let active = facts.state.is_active();
+    let disk_only = matches!(options.scope, Scope::DiskOnly { .. });
+    let asks_memory =
+        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
+    if asks_memory && (disk_only || !active) {
+        return Err(Error::snapshot(
+            Condition::XmlError,
+            "memory cannot be part of a snapshot of disks only or of a domain that is shut off; \
+             leave out <memory>, or say snapshot='no'",
+        ));
+    }
+    let external_memory = matches!(request.memory, Some(MemoryRequest::External { .. }));
+    if matches!(options.scope, Scope::FullSystem { live: true }) && !(active && external_memory) {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            "a live snapshot is one of a running domain with external memory",
+        ));
+    }
+    let says_external = request.disks.iter().any(|disk| disk.snapshot == Some(Location::External));
+    match (active, disk_only) {
+        (false, true) => Ok((state, Memory::No, Location::External)),
+        (false, false) if says_external => Ok((state, Memory::No, Location::External)),
+        (false, false) => Ok((state, Memory::No, Location::Internal)),
+        (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
+        (true, false) => match request.memory {
+            None | Some(MemoryRequest::Internal) => {
+                Ok((state, Memory::Internal, Location::Internal))
+            }
+            Some(MemoryRequest::No) => Err(Error::new(
+                Condition::OperationUnsupported,
+                "an internal snapshot of a running domain holds its memory; for disks alone ask \
+                 for a disk-only snapshot",
+            )),
+            Some(MemoryRequest::External { .. }) => Err(Error::new(
+                Condition::ConfigUnsupported,
+                "this version of virtsnap does not save memory to an external file",
+            )),
+        },
+    }
+}
+
+fn recorded_state(state: State) -> Result<Recorded> {
+    match state {
+        State::Running(_) => Ok(Recorded::Running),
+        State::Paused(_) => Ok(Recorded::Paused),
+        State::ShutOff(_) => Ok(Recorded::ShutOff),
+        State::Shutdown => Ok(Recorded::Shutdown),
+        State::Crashed => Ok(Recorded::Crashed),
+        State::PmSuspended => Err(Error::new(
+            Condition::OperationUnsupported,
+            "a domain suspended by its guest cannot be snapshot; wake it first",
+        )),
+    }
+}
+
+fn check_selection(disks: &[Disk], facts: &DomainFacts, memory: &Memory) -> Result<()> {
+    let unsupported = |message: String| Err(Error::new(Condition::ConfigUnsupported, message));
+    let has = |location| disks.iter().any(|disk| disk.snapshot == location);
+    let (internal, external) = (has(Location::Internal), has(Location::External));
+    if !internal && !external {
+        return unsupported("no disk is selected for the snapshot".into());
+    }
+    if facts.state.is_active() && *memory == Memory::No && internal {
+        return unsupported(
+            "a disk-only snapshot of an active domain takes external disk snapshots; none of \
+             its disks may be internal"
+                .into(),
+        );
+    }
+    if *memory == Memory::Internal && external {
+        return unsupported(
+            "internal and external disks cannot be mixed in a snapshot with memory".into(),
+        );
+    }
+    for (disk, facts_of) in disks.iter().zip(&facts.disks) {
+        let taken = matches!(disk.snapshot, Location::Internal | Location::External);
+        if taken && facts_of.block_job {
+            return Err(Error::new(
+                Condition::BlockCopyActive,
+                format!("disk '{}' is busy with a block job", disk.name),
+            ));
+        }
+        let left_out = matches!(disk.snapshot, Location::No | Location::Manual)
+            && facts_of.source.is_some()
+            && !facts_of.readonly;
+        if left_out && *memory == Memory::Internal {
+            return unsupported(format!(
+                "disk '{}' is left out, but a snapshot with memory takes every writable disk",
+                disk.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_internal(disk: &DiskFacts, facts: &DomainFacts, tag: &str) -> Result<()> {
+    let image = image_facts(disk, facts)?;
+    if image.format != Format::Qcow2 {
+        return Err(Error::new(
+            Condition::ConfigUnsupported,
+            format!(
+                "disk '{}' is of format {}, which has no internal snapshots; take it externally",
+                disk.target,
+                image.format.as_str()
+            ),
+        ));
+    }
+    if image.snapshots.iter().any(|snapshot| snapshot.tag == tag) {
+        return Err(Error::new(
+            Condition::OperationFailed,
+            format!(
+                "the image of disk '{}' holds an internal snapshot '{tag}' already",
+                disk.target
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn check_agent(facts: &DomainFacts) -> Result<()> {
+    match facts.agent {
+        AgentState::Connected => Ok(()),
+        AgentState::NotConfigured => Err(Error::new(
+            Condition::ArgumentUnsupported,
+            "the domain has no channel for a guest agent, which quiescing needs",
+        )),
+        AgentState::NotConnected => Err(Error::new(
+            Condition::AgentUnresponsive,
+            "the guest agent, which quiescing needs, is not connected",
+        )),
+    }
+}
+
+fn image_facts<'a>(disk: &DiskFacts, facts: &'a DomainFacts) -> Result<&'a ImageFacts> {
+    disk.image().and_then(|path| facts.images.get(path)).ok_or_else(|| {
+        Error::new(
+            Condition::OperationUnsupported,
+            format!("disk '{}' is not on an image that can be looked into", disk.target),
+        )
+    })
+}
+
+fn plan_overlay(
+    disk: &Disk,
+    facts_of: &DiskFacts,
+    facts: &DomainFacts,
+    options: &New,
+    at_path: &impl Fn(&PathBuf) -> PathKind,
+    plan: &mut Plan,
+) -> Result<PathBuf> {
+    let unsupported = |message| Err(Error::new(Condition::ConfigUnsupported, message));
+    let target = &disk.name;
+    let image = image_facts(facts_of, facts)?;
+    let format = Format::from(disk.format.as_deref().unwrap_or("qcow2"));
+    if format != Format::Qcow2 {
+        return unsupported(format!(
+            "disk '{target}': an overlay cannot be of format {}; use qcow2",
+            format.as_str()
+        ));
+    }
+    if options.overlays == Overlays::Reuse {
+        return unsupported(format!(
+            "disk '{target}': this version of virtsnap creates the overlay itself"
+        ));
+    }
+    let (Some("file"), Some(overlay)) = (disk.source_type.as_deref(), overlay_path(disk)) else {
+        return unsupported(format!(
+            "disk '{target}': this version creates overlays in files only"
+        ));
+    };
+    match at_path(&overlay) {
+        PathKind::Missing => {}
+        PathKind::Regular(_) | PathKind::BlockDevice | PathKind::Other => {
+            return unsupported(format!(
+                "disk '{target}': the overlay '{}' exists already; remove it or name another file",
+                overlay.display()
+            ));
+        }
+    }
+    if facts_of.shareable && image.format == Format::Raw {
+        return unsupported(format!("disk '{target}' is shared, and an overlay cannot be"));
+    }
+    let Some(backing) = facts_of.image().cloned() else {
+        return unsupported(format!("disk '{target}' has no image to lay an overlay on"));
+    };
+    plan.prepare.push(Step::CreateOverlay {
+        overlay: overlay.clone(),
+        format: format.clone(),
+        backing,
+        backing_format: image.format.clone(),
+        virtual_size: image.virtual_size,
+    });
+    if facts.state.is_active() {
+        plan.prepare.push(Step::AttachOverlay {
+            disk: target.clone(),
+            overlay: overlay.clone(),
+            format,
+        });
+    }
+    Ok(overlay)
+}
+
+/// The definitions follow the disks. The persistent one only where it used the same image.
+fn follow_disks(
+    moment: &Definition,
+    switched: &[(String, PathBuf)],
+    facts: &DomainFacts,
+    plan: &mut Plan,
+) {
+    if switched.is_empty() {
+        return;
+    }
+    let (mut live, mut config) = (facts.live.clone(), facts.config.clone());
+    for (target, overlay) in switched {
+        let format = moment
+            .disks
+            .iter()
+            .find(|disk| disk.name == *target)
+            .and_then(|disk| disk.format.as_deref())
+            .map_or(Format::Qcow2, Format::from);
+        let old = facts.disks.iter().find(|d| d.target == *target).and_then(DiskFacts::image);
+        if let Some(live) = &mut live {
+            redirect(live, target, overlay, &format);
+        }
+        if let Some(config) = &mut config
+            && definition::image(config, target).as_ref() == old
+        {
+            redirect(config, target, overlay, &format);
+        }
+    }
+    plan.finish.extend(live.map(Finish::SetLive));
+    plan.finish.extend(config.map(Finish::SetConfig));
+    plan.finish.extend(switched.iter().map(|(_, overlay)| Finish::KeepImage(overlay.clone())));
+}
+
+/// `<domain>` and `<inactiveDomain>` of the moment.
+fn definitions(facts: &DomainFacts) -> (Option<Element>, Option<Element>) {
+    match &facts.live {
+        Some(live) => (Some(to_inactive(live)), facts.config.clone()),
+        None => (facts.config.clone(), None),
+    }
+}

@@ -1,0 +1,262 @@
+//! Planning a deletion.
+//!
+//! Forgetting a moment frees its frozen layers. A freed layer that exactly one image reads is
+//! merged with it: the reader's data goes down into the layer, which keeps the older name, and
+//! every reference to the reader is re-pointed. A layer that several read, that somebody outside
+//! reads, or that holds internal snapshots (merging would falsify them) is simply kept until its
+//! last reader goes. A run of freed layers is merged in one go.
+//!
+//! The pivot is the record: from then on the moments are given up, and a crash is completed.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Definition, Location};
+
+use super::definition::{self, redirect};
+use super::layers::{Layers, image_of, roots};
+use super::{Finish, MomentChange, Operation, Pivot, Plan};
+use crate::error::{Condition, Error, Result};
+use crate::facts::{DomainFacts, ImageFacts};
+use crate::moment::MomentList;
+use crate::options::DeleteScope;
+
+/// The moments that go, topmost first, and the list as it will be without them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Doomed {
+    pub names: Vec<String>,
+    pub change: MomentChange,
+}
+
+/// # Errors
+/// `NoSnapshot` when there is no such moment.
+pub fn doomed(name: &str, scope: DeleteScope, moments: &MomentList) -> Result<Doomed> {
+    let moment = moments.expect(name)?;
+    let below = || moments.descendants(name).into_iter().map(|def| def.name.clone());
+    let (names, heir): (Vec<String>, Option<&String>) = match scope {
+        DeleteScope::Single => (vec![name.to_owned()], moment.parent.as_ref()),
+        DeleteScope::WithDescendants => {
+            ([name.to_owned()].into_iter().chain(below()).collect(), moment.parent.as_ref())
+        }
+        DeleteScope::DescendantsOnly => (below().collect(), Some(&moment.name)),
+    };
+    let goes = |name: &str| names.iter().any(|gone| gone == name);
+    let current = match moments.current() {
+        Some(current) if goes(current) => heir.cloned(),
+        current => current.map(str::to_owned),
+    };
+    let orphans = moments
+        .iter()
+        .filter(|def| !goes(&def.name) && def.parent.as_deref().is_some_and(goes))
+        .map(|def| Definition { parent: heir.cloned(), ..def.clone() });
+    let write = orphans.collect();
+    Ok(Doomed { change: MomentChange { write, forget: names.clone(), current }, names })
+}
+
+/// # Errors
+/// Every reason not to delete; nothing has been touched.
+pub fn delete(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Result<Plan> {
+    if let Some(disk) = facts.disks.iter().find(|disk| disk.block_job) {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            format!("disk '{}' is busy with a block job; wait for it or abort it", disk.target),
+        ));
+    }
+    let gone: Vec<&Definition> = doomed.names.iter().filter_map(|n| moments.get(n)).collect();
+    let mut finish = Vec::new();
+    let mut deleted_tags = BTreeSet::new();
+    for moment in &gone {
+        delete_tags(moment, facts, &mut deleted_tags, &mut finish);
+    }
+    let mut after = After::new(doomed, facts, moments);
+    let freed = freed(&gone, &after.kept, facts);
+    let merges = merges(&freed, &deleted_tags, facts)?;
+    for merge in &merges {
+        after.merge(merge, facts, &mut finish);
+    }
+    after.finish(facts, &mut finish);
+    Ok(Plan {
+        operation: Operation::Delete { moments: doomed.names.clone() },
+        prepare: Vec::new(),
+        pivot: Pivot::Record,
+        finish,
+        conclude: Vec::new(),
+    })
+}
+
+fn delete_tags(
+    moment: &Definition,
+    facts: &DomainFacts,
+    deleted: &mut BTreeSet<(PathBuf, String)>,
+    finish: &mut Vec<Finish>,
+) {
+    for disk in moment.disks.iter().filter(|disk| disk.snapshot == Location::Internal) {
+        let Some(image) = image_of(moment, &disk.name) else { continue };
+        let tag = disk.tag.as_ref().unwrap_or(&moment.name);
+        // A copy made by a revert carries the tags of the image it was copied from.
+        let copies = facts.owned.iter().chain([&image]).filter(|path| {
+            facts.images.get(*path).is_some_and(|i| i.snapshots.iter().any(|s| s.tag == *tag))
+        });
+        for path in copies {
+            if deleted.insert((path.clone(), tag.clone())) {
+                finish.push(Finish::DeleteSnapshot { image: path.clone(), tag: tag.clone() });
+            }
+        }
+    }
+}
+
+/// One merge: `top` and all between go down into `base`.
+#[derive(Debug)]
+struct Merge {
+    target: String,
+    top: PathBuf,
+    base: PathBuf,
+}
+
+/// Layers that were frozen by a doomed moment and by none that stays, with their disk.
+fn freed(gone: &[&Definition], kept: &[Definition], facts: &DomainFacts) -> Vec<(PathBuf, String)> {
+    let mut freed = Vec::new();
+    for moment in gone {
+        for disk in moment.disks.iter().filter(|disk| disk.snapshot == Location::External) {
+            let Some(layer) = image_of(moment, &disk.name) else { continue };
+            let pinned = kept.iter().any(|other| {
+                other.disks.iter().any(|d| image_of(other, &d.name).as_ref() == Some(&layer))
+            });
+            let active = facts.disks.iter().any(|disk| disk.image() == Some(&layer));
+            if !pinned && !active && !freed.iter().any(|(seen, _)| *seen == layer) {
+                freed.push((layer, disk.name.clone()));
+            }
+        }
+    }
+    freed
+}
+
+fn merges(
+    freed: &[(PathBuf, String)],
+    deleted_tags: &BTreeSet<(PathBuf, String)>,
+    facts: &DomainFacts,
+) -> Result<Vec<Merge>> {
+    let layers = Layers::of(facts);
+    let plain = |path: &Path| {
+        facts.images.get(path).is_some_and(|image| holds_nothing(path, image, deleted_tags))
+            && !facts.foreign_readers.contains_key(path)
+    };
+    // A freed layer and its only reader, if both may be merged.
+    let reader = |layer: &Path| match layers.readers(layer).as_slice() {
+        [only] if plain(layer) && plain(only) => Some(only.clone()),
+        _ => None,
+    };
+    let is_freed = |path: &Path| freed.iter().any(|(layer, _)| layer == path);
+    let mut merges = Vec::new();
+    for (base, target) in freed {
+        let continues_below = layers
+            .backing(base)
+            .is_some_and(|below| is_freed(below) && reader(below).as_ref() == Some(base));
+        if continues_below {
+            continue;
+        }
+        let Some(mut top) = reader(base) else { continue };
+        while is_freed(&top)
+            && let Some(above) = reader(&top)
+        {
+            top = above;
+        }
+        check_sizes(target, &top, base, facts)?;
+        merges.push(Merge { target: target.clone(), top, base: base.clone() });
+    }
+    Ok(merges)
+}
+
+fn holds_nothing(path: &Path, image: &ImageFacts, deleted: &BTreeSet<(PathBuf, String)>) -> bool {
+    image.snapshots.iter().all(|s| deleted.contains(&(path.to_owned(), s.tag.clone())))
+}
+
+/// A base on a block device cannot grow.
+fn check_sizes(target: &str, top: &Path, base: &Path, facts: &DomainFacts) -> Result<()> {
+    let (Some(upper), Some(lower)) = (facts.images.get(top), facts.images.get(base)) else {
+        return Ok(());
+    };
+    if lower.is_block_device && upper.virtual_size > lower.virtual_size {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            format!(
+                "disk '{target}' has grown since the snapshot, and its layer '{}' is a block \
+                 device that cannot",
+                base.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The world as the plan leaves it.
+struct After {
+    layers: Layers,
+    kept: Vec<Definition>,
+    change: MomentChange,
+    live: Option<Element>,
+    config: Option<Element>,
+}
+
+impl After {
+    fn new(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Self {
+        let mut list = moments.clone();
+        list.apply(&doomed.change);
+        Self {
+            layers: Layers::of(facts),
+            kept: list.iter().cloned().collect(),
+            change: doomed.change.clone(),
+            live: facts.live.clone(),
+            config: facts.config.clone(),
+        }
+    }
+
+    fn merge(&mut self, merge: &Merge, facts: &DomainFacts, finish: &mut Vec<Finish>) {
+        let Merge { target, top, base } = merge;
+        let Some(format) = facts.images.get(base).map(|image| image.format.clone()) else { return };
+        finish.push(Finish::Commit { disk: target.clone(), top: top.clone(), base: base.clone() });
+        for reader in self.layers.readers(top) {
+            finish.push(Finish::Repoint {
+                image: reader,
+                backing: base.clone(),
+                backing_format: format.clone(),
+            });
+        }
+        self.layers.commit(top, base);
+        for domain in [&mut self.live, &mut self.config].into_iter().flatten() {
+            if definition::image(domain, target).as_ref() == Some(top) {
+                redirect(domain, target, base, &format);
+            }
+        }
+        for moment in &mut self.kept {
+            if image_of(moment, target).as_ref() == Some(top)
+                && let Some(domain) = &mut moment.domain
+            {
+                redirect(domain, target, base, &format);
+                if let Some(inactive) = &mut moment.inactive_domain
+                    && definition::image(inactive, target).as_ref() == Some(top)
+                {
+                    redirect(inactive, target, base, &format);
+                }
+                let name = moment.name.clone();
+                self.change.write.retain(|def| def.name != name);
+                self.change.write.push(moment.clone());
+            }
+        }
+    }
+
+    fn finish(self, facts: &DomainFacts, finish: &mut Vec<Finish>) {
+        let definitions = self.live.iter().chain(&self.config);
+        let roots = roots(self.kept.iter(), definitions, facts);
+        let garbage = self.layers.garbage(&facts.owned, &roots);
+        if self.live != facts.live {
+            finish.extend(self.live.map(Finish::SetLive));
+        }
+        if self.config != facts.config {
+            finish.extend(self.config.map(Finish::SetConfig));
+        }
+        finish.push(Finish::Record(self.change));
+        finish.extend(garbage.into_iter().map(Finish::RemoveImage));
+    }
+}

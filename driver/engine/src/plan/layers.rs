@@ -1,0 +1,106 @@
+//! Who reads what: the images of one domain as a graph, and what a plan does to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Definition, Location};
+
+use super::definition;
+use crate::facts::DomainFacts;
+use crate::moment::MomentList;
+
+/// Image → its backing file.
+#[derive(Debug, Clone)]
+pub(super) struct Layers {
+    backing: BTreeMap<PathBuf, Option<PathBuf>>,
+}
+
+impl Layers {
+    pub(super) fn of(facts: &DomainFacts) -> Self {
+        let backing =
+            facts.images.iter().map(|(path, image)| (path.clone(), image.backing.clone()));
+        Self { backing: backing.collect() }
+    }
+
+    /// The images that have `image` as their backing file.
+    pub(super) fn readers(&self, image: &Path) -> Vec<PathBuf> {
+        let reads = |backing: &Option<PathBuf>| backing.as_deref() == Some(image);
+        self.backing.iter().filter(|(_, b)| reads(b)).map(|(path, _)| path.clone()).collect()
+    }
+
+    pub(super) fn add(&mut self, image: &Path, backing: Option<&Path>) {
+        self.backing.insert(image.to_owned(), backing.map(Path::to_owned));
+    }
+
+    pub(super) fn backing(&self, image: &Path) -> Option<&PathBuf> {
+        self.backing.get(image)?.as_ref()
+    }
+
+    /// All that `top` holds over `base` now stands in `base`; readers of `top` read `base`.
+    pub(super) fn commit(&mut self, top: &Path, base: &Path) {
+        for reader in self.readers(top) {
+            self.backing.insert(reader, Some(base.to_owned()));
+        }
+        self.backing.insert(top.to_owned(), None);
+    }
+
+    /// Of the files in `owned`, those that none of `roots` reaches.
+    pub(super) fn garbage(
+        &self,
+        owned: &BTreeSet<PathBuf>,
+        roots: &BTreeSet<PathBuf>,
+    ) -> Vec<PathBuf> {
+        let mut reached = BTreeSet::new();
+        let mut open: Vec<&PathBuf> = roots.iter().collect();
+        while let Some(image) = open.pop() {
+            if reached.insert(image) {
+                open.extend(self.backing(image));
+            }
+        }
+        owned.iter().filter(|image| !reached.contains(image)).cloned().collect()
+    }
+}
+
+/// The image a moment's disk is in: the frozen layer of an external one, the image that holds the
+/// tag of an internal one. None for a disk that did not take part.
+pub(super) fn image_of(moment: &Definition, target: &str) -> Option<PathBuf> {
+    let disk = moment.disks.iter().find(|disk| disk.name == target)?;
+    match disk.snapshot {
+        Location::Internal | Location::External => {
+            definition::image(moment.domain.as_ref()?, target)
+        }
+        Location::No | Location::Manual => None,
+    }
+}
+
+/// Every image that must stay: those of the moments in `kept`, of the definitions, and those that
+/// somebody else reads.
+pub(super) fn roots<'a>(
+    kept: impl Iterator<Item = &'a Definition>,
+    definitions: impl Iterator<Item = &'a Element>,
+    facts: &DomainFacts,
+) -> BTreeSet<PathBuf> {
+    let mut roots: BTreeSet<PathBuf> = facts.foreign_readers.keys().cloned().collect();
+    for moment in kept {
+        roots.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
+    }
+    for domain in definitions {
+        let disks = domain.child("devices").into_iter().flat_map(|d| d.children("disk"));
+        let targets = disks.filter_map(|disk| disk.child("target")?.attr("dev"));
+        roots.extend(targets.filter_map(|target| definition::image(domain, target)));
+    }
+    roots
+}
+
+/// Every image that the domain's moments name, to be looked at for facts.
+pub fn images_of(moments: &MomentList) -> BTreeSet<PathBuf> {
+    let mut images = BTreeSet::new();
+    for moment in moments.iter() {
+        images.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
+        images.extend(
+            moment.disks.iter().chain(&moment.revert_disks).filter_map(super::align::overlay_path),
+        );
+    }
+    images
+}

@@ -1,0 +1,94 @@
+//! REDEFINE: metadata is put back or edited; no image and no guest is touched.
+
+use uuid::Uuid;
+use virtsnap_xml::snapshot::{Definition, State};
+
+use super::MomentChange;
+use super::create::check_name;
+use crate::error::{Condition, Error, Result};
+use crate::moment::MomentList;
+
+/// # Errors
+/// libvirt's rules for what may change: `InvalidArgument` for a parent that is not there or that
+/// would close a circle, another domain's uuid, another kind of snapshot.
+pub fn redefine(
+    asked: Definition,
+    make_current: bool,
+    domain_name: &str,
+    domain: Uuid,
+    moments: &MomentList,
+) -> Result<(Definition, MomentChange)> {
+    check_name(&asked.name)?;
+    check_parent(&asked, moments)?;
+    check_domain(&asked, domain_name, domain)?;
+    let mut moment = asked;
+    if let Some(old) = moments.get(&moment.name) {
+        check_kind(old, &moment)?;
+        if moment.domain.is_none() {
+            moment.domain.clone_from(&old.domain);
+            if moment.inactive_domain.is_none() {
+                moment.inactive_domain.clone_from(&old.inactive_domain);
+            }
+        }
+        if moment.disks.is_empty() {
+            moment.disks.clone_from(&old.disks);
+        }
+        if moment.revert_disks.is_empty() {
+            moment.revert_disks.clone_from(&old.revert_disks);
+        }
+    }
+    let current =
+        if make_current { Some(moment.name.clone()) } else { moments.current().map(str::to_owned) };
+    let change = MomentChange { write: vec![moment.clone()], forget: Vec::new(), current };
+    Ok((moment, change))
+}
+
+fn check_parent(asked: &Definition, moments: &MomentList) -> Result<()> {
+    let Some(parent) = &asked.parent else { return Ok(()) };
+    if *parent == asked.name {
+        return invalid(format!("snapshot '{parent}' cannot be its own parent"));
+    }
+    if moments.get(parent).is_none() {
+        return invalid(format!("parent '{parent}' of snapshot '{}' is not there", asked.name));
+    }
+    if moments.would_cycle(&asked.name, parent) {
+        return invalid(format!(
+            "'{parent}' cannot be the parent of '{}', whose descendant it is",
+            asked.name
+        ));
+    }
+    Ok(())
+}
+
+fn check_domain(asked: &Definition, name: &str, uuid: Uuid) -> Result<()> {
+    let Some(domain) = &asked.domain else { return Ok(()) };
+    let theirs = domain.child_text("uuid").and_then(|text| Uuid::parse_str(text.trim()).ok());
+    if theirs.is_some_and(|theirs| theirs != uuid) {
+        return invalid(format!(
+            "snapshot '{}' is of another domain; domain '{name}' has uuid {uuid}",
+            asked.name
+        ));
+    }
+    Ok(())
+}
+
+fn check_kind(old: &Definition, new: &Definition) -> Result<()> {
+    let online = |def: &Definition| matches!(def.state, State::Running | State::Paused);
+    if online(old) != online(new) {
+        return invalid(format!(
+            "snapshot '{}' cannot change between online and offline",
+            old.name
+        ));
+    }
+    if (old.state == State::DiskSnapshot) != (new.state == State::DiskSnapshot) {
+        return invalid(format!(
+            "snapshot '{}' cannot change between disk-only and full system",
+            old.name
+        ));
+    }
+    Ok(())
+}
+
+fn invalid<T>(message: String) -> Result<T> {
+    Err(Error::snapshot(Condition::InvalidArgument, message))
+}

@@ -1,0 +1,426 @@
+//! Planning a revert.
+//!
+//! An external moment is gone back to by a new overlay on its frozen layer: no child is lost, and
+//! the layer stays as it was. An internal one is applied where it is, if nobody else reads the
+//! image; otherwise a copy of the image is, since applying would change what the others read.
+//!
+//! The guest goes on until all that can be refused has been, and all new files exist. A running
+//! guest whose definition has not changed since goes back in its own process.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use virtsnap_xml::domain::to_inactive;
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State as Recorded};
+
+use super::align::sibling;
+use super::definition::{self, redirect};
+use super::layers::{Layers, image_of, roots};
+use super::{Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step};
+use crate::domain::{ShutOffReason, Start, StartFrom, State};
+use crate::error::{Condition, Error, Result};
+use crate::facts::{DomainFacts, Format, ImageFacts};
+use crate::moment::MomentList;
+use crate::options::{RevertOptions, RevertState};
+
+/// How one disk goes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Route {
+    /// It was not part of the snapshot, and stays as it is.
+    Stay,
+    InPlace {
+        image: PathBuf,
+        tag: String,
+    },
+    /// On a copy of the image, because others read it.
+    Branch {
+        image: PathBuf,
+        copy: PathBuf,
+        tag: String,
+    },
+    Overlay {
+        frozen: PathBuf,
+        overlay: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    ShutOff,
+    Running,
+    Paused,
+}
+
+/// `free` has, for each of [`images`], a path beside it where nothing is.
+///
+/// # Errors
+/// Every reason not to revert; nothing has been touched.
+pub fn revert(
+    moment: &Definition,
+    options: &RevertOptions,
+    facts: &DomainFacts,
+    moments: &MomentList,
+    free: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<Plan> {
+    let goal = goal(moment, options);
+    let domain = check(moment, options, goal, facts)?;
+    let routes: Vec<(String, Route)> = moment
+        .disks
+        .iter()
+        .map(|disk| Ok((disk.name.clone(), route(moment, disk, facts, moments, free)?)))
+        .collect::<Result<_>>()?;
+    let with_memory = moment.memory == Memory::Internal && goal != Goal::ShutOff;
+    if with_memory && in_process(domain, &routes, facts) {
+        return Ok(in_process_plan(moment, goal, &routes, facts, moments));
+    }
+    restart_plan(moment, domain, goal, &routes, facts, moments)
+}
+
+/// The images beside which a revert may need a new file.
+pub fn images(moment: &Definition) -> Vec<PathBuf> {
+    moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)).collect()
+}
+
+/// Names for a new file beside `image`, best first: `<stem>.<second>`, as libvirt names an overlay
+/// made by a revert, and the next ones, so that two reverts in one second both succeed.
+pub fn names(image: &Path, now: i64) -> Vec<PathBuf> {
+    (0..64).map(|n| sibling(image, &now.saturating_add(n).to_string())).collect()
+}
+
+fn goal(moment: &Definition, options: &RevertOptions) -> Goal {
+    match (options.state, moment.state) {
+        (RevertState::Running, _) => Goal::Running,
+        (RevertState::Paused, _) => Goal::Paused,
+        (RevertState::AsSnapshot, Recorded::Running | Recorded::Blocked) => Goal::Running,
+        (RevertState::AsSnapshot, Recorded::Paused) => Goal::Paused,
+        (RevertState::AsSnapshot, _) => Goal::ShutOff,
+    }
+}
+
+fn check<'a>(
+    moment: &'a Definition,
+    options: &RevertOptions,
+    goal: Goal,
+    facts: &DomainFacts,
+) -> Result<&'a Element> {
+    if facts.config.is_none() && goal == Goal::ShutOff {
+        return Err(Error::new(
+            Condition::OperationInvalid,
+            "a transient domain cannot be reverted to a shut-off state; ask for running or paused",
+        ));
+    }
+    let Some(domain) = &moment.domain else {
+        return Err(Error::new(
+            Condition::RevertRisky,
+            format!("snapshot '{}' does not hold the domain's definition", moment.name),
+        ));
+    };
+    let has_memory = moment.memory != Memory::No;
+    if facts.has_managed_save && !has_memory && !options.force {
+        return Err(Error::new(
+            Condition::RevertRisky,
+            "the domain has a managed save image, whose memory would not fit the disks of this \
+             snapshot; remove it, or force the revert",
+        ));
+    }
+    if let Memory::External { .. } = moment.memory {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            "this version of virtsnap does not load memory from an external file",
+        ));
+    }
+    if options.reset_nvram {
+        return Err(Error::new(
+            Condition::ArgumentUnsupported,
+            "this version of virtsnap does not reset NVRAM on revert",
+        ));
+    }
+    if let Some(disk) = facts.disks.iter().find(|disk| disk.block_job) {
+        return Err(Error::new(
+            Condition::OperationInvalid,
+            format!("disk '{}' is busy with a block job; wait for it or abort it", disk.target),
+        ));
+    }
+    Ok(domain)
+}
+
+fn route(
+    moment: &Definition,
+    disk: &Disk,
+    facts: &DomainFacts,
+    moments: &MomentList,
+    free: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<Route> {
+    let target = &disk.name;
+    let Some(image) = image_of(moment, target) else { return Ok(Route::Stay) };
+    let image_facts = existing(facts, target, &image, &moment.name)?;
+    let unused = || {
+        free.get(&image).cloned().ok_or_else(|| {
+            Error::new(
+                Condition::OperationFailed,
+                format!("no free file name beside '{}' for disk '{target}'", image.display()),
+            )
+        })
+    };
+    if disk.snapshot == Location::External {
+        let overlay = unused()?;
+        return Ok(Route::Overlay { frozen: image, overlay });
+    }
+    let tag = disk.tag.clone().unwrap_or_else(|| moment.name.clone());
+    if !image_facts.snapshots.iter().any(|snapshot| snapshot.tag == tag) {
+        return Err(Error::new(
+            Condition::OperationFailed,
+            format!(
+                "the image '{}' of disk '{target}' has no internal snapshot '{tag}'",
+                image.display()
+            ),
+        ));
+    }
+    if !read_by_others(&image, facts, moments) {
+        return Ok(Route::InPlace { image, tag });
+    }
+    let in_use =
+        facts.state.is_active() && facts.disks.iter().any(|disk| disk.image() == Some(&image));
+    if in_use {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            format!(
+                "the image '{}' of disk '{target}' is written to by the running domain and read \
+                 by other images; shut the domain down first",
+                image.display()
+            ),
+        ));
+    }
+    let copy = unused()?;
+    Ok(Route::Branch { image, copy, tag })
+}
+
+/// Would a change of the image's active content be seen by anybody but its own disk?
+fn read_by_others(image: &Path, facts: &DomainFacts, moments: &MomentList) -> bool {
+    let frozen_by_a_moment = moments.iter().any(|moment| {
+        moment.disks.iter().any(|disk| {
+            disk.snapshot == Location::External
+                && image_of(moment, &disk.name).as_deref() == Some(image)
+        })
+    });
+    frozen_by_a_moment
+        || !Layers::of(facts).readers(image).is_empty()
+        || facts.foreign_readers.contains_key(image)
+}
+
+fn existing<'a>(
+    facts: &'a DomainFacts,
+    target: &str,
+    image: &Path,
+    moment: &str,
+) -> Result<&'a ImageFacts> {
+    facts.images.get(image).ok_or_else(|| {
+        Error::new(
+            Condition::OperationFailed,
+            format!(
+                "the image '{}' that snapshot '{moment}' has for disk '{target}' is gone",
+                image.display()
+            ),
+        )
+    })
+}
+
+/// Nothing but disks and memory differs, and each disk goes back where it is.
+fn in_process(domain: &Element, routes: &[(String, Route)], facts: &DomainFacts) -> bool {
+    let Some(live) = &facts.live else { return false };
+    let running = matches!(facts.state, State::Running(_) | State::Paused(_));
+    let in_place = routes.iter().all(|(target, route)| match route {
+        Route::Stay => true,
+        Route::InPlace { image, .. } => {
+            facts.disks.iter().any(|d| d.target == *target && d.image() == Some(image))
+        }
+        Route::Branch { .. } | Route::Overlay { .. } => false,
+    });
+    running && in_place && to_inactive(live) == *domain
+}
+
+fn in_process_plan(
+    moment: &Definition,
+    goal: Goal,
+    routes: &[(String, Route)],
+    facts: &DomainFacts,
+    moments: &MomentList,
+) -> Plan {
+    let (tag, disks) = saved(routes);
+    let vmstate = disks.first().cloned().unwrap_or_default();
+    let mut finish = Vec::new();
+    if goal == Goal::Running {
+        finish.push(Finish::Resume(ResumeReason::FromSnapshot));
+    }
+    if facts.config.is_some() {
+        finish.extend(new_config(moment, routes, facts).map(Finish::SetConfig));
+    }
+    finish.push(Finish::Record(made_current(moment, routes, moments)));
+    Plan {
+        operation: Operation::Revert { moment: moment.name.clone() },
+        prepare: match facts.state {
+            State::Running(_) => vec![Step::Pause],
+            _ => Vec::new(),
+        },
+        pivot: Pivot::LoadVmState { tag, vmstate, disks },
+        finish,
+        conclude: Vec::new(),
+    }
+}
+
+fn restart_plan(
+    moment: &Definition,
+    domain: &Element,
+    goal: Goal,
+    routes: &[(String, Route)],
+    facts: &DomainFacts,
+    moments: &MomentList,
+) -> Result<Plan> {
+    let mut layers = Layers::of(facts);
+    let mut prepare = Vec::new();
+    let mut finish = vec![Finish::Stop(ShutOffReason::FromSnapshot)];
+    let mut keep = Vec::new();
+    for (target, route) in routes {
+        match route {
+            Route::Stay => {}
+            Route::InPlace { image, tag } => {
+                finish.push(Finish::ApplySnapshot { image: image.clone(), tag: tag.clone() });
+            }
+            Route::Branch { image, copy, tag } => {
+                prepare.push(Step::CopyImage { from: image.clone(), to: copy.clone() });
+                finish.push(Finish::ApplySnapshot { image: copy.clone(), tag: tag.clone() });
+                layers.add(copy, layers.backing(image).cloned().as_deref());
+                keep.push(copy.clone());
+            }
+            Route::Overlay { frozen, overlay } => {
+                let frozen_facts = existing(facts, target, frozen, &moment.name)?;
+                prepare.push(Step::CreateOverlay {
+                    overlay: overlay.clone(),
+                    format: Format::Qcow2,
+                    backing: frozen.clone(),
+                    backing_format: frozen_facts.format.clone(),
+                    virtual_size: frozen_facts.virtual_size,
+                });
+                layers.add(overlay, Some(frozen));
+                keep.push(overlay.clone());
+            }
+        }
+    }
+    let started = redirected(domain, routes, facts);
+    let config = new_config(moment, routes, facts);
+    let change = made_current(moment, routes, moments);
+    let roots = roots(moments.iter(), config.iter().chain([&started]), facts);
+    // Whatever the domain used until now and no moment keeps is the state that is given up.
+    let discarded = layers.garbage(&facts.owned, &roots);
+
+    if facts.config.is_some() {
+        finish.extend(config.map(Finish::SetConfig));
+    }
+    finish.push(Finish::Record(change));
+    finish.extend(keep.into_iter().map(Finish::KeepImage));
+    finish.extend(discarded.into_iter().map(Finish::RemoveImage));
+    let conclude = match goal {
+        Goal::ShutOff => Vec::new(),
+        Goal::Running | Goal::Paused => vec![Conclude::Start {
+            definition: started,
+            start: Start { paused: goal == Goal::Paused, from: start_from(moment, routes) },
+        }],
+    };
+    Ok(Plan {
+        operation: Operation::Revert { moment: moment.name.clone() },
+        prepare,
+        pivot: Pivot::Record,
+        finish,
+        conclude,
+    })
+}
+
+fn start_from(moment: &Definition, routes: &[(String, Route)]) -> StartFrom {
+    if moment.memory != Memory::Internal {
+        return StartFrom::BootSnapshot;
+    }
+    let (tag, disks) = saved(routes);
+    let vmstate = disks.first().cloned().unwrap_or_default();
+    StartFrom::VmState { tag, vmstate, disks }
+}
+
+/// The tag, and the disks that carry it, in the order in which they were saved.
+fn saved(routes: &[(String, Route)]) -> (String, Vec<String>) {
+    let mut tag_of = String::new();
+    let mut disks = Vec::new();
+    for (target, route) in routes {
+        if let Route::InPlace { tag, .. } | Route::Branch { tag, .. } = route {
+            tag_of.clone_from(tag);
+            disks.push(target.clone());
+        }
+    }
+    (tag_of, disks)
+}
+
+/// The persistent definition that comes back with the moment.
+fn new_config(
+    moment: &Definition,
+    routes: &[(String, Route)],
+    facts: &DomainFacts,
+) -> Option<Element> {
+    let config = moment.inactive_domain.as_ref().or(moment.domain.as_ref())?;
+    Some(redirected(config, routes, facts))
+}
+
+/// `definition` with the name the domain has now, and its disks where the revert puts them.
+fn redirected(definition: &Element, routes: &[(String, Route)], facts: &DomainFacts) -> Element {
+    let mut domain = definition.clone();
+    domain.child_or_insert("name").set_text(facts.name.clone());
+    for (target, route) in routes {
+        match route {
+            Route::Stay => stay(&mut domain, target, facts),
+            Route::InPlace { image, .. } => redirect(&mut domain, target, image, &Format::Qcow2),
+            Route::Branch { copy, .. } => redirect(&mut domain, target, copy, &Format::Qcow2),
+            Route::Overlay { overlay, .. } => {
+                redirect(&mut domain, target, overlay, &Format::Qcow2);
+            }
+        }
+    }
+    domain
+}
+
+/// The disk keeps the image it has now, though the rest goes back.
+fn stay(domain: &mut Element, target: &str, facts: &DomainFacts) {
+    let now = facts.live.as_ref().or(facts.config.as_ref());
+    let Some(now) = now else { return };
+    let Some(image) = definition::image(now, target) else { return };
+    if definition::image(domain, target).as_ref() != Some(&image) {
+        redirect(domain, target, &image, &definition::format(now, target));
+    }
+}
+
+fn made_current(
+    moment: &Definition,
+    routes: &[(String, Route)],
+    moments: &MomentList,
+) -> MomentChange {
+    let revert_disks = routes
+        .iter()
+        .filter_map(|(target, route)| match route {
+            Route::Overlay { overlay, .. } => Some(Disk {
+                name: target.clone(),
+                snapshot: Location::External,
+                source_type: Some("file".into()),
+                source: Some(Element::new("source").with_attr("file", overlay.to_string_lossy())),
+                format: Some("qcow2".into()),
+                driver: None,
+                tag: None,
+            }),
+            Route::Stay | Route::InPlace { .. } | Route::Branch { .. } => None,
+        })
+        .collect();
+    let mut write = vec![Definition { revert_disks, ..moment.clone() }];
+    if let Some(before) = moments.current().and_then(|name| moments.get(name))
+        && before.name != moment.name
+        && !before.revert_disks.is_empty()
+    {
+        write.push(Definition { revert_disks: Vec::new(), ..before.clone() });
+    }
+    MomentChange { write, forget: Vec::new(), current: Some(moment.name.clone()) }
+}

@@ -1,0 +1,216 @@
+//! The snapshot calls, from a request to a recorded change: the engine as the daemon sees it.
+//!
+//! The caller holds the domain's job for the whole of a call, and runs it on a task of its own:
+//! an operation outlives its client.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtsnap_xml::snapshot::{Definition, Request};
+
+use crate::book::Book;
+use crate::error::{Condition, Error, Result};
+use crate::execute::Stage;
+use crate::facts::{DomainFacts, PathKind};
+use crate::options::{DeleteOptions, New, RevertOptions};
+use crate::plan::{self, MomentChange, Plan};
+use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
+
+/// Creates, reverts to and deletes snapshots.
+#[derive(Debug)]
+pub struct Snapshots<H, R, J> {
+    hypervisor: Arc<H>,
+    records: Arc<R>,
+    journals: Arc<J>,
+}
+
+impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
+    pub fn new(hypervisor: Arc<H>, records: Arc<R>, journals: Arc<J>) -> Self {
+        Self { hypervisor, records, journals }
+    }
+
+    /// virDomainSnapshotCreateXML without REDEFINE. Returns the moment as it was recorded.
+    pub async fn create(
+        &self,
+        book: &Mutex<Book>,
+        request: &Request,
+        options: &New,
+    ) -> Result<Definition> {
+        self.settle(book).await?;
+        let facts = self.facts(book).await?;
+        let moments = lock(book).moments.clone();
+        let draft = plan::create::draft(request, options, &facts, &moments)?;
+        let mut at_path = BTreeMap::new();
+        for overlay in draft.overlays() {
+            at_path.insert(overlay.clone(), self.hypervisor.probe(&overlay).await?);
+        }
+        let kind = |path: &PathBuf| at_path.get(path).copied().unwrap_or(PathKind::Other);
+        let (moment, plan) = plan::create::plan(draft, options, &facts, &moments, kind)?;
+        self.run(book, &plan).await?;
+        Ok(moment)
+    }
+
+    /// virDomainSnapshotCreateXML with REDEFINE: metadata only.
+    pub fn redefine(
+        &self,
+        book: &Mutex<Book>,
+        asked: Definition,
+        make_current: bool,
+    ) -> Result<Definition> {
+        let mut book = lock(book);
+        let (moment, change) =
+            plan::redefine::redefine(asked, make_current, &book.name, book.uuid, &book.moments)?;
+        self.records.record(book.uuid, &change)?;
+        book.moments.apply(&change);
+        Ok(moment)
+    }
+
+    /// virDomainRevertToSnapshot.
+    pub async fn revert(
+        &self,
+        book: &Mutex<Book>,
+        name: &str,
+        options: &RevertOptions,
+    ) -> Result<()> {
+        self.settle(book).await?;
+        lock(book).moments.expect(name)?;
+        let facts = self.facts(book).await?;
+        let moments = lock(book).moments.clone();
+        let moment = moments.expect(name)?;
+        let free = self.free_names(moment, facts.now).await?;
+        let plan = plan::revert::revert(moment, options, &facts, &moments, &free)?;
+        self.run(book, &plan).await
+    }
+
+    /// virDomainSnapshotDelete.
+    pub async fn delete(
+        &self,
+        book: &Mutex<Book>,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<()> {
+        self.settle(book).await?;
+        let moments = lock(book).moments.clone();
+        let doomed = plan::delete::doomed(name, options.scope, &moments)?;
+        if doomed.names.is_empty() {
+            return Ok(());
+        }
+        if options.metadata_only {
+            let mut book = lock(book);
+            self.records.record(book.uuid, &doomed.change)?;
+            book.moments.apply(&doomed.change);
+            return Ok(());
+        }
+        let facts = self.facts(book).await?;
+        let plan = plan::delete::delete(&doomed, &facts, &moments)?;
+        self.run(book, &plan).await
+    }
+
+    /// Forgets every moment of the domain; touches no image.
+    pub fn forget_all(&self, book: &Mutex<Book>) -> Result<()> {
+        let mut book = lock(book);
+        let forget = book.moments.iter().map(|def| def.name.clone()).collect();
+        let change = MomentChange { write: Vec::new(), forget, current: None };
+        self.records.record(book.uuid, &change)?;
+        book.moments.apply(&change);
+        Ok(())
+    }
+
+    /// Completes or undoes what a crash left, for a book that was just loaded. Call it at start-up
+    /// for each of [`Journals::unfinished`], after the hypervisor has found its domains again.
+    pub async fn recover(&self, book: &Mutex<Book>, unfinished: &Unfinished) -> Result<()> {
+        let mut journal = self.journals.resume(unfinished.domain)?;
+        let stage = self.stage(book);
+        match stage.recover(unfinished, journal.as_mut()).await {
+            Ok(()) => journal.close(),
+            Err(failure) => {
+                if !failure.needs_recovery() {
+                    journal.close()?;
+                }
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// An operation that was left unfinished comes first: nothing is planned on a world in doubt.
+    async fn settle(&self, book: &Mutex<Book>) -> Result<()> {
+        let domain = lock(book).uuid;
+        for unfinished in self.journals.unfinished()? {
+            if unfinished.domain == domain {
+                self.recover(book, &unfinished).await.map_err(|err| {
+                    Error::new(
+                        Condition::OperationFailed,
+                        "an earlier operation on this domain's snapshots could not be completed",
+                    )
+                    .caused_by(err)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn run(&self, book: &Mutex<Book>, plan: &Plan) -> Result<()> {
+        let domain = lock(book).uuid;
+        tracing::debug!(%domain, ?plan, "plan");
+        let mut journal = self.journals.begin(domain, plan)?;
+        match self.stage(book).execute(plan, journal.as_mut()).await {
+            Ok(()) => journal.close(),
+            Err(failure) => {
+                tracing::warn!(%domain, operation = ?plan.operation, ?failure, "failed");
+                if !failure.needs_recovery() {
+                    journal.close()?;
+                }
+                Err(failure.into())
+            }
+        }
+    }
+
+    fn stage<'a>(&'a self, book: &'a Mutex<Book>) -> Stage<'a, H, R> {
+        let domain = lock(book).uuid;
+        Stage { domain, hypervisor: &self.hypervisor, records: &self.records, book }
+    }
+
+    async fn facts(&self, book: &Mutex<Book>) -> Result<DomainFacts> {
+        let subject = {
+            let book = lock(book);
+            Subject {
+                uuid: book.uuid,
+                name: book.name.clone(),
+                config: book.config.clone(),
+                images: plan::images_of(&book.moments),
+                owned: book.owned.clone(),
+            }
+        };
+        let mut facts = self.hypervisor.facts(&subject).await?;
+        facts.has_managed_save = lock(book).has_managed_save;
+        Ok(facts)
+    }
+
+    /// For each image of the moment, a path beside it where nothing is.
+    async fn free_names(
+        &self,
+        moment: &Definition,
+        now: i64,
+    ) -> Result<BTreeMap<PathBuf, PathBuf>> {
+        let mut free = BTreeMap::new();
+        let mut taken = BTreeSet::new();
+        for image in plan::revert::images(moment) {
+            for path in plan::revert::names(&image, now) {
+                if !taken.contains(&path)
+                    && self.hypervisor.probe(&path).await? == PathKind::Missing
+                {
+                    taken.insert(path.clone());
+                    free.insert(image, path);
+                    break;
+                }
+            }
+        }
+        Ok(free)
+    }
+}
+
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    // The book is whole between any two statements that hold it.
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
