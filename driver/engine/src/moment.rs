@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use virtsnap_xml::snapshot::{Definition, Location, Memory, State};
+use virtsnap_xml::snapshot::{Definition, State};
 
 use crate::error::{Condition, Error, Result};
 use crate::options::{ListFilter, ListRoot};
@@ -153,12 +153,12 @@ impl MomentList {
         let group = |group: F, bit: F| !filter.intersects(group) || filter.contains(bit);
 
         let leaf = if self.children(&def.name).next().is_none() { F::LEAVES } else { F::NO_LEAVES };
-        let kind = match (def.state, &def.memory) {
-            (State::ShutOff, _) => F::INACTIVE,
-            (State::DiskSnapshot, _) => F::DISK_ONLY,
+        let kind = match def.state {
+            State::ShutOff => F::INACTIVE,
+            State::DiskSnapshot => F::DISK_ONLY,
             _ => F::ACTIVE,
         };
-        let location = if is_external(def) { F::EXTERNAL } else { F::INTERNAL };
+        let location = if def.is_external() { F::EXTERNAL } else { F::INTERNAL };
 
         group(F::LEAVES | F::NO_LEAVES, leaf)
             && group(F::METADATA | F::NO_METADATA, F::METADATA)
@@ -201,19 +201,15 @@ impl MomentList {
     }
 }
 
-/// Is any part of it outside the images it was taken of?
-pub fn is_external(def: &Definition) -> bool {
-    matches!(def.memory, Memory::External { .. })
-        || def.disks.iter().any(|disk| disk.snapshot == Location::External)
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use proptest::prelude::*;
+
+    use virtsnap_xml::snapshot::Memory;
 
     use super::*;
 
-    pub(crate) fn moment(name: &str, parent: Option<&str>) -> Definition {
+    fn moment(name: &str, parent: Option<&str>) -> Definition {
         Definition {
             name: name.to_owned(),
             description: None,

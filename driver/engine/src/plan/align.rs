@@ -51,8 +51,7 @@ pub(super) fn overlay_path(disk: &Disk) -> Option<PathBuf> {
     if disk.snapshot != Location::External {
         return None;
     }
-    let source = disk.source.as_ref()?;
-    source.attr("file").or_else(|| source.attr("dev")).map(PathBuf::from)
+    disk.path().map(PathBuf::from)
 }
 
 /// `<dir>/<stem>.<suffix>`: the last extension of the file name is replaced, as libvirt does.
@@ -90,20 +89,16 @@ fn align_disk(
         None if external => Some(default_overlay(disk, name)?),
         None => None,
     };
+    let said = |said: fn(&DiskRequest) -> Option<String>, default: &str| {
+        external.then(|| wanted.and_then(said).unwrap_or_else(|| default.to_owned()))
+    };
     Ok(Disk {
-        name: disk.target.clone(),
-        snapshot: location,
-        source_type: external.then(|| {
-            wanted.and_then(|wanted| wanted.source_type.clone()).unwrap_or_else(|| "file".into())
-        }),
+        source_type: said(|wanted| wanted.source_type.clone(), "file"),
         source,
-        format: external.then(|| {
-            wanted
-                .and_then(|wanted| wanted.format.clone())
-                .unwrap_or_else(|| Format::Qcow2.as_str().into())
-        }),
+        format: said(|wanted| wanted.format.clone(), Format::Qcow2.as_str()),
         driver: wanted.and_then(|wanted| wanted.driver.clone()),
-        tag: None,
+        extra: wanted.map(|wanted| wanted.extra.clone()).unwrap_or_default(),
+        ..Disk::new(disk.target.clone(), location)
     })
 }
 

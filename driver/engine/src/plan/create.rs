@@ -15,7 +15,7 @@ use virtsnap_xml::snapshot::{
 };
 
 use super::align::{align, overlay_path};
-use super::definition::{self, redirect};
+use super::definition::{self, Source, push_overlay, redirect};
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step};
 use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Result};
@@ -156,30 +156,14 @@ fn name(
         }
         return Ok(second.to_string());
     };
-    if options.metadata == Metadata::Keep {
-        check_name(name)?;
-        if moments.get(name).is_some() {
-            return Err(Error::new(
-                Condition::OperationFailed,
-                format!("domain '{}' has a snapshot '{name}' already", facts.name),
-            )
-            .from_origin(crate::error::Origin::Domain));
-        }
+    if options.metadata == Metadata::Keep && moments.get(name).is_some() {
+        return Err(Error::new(
+            Condition::OperationFailed,
+            format!("domain '{}' has a snapshot '{name}' already", facts.name),
+        )
+        .from_origin(crate::error::Origin::Domain));
     }
     Ok(name.clone())
-}
-
-/// # Errors
-/// `XmlDetail` for a name that libvirt refuses, since it names files by it.
-pub fn check_name(name: &str) -> Result<()> {
-    let wrong = if name.contains('/') {
-        "it contains '/'"
-    } else if name.starts_with('.') {
-        "it starts with '.'"
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(Condition::XmlDetail, format!("invalid snapshot name '{name}': {wrong}")))
 }
 
 /// State to record, memory, and where a disk goes that nobody said anything about.
@@ -411,12 +395,12 @@ fn follow_disks(
             .map_or(Format::Qcow2, Format::from);
         let old = facts.disks.iter().find(|d| d.target == *target).and_then(DiskFacts::image);
         if let Some(live) = &mut live {
-            redirect(live, target, overlay, &format);
+            push_overlay(live, target, overlay, &format);
         }
         if let Some(config) = &mut config
             && definition::image(config, target).as_ref() == old
         {
-            redirect(config, target, overlay, &format);
+            redirect(config, target, Source::file(overlay, &format));
         }
     }
     plan.finish.extend(live.map(Finish::SetLive));
@@ -427,7 +411,7 @@ fn follow_disks(
 /// `<domain>` and `<inactiveDomain>` of the moment.
 fn definitions(facts: &DomainFacts) -> (Option<Element>, Option<Element>) {
     match &facts.live {
-        Some(live) => (Some(to_inactive(live)), facts.config.clone()),
+        Some(live) => (Some(to_inactive(live.clone())), facts.config.clone()),
         None => (facts.config.clone(), None),
     }
 }

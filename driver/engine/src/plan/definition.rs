@@ -1,54 +1,48 @@
-//! The few places where a plan edits a `<domain>`: which image a disk uses.
+//! The few places where a plan reads or edits a `<domain>`: which image a disk uses.
 
 use std::path::{Path, PathBuf};
 
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use crate::facts::Format;
-
-/// The `<disk>` with that target.
-pub(super) fn disk<'a>(domain: &'a Element, target: &str) -> Option<&'a Element> {
-    domain.child("devices")?.children("disk").find(|disk| is_target(disk, target))
-}
+use crate::facts::{Format, ImageFacts};
 
 /// The file or block device a disk of this definition uses.
-pub(super) fn image(domain: &Element, target: &str) -> Option<PathBuf> {
-    let disk = disk(domain, target)?;
-    let source = disk.child("source")?;
-    match disk.attr("type") {
-        Some("block") => source.attr("dev"),
-        Some("file") | None => source.attr("file"),
-        Some(_) => None,
+pub(super) fn image(definition: &Element, target: &str) -> Option<PathBuf> {
+    domain::disk(definition, target)?.path().map(PathBuf::from)
+}
+
+/// An image as a disk's source.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    path: &'a Path,
+    kind: &'static str,
+    format: &'a Format,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn file(path: &'a Path, format: &'a Format) -> Self {
+        Self { path, kind: "file", format }
     }
-    .map(PathBuf::from)
-}
 
-pub(super) fn format(domain: &Element, target: &str) -> Format {
-    disk(domain, target)
-        .and_then(|disk| disk.child("driver")?.attr("type"))
-        .map_or(Format::Raw, Format::from)
-}
-
-/// Makes the disk use the file `image` from now on.
-///
-/// What belongs to the old source goes: its backing chain as the live form lists it, its index,
-/// the slices, reservations and credentials of its own.
-pub(super) fn redirect(domain: &mut Element, target: &str, image: &Path, format: &Format) {
-    let Some(devices) = domain.child_mut("devices") else { return };
-    let Some(disk) = devices.children_mut("disk").find(|disk| is_target(disk, target)) else {
-        return;
-    };
-    disk.set_attr("type", "file");
-    disk.remove_children("backingStore");
-    let driver = disk.child_or_insert("driver");
-    if driver.attr("name").is_none() {
-        driver.set_attr("name", "qemu");
+    pub(super) fn existing(path: &'a Path, image: &'a ImageFacts) -> Self {
+        let kind = if image.is_block_device { "block" } else { "file" };
+        Self { path, kind, format: &image.format }
     }
-    driver.set_attr("type", format.as_str());
-    let source = disk.child_or_insert("source");
-    *source = Element::new("source").with_attr("file", image.to_string_lossy());
 }
 
-fn is_target(disk: &Element, target: &str) -> bool {
-    disk.child("target").and_then(|t| t.attr("dev")) == Some(target)
+/// Makes the disk use `source` from now on.
+pub(super) fn redirect(definition: &mut Element, target: &str, source: Source<'_>) {
+    let path = source.path.to_string_lossy();
+    domain::set_image(definition, target, source.kind, &path, source.format.as_str());
+}
+
+/// Makes the overlay the active layer; what was it becomes its backing store.
+pub(super) fn push_overlay(
+    definition: &mut Element,
+    target: &str,
+    overlay: &Path,
+    format: &Format,
+) {
+    domain::push_overlay(definition, target, &overlay.to_string_lossy(), format.as_str());
 }

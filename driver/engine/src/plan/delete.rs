@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Location};
 
-use super::definition::{self, redirect};
+use super::definition::{self, Source, redirect};
 use super::layers::{Layers, image_of, roots};
 use super::{Finish, MomentChange, Operation, Pivot, Plan};
 use crate::error::{Condition, Error, Result};
@@ -214,30 +214,31 @@ impl After {
 
     fn merge(&mut self, merge: &Merge, facts: &DomainFacts, finish: &mut Vec<Finish>) {
         let Merge { target, top, base } = merge;
-        let Some(format) = facts.images.get(base).map(|image| image.format.clone()) else { return };
+        let Some(below) = facts.images.get(base) else { return };
+        let source = Source::existing(base, below);
         finish.push(Finish::Commit { disk: target.clone(), top: top.clone(), base: base.clone() });
         for reader in self.layers.readers(top) {
             finish.push(Finish::Repoint {
                 image: reader,
                 backing: base.clone(),
-                backing_format: format.clone(),
+                backing_format: below.format.clone(),
             });
         }
         self.layers.commit(top, base);
         for domain in [&mut self.live, &mut self.config].into_iter().flatten() {
             if definition::image(domain, target).as_ref() == Some(top) {
-                redirect(domain, target, base, &format);
+                redirect(domain, target, source);
             }
         }
         for moment in &mut self.kept {
             if image_of(moment, target).as_ref() == Some(top)
                 && let Some(domain) = &mut moment.domain
             {
-                redirect(domain, target, base, &format);
+                redirect(domain, target, source);
                 if let Some(inactive) = &mut moment.inactive_domain
                     && definition::image(inactive, target).as_ref() == Some(top)
                 {
-                    redirect(inactive, target, base, &format);
+                    redirect(inactive, target, source);
                 }
                 let name = moment.name.clone();
                 self.change.write.retain(|def| def.name != name);

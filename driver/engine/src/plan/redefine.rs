@@ -4,7 +4,6 @@ use uuid::Uuid;
 use virtsnap_xml::snapshot::{Definition, State};
 
 use super::MomentChange;
-use super::create::check_name;
 use crate::error::{Condition, Error, Result};
 use crate::moment::MomentList;
 
@@ -18,7 +17,6 @@ pub fn redefine(
     domain: Uuid,
     moments: &MomentList,
 ) -> Result<(Definition, MomentChange)> {
-    check_name(&asked.name)?;
     check_parent(&asked, moments)?;
     check_domain(&asked, domain_name, domain)?;
     let mut moment = asked;

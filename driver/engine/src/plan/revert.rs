@@ -15,7 +15,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State as Recorded};
 
 use super::align::sibling;
-use super::definition::{self, redirect};
+use super::definition::{self, Source, redirect};
 use super::layers::{Layers, image_of, roots};
 use super::{Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step};
 use crate::domain::{ShutOffReason, Start, StartFrom, State};
@@ -237,7 +237,7 @@ fn in_process(domain: &Element, routes: &[(String, Route)], facts: &DomainFacts)
         }
         Route::Branch { .. } | Route::Overlay { .. } => false,
     });
-    running && in_place && to_inactive(live) == *domain
+    running && in_place && to_inactive(live.clone()) == *domain
 }
 
 fn in_process_plan(
@@ -375,10 +375,9 @@ fn redirected(definition: &Element, routes: &[(String, Route)], facts: &DomainFa
     for (target, route) in routes {
         match route {
             Route::Stay => stay(&mut domain, target, facts),
-            Route::InPlace { image, .. } => redirect(&mut domain, target, image, &Format::Qcow2),
-            Route::Branch { copy, .. } => redirect(&mut domain, target, copy, &Format::Qcow2),
-            Route::Overlay { overlay, .. } => {
-                redirect(&mut domain, target, overlay, &Format::Qcow2);
+            Route::InPlace { image, .. } => put_existing(&mut domain, target, image, facts),
+            Route::Branch { copy: file, .. } | Route::Overlay { overlay: file, .. } => {
+                redirect(&mut domain, target, Source::file(file, &Format::Qcow2));
             }
         }
     }
@@ -387,11 +386,17 @@ fn redirected(definition: &Element, routes: &[(String, Route)], facts: &DomainFa
 
 /// The disk keeps the image it has now, though the rest goes back.
 fn stay(domain: &mut Element, target: &str, facts: &DomainFacts) {
-    let now = facts.live.as_ref().or(facts.config.as_ref());
-    let Some(now) = now else { return };
-    let Some(image) = definition::image(now, target) else { return };
-    if definition::image(domain, target).as_ref() != Some(&image) {
-        redirect(domain, target, &image, &definition::format(now, target));
+    let now = facts.disks.iter().find(|disk| disk.target == target).and_then(|disk| disk.image());
+    if let Some(image) = now
+        && definition::image(domain, target).as_ref() != Some(image)
+    {
+        put_existing(domain, target, image, facts);
+    }
+}
+
+fn put_existing(domain: &mut Element, target: &str, image: &Path, facts: &DomainFacts) {
+    if let Some(image_facts) = facts.images.get(image) {
+        redirect(domain, target, Source::existing(image, image_facts));
     }
 }
 
@@ -403,15 +408,9 @@ fn made_current(
     let revert_disks = routes
         .iter()
         .filter_map(|(target, route)| match route {
-            Route::Overlay { overlay, .. } => Some(Disk {
-                name: target.clone(),
-                snapshot: Location::External,
-                source_type: Some("file".into()),
-                source: Some(Element::new("source").with_attr("file", overlay.to_string_lossy())),
-                format: Some("qcow2".into()),
-                driver: None,
-                tag: None,
-            }),
+            Route::Overlay { overlay, .. } => {
+                Some(Disk::overlay(target.clone(), overlay.to_string_lossy(), "qcow2"))
+            }
             Route::Stay | Route::InPlace { .. } | Route::Branch { .. } => None,
         })
         .collect();
