@@ -1,1 +1,103 @@
-//! See the crate's map.
+//! The one door to `qemu-img`, and what image files tell of themselves.
+//!
+//! - [`info`]: facts of one image, and its backing chain;
+//! - [`edit`]: internal snapshots, commit, rebase, check;
+//! - [`claim`]: new files that can be told from everybody else's: create, copy, keep, remove;
+//! - [`header`]: our own small reader of a qcow2 header, for files nobody vouches for;
+//! - [`copy`]: one layer byte for byte, by reflink where the file system can;
+//! - [`tool`]: the child process, its deadline and its words.
+//!
+//! Formats are always given, never probed: the content of a raw image belongs to the guest, and
+//! must not become a backing file. Paths are absolute, so that QEMU cannot take one for a protocol
+//! (it looks for a colon before the first slash), and reach QEMU as `file.filename=` options with
+//! commas doubled wherever the command takes options.
+
+pub mod claim;
+pub mod copy;
+pub mod edit;
+pub mod header;
+pub mod info;
+pub mod tool;
+
+pub use tool::QemuImg;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use virtsnap_engine::facts::Format;
+
+/// A storage error about one file.
+pub(crate) fn failure(condition: Condition, message: impl Into<String>) -> Error {
+    Error::new(condition, message).from_origin(Origin::Storage)
+}
+
+/// A system call on a file failed.
+pub(crate) fn system(what: &str, path: &Path, err: io::Error) -> Error {
+    let errno = err.raw_os_error().unwrap_or(libc::EIO);
+    failure(Condition::System(errno), format!("cannot {what} '{}'", path.display())).caused_by(err)
+}
+
+/// Runs file-system work where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|err| {
+        Err(failure(Condition::Internal, "a file operation was torn down").caused_by(err))
+    })
+}
+
+/// The path as QEMU can be given it: absolute, UTF-8, and not one that QEMU reads as something
+/// else.
+pub(crate) fn plain_path(path: &Path) -> Result<&str> {
+    let refuse = |why: &str| {
+        Err(failure(Condition::InvalidArgument, format!("image '{}': {why}", path.display())))
+    };
+    let Some(text) = path.to_str() else {
+        return refuse("the path is not valid UTF-8");
+    };
+    if !path.is_absolute() {
+        return refuse("the path is not absolute");
+    }
+    if text.contains('\0') {
+        return refuse("the path holds a zero byte");
+    }
+    if text.starts_with("/dev/fdset/") {
+        return refuse("QEMU takes such a path for a passed descriptor");
+    }
+    Ok(text)
+}
+
+/// The name of a format as a QEMU driver.
+pub(crate) fn driver(format: &Format) -> Result<&str> {
+    let name = format.as_str();
+    let plain = !name.is_empty()
+        && name.len() <= 32
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if plain {
+        Ok(name)
+    } else {
+        Err(failure(Condition::InvalidArgument, format!("'{name}' is not an image format")))
+    }
+}
+
+/// QEMU's driver for the storage under a format: a file or a block device.
+pub(crate) fn storage_driver(path: &Path) -> &'static str {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_block_device() => "host_device",
+        _ => "file",
+    }
+}
+
+/// The image for a command with `--image-opts`.
+fn image_options(path: &Path, format: &Format) -> Result<OsString> {
+    let name = plain_path(path)?.replace(',', ",,");
+    let format = driver(format)?;
+    let storage = storage_driver(path);
+    Ok(format!("driver={format},file.driver={storage},file.filename={name}").into())
+}
+
+#[cfg(test)]
+mod tests;

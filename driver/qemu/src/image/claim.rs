@@ -1,0 +1,339 @@
+//! New image files that can be told from everybody else's.
+//!
+//! A plan may remove a file only if this very plan made it. The name alone does not say: a client,
+//! another domain or an earlier run may have put a file there, before the act or after it. So a
+//! new file is made under a name of its own in the same directory, the *claim*
+//! (`.NAME.virtsnap-UUID`, the UUID being the domain's, which has one modifying job at a time),
+//! completed, made durable, and only then hard-linked to its final name; the link fails if anybody
+//! has that name. The claim stays until the plan keeps the file. Hence at every point of time:
+//!
+//! - no claim: nothing of this plan is there, undo touches nothing;
+//! - a claim, and the final name is another file or none: only the claim is ours;
+//! - a claim, and both are one inode: the final name was given by us, since a link to the claim is
+//!   made by nobody else. Undo removes the final name first, the claim last, so that it can be
+//!   broken off and repeated anywhere.
+//!
+//! An old claim that a new act finds is dropped before anything else, so that a file that was kept
+//! but whose claim was not dropped is never taken for the new act's.
+//!
+//! File systems without hard links: the claim is renamed to its final name without replacing
+//! (`renameat2`), and before that a second marker (`…-at`) durably holds its device and inode.
+//! Undo then compares the final name's with it. Where a file system numbers inodes anew at each
+//! mount, the comparison fails and the file stays: the safe side.
+//!
+//! A third marker (`…-committed`) says of an active layer that its base holds all of it, see
+//! [`mark_committed`].
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use uuid::Uuid;
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::Format;
+
+use super::tool::{Patience, QemuImg};
+use super::{blocking, copy, driver, failure, plain_path, system};
+
+/// A new image on a backing file, which is not opened.
+pub async fn create_overlay(
+    tool: &QemuImg,
+    domain: Uuid,
+    overlay: &Path,
+    format: &Format,
+    backing: &Path,
+    backing_format: &Format,
+    virtual_size: u64,
+) -> Result<()> {
+    if !matches!(format, Format::Qcow2 | Format::Qed) {
+        let what = format!("'{}' cannot be the format of an overlay", format.as_str());
+        return Err(failure(Condition::ConfigUnsupported, what));
+    }
+    let backing_name = plain_path(backing)?.to_owned();
+    let claim = Claim::new(domain, overlay)?;
+    let (begun, like) = (claim.clone(), backing.to_owned());
+    blocking(move || begun.begin(&like)).await?;
+    let arguments: Vec<OsString> = vec![
+        "-q".into(),
+        "-u".into(),
+        "-f".into(),
+        driver(format)?.into(),
+        "-b".into(),
+        backing_name.into(),
+        "-F".into(),
+        driver(backing_format)?.into(),
+        plain_path(&claim.file)?.into(),
+        virtual_size.to_string().into(),
+    ];
+    let made = tool.run("create", arguments, Patience::Short, overlay).await;
+    blocking(move || made.map(|_| ()).and_then(|()| claim.publish()).inspect_err(|_| claim.drop()))
+        .await
+}
+
+/// A copy of one layer, byte for byte.
+pub async fn copy_image(domain: Uuid, from: &Path, to: &Path) -> Result<()> {
+    plain_path(from)?;
+    let claim = Claim::new(domain, to)?;
+    let from = from.to_owned();
+    blocking(move || {
+        let file = claim.begin(&from)?;
+        copy::contents(&from, &file)
+            .map_err(|err| system(&format!("copy '{}' to", from.display()), &claim.last, err))
+            .and_then(|()| claim.publish())
+            .inspect_err(|_| claim.drop())
+    })
+    .await
+}
+
+/// Undo of either: removes the file if it is the one that was made.
+pub async fn undo(domain: Uuid, path: &Path) -> Result<()> {
+    let claim = Claim::new(domain, path)?;
+    blocking(move || claim.undo()).await
+}
+
+/// The file is in use now: nothing of this plan may remove it any more.
+pub async fn keep(domain: Uuid, path: &Path) -> Result<()> {
+    let claim = Claim::new(domain, path)?;
+    blocking(move || claim.forget()).await
+}
+
+/// Removes an image file; absent is done. Devices, links and directories are refused.
+pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
+    let claim = Claim::new(domain, path)?;
+    blocking(move || {
+        let gone = match fs::symlink_metadata(&claim.last) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(system("look at", &claim.last, err)),
+            Ok(meta) if meta.is_file() => unlink(&claim.last),
+            Ok(_) => Err(failure(
+                Condition::OperationInvalid,
+                format!("'{}' is not a regular file and is not removed", claim.last.display()),
+            )),
+        };
+        gone.and_then(|()| claim.forget())
+    })
+    .await
+}
+
+/// Says durably that `base` holds all that the active layer `top` holds.
+///
+/// To be said while the guest's writes to the disk are held back, between the end of an active
+/// commit and its pivot. From then on the commit must not be made again from the files: the guest
+/// may have written to the base since, and `top` would overwrite that with old data.
+pub async fn mark_committed(domain: Uuid, top: &Path, base: &Path) -> Result<()> {
+    let claim = Claim::new(domain, top)?;
+    let base = plain_path(base)?.to_owned();
+    blocking(move || write_marker(&claim.committed, base.as_bytes(), &claim.directory)).await
+}
+
+pub async fn is_committed(domain: Uuid, top: &Path, base: &Path) -> Result<bool> {
+    let claim = Claim::new(domain, top)?;
+    let base = plain_path(base)?.to_owned();
+    blocking(move || match fs::read(&claim.committed) {
+        Ok(said) => Ok(said == base.as_bytes()),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(err) => Err(system("read", &claim.committed, err)),
+    })
+    .await
+}
+
+/// No commit of `top` is under way.
+pub async fn unmark_committed(domain: Uuid, top: &Path) -> Result<()> {
+    let claim = Claim::new(domain, top)?;
+    blocking(move || {
+        unlink(&claim.committed)?;
+        sync_directory(&claim.directory)
+    })
+    .await
+}
+
+/// A marker or a file under way, which are no images to anybody else.
+pub(crate) fn is_marker(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b".") && name.windows(10).any(|part| part == b".virtsnap-")
+}
+
+#[derive(Debug, Clone)]
+struct Claim {
+    /// The final name.
+    last: PathBuf,
+    directory: PathBuf,
+    file: PathBuf,
+    renamed: PathBuf,
+    committed: PathBuf,
+}
+
+impl Claim {
+    fn new(domain: Uuid, path: &Path) -> Result<Self> {
+        plain_path(path)?;
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            let what = format!("'{}' does not name a file", path.display());
+            return Err(failure(Condition::InvalidArgument, what));
+        };
+        let beside = |end: &str| {
+            let whole = format!(".{}.virtsnap-{domain}{end}", name.to_string_lossy());
+            // 255 bytes is the most a file name has; a name cut short is told apart by its hash.
+            let fits = if whole.len() <= 255 {
+                whole
+            } else {
+                format!(".{:016x}.virtsnap-{domain}{end}", hash(name.as_bytes()))
+            };
+            directory.join(fits)
+        };
+        Ok(Self {
+            last: path.to_owned(),
+            directory: directory.to_owned(),
+            file: beside(""),
+            renamed: beside("-at"),
+            committed: beside("-committed"),
+        })
+    }
+
+    /// An empty file under the claim's name, owner and mode as those of `like`, but never
+    /// executable and always its owner's to read and write.
+    fn begin(&self, like: &Path) -> Result<File> {
+        self.forget()?;
+        match fs::symlink_metadata(&self.last) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(system("create", &self.last, err)),
+            Ok(_) => return Err(self.taken()),
+        }
+        let meta = fs::metadata(like).map_err(|err| system("open", like, err))?;
+        let create = || -> io::Result<File> {
+            let file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;
+            // As an ordinary user this fails, and the file is ours as the other one was.
+            let _ = std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()));
+            let mode = if meta.is_file() { 0o600 | (meta.mode() & 0o066) } else { 0o600 };
+            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+            Ok(file)
+        };
+        create().inspect_err(|_| self.drop()).map_err(|err| system("create", &self.last, err))
+    }
+
+    /// Durable, then under its final name, durably.
+    fn publish(&self) -> Result<()> {
+        let fail = |err| system("create", &self.last, err);
+        File::open(&self.file).and_then(|file| file.sync_all()).map_err(fail)?;
+        sync_directory(&self.directory)?;
+        match fs::hard_link(&self.file, &self.last) {
+            Ok(()) => {}
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => return Err(self.taken()),
+            Err(err) if no_hard_links(&err) => self.rename().map_err(|err| match err.kind() {
+                io::ErrorKind::AlreadyExists => self.taken(),
+                _ => fail(err),
+            })?,
+            Err(err) => return Err(fail(err)),
+        }
+        sync_directory(&self.directory)
+    }
+
+    fn rename(&self) -> io::Result<()> {
+        let identity = identity(&fs::symlink_metadata(&self.file)?);
+        write_marker(&self.renamed, identity.as_bytes(), &self.directory)
+            .map_err(io::Error::other)?;
+        renameat_with(CWD, &self.file, CWD, &self.last, RenameFlags::NOREPLACE)?;
+        Ok(())
+    }
+
+    fn taken(&self) -> Error {
+        failure(
+            Condition::OperationFailed,
+            format!("'{}' already exists; choose another file or remove it", self.last.display()),
+        )
+    }
+
+    fn undo(&self) -> Result<()> {
+        let look = |path: &Path| match fs::symlink_metadata(path) {
+            Ok(meta) => Ok(Some(identity(&meta))),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(system("look at", path, err)),
+        };
+        let renamed = match fs::read_to_string(&self.renamed) {
+            Ok(identity) => Some(identity),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => return Err(system("read", &self.renamed, err)),
+        };
+        let ours = look(&self.file)?.or(renamed);
+        if ours.is_some() && ours == look(&self.last)? {
+            unlink(&self.last)?;
+            sync_directory(&self.directory)?;
+        }
+        self.forget()
+    }
+
+    /// Drops every sign that the final name is this plan's doing.
+    fn forget(&self) -> Result<()> {
+        let any = [&self.file, &self.renamed, &self.committed];
+        if any.iter().all(|path| matches!(fs::symlink_metadata(path), Err(err) if gone(&err))) {
+            return Ok(());
+        }
+        for path in any {
+            unlink(path)?;
+        }
+        sync_directory(&self.directory)
+    }
+
+    /// After a failure, where there is nobody left to tell about a second one; undo tries again.
+    fn drop(&self) {
+        if let Err(err) = self.undo() {
+            tracing::warn!(file = %self.last.display(), error = %err.chain(), "left a claim behind");
+        }
+    }
+}
+
+fn gone(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn no_hard_links(err: &io::Error) -> bool {
+    matches!(
+        err.raw_os_error(),
+        Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EMLINK | libc::EINVAL)
+    )
+}
+
+fn identity(meta: &fs::Metadata) -> String {
+    format!("{} {}\n", meta.dev(), meta.ino())
+}
+
+fn unlink(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(err) if gone(&err) => Ok(()),
+        Err(err) => Err(system("remove", path, err)),
+    }
+}
+
+/// A directory that is gone holds nothing to lose.
+fn sync_directory(path: &Path) -> Result<()> {
+    match File::open(path) {
+        Ok(directory) => directory.sync_all().map_err(|err| system("make durable", path, err)),
+        Err(err) if gone(&err) => Ok(()),
+        Err(err) => Err(system("open", path, err)),
+    }
+}
+
+/// Whole or not at all: what is half written was never renamed.
+fn write_marker(path: &Path, text: &[u8], directory: &Path) -> Result<()> {
+    let fail = |err| system("write", path, err);
+    let mut file = tempfile::Builder::new()
+        .prefix(".virtsnap-marker.virtsnap-")
+        .tempfile_in(directory)
+        .map_err(fail)?;
+    file.write_all(text).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
+    file.persist(path).map_err(|err| fail(err.error))?;
+    sync_directory(directory)
+}
+
+/// FNV-1a: the same in every run and release, as the names it makes are looked for after a crash.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

@@ -1,0 +1,159 @@
+//! Changes to images that no QEMU has open.
+//!
+//! Doing any of these twice is doing it once, unless said otherwise.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde::Deserialize;
+use virtsnap_engine::error::{Condition, Result};
+use virtsnap_engine::facts::{Format, InternalSnapshot};
+
+use super::tool::{Patience, QemuImg};
+use super::{driver, failure, image_options, plain_path, system};
+
+impl QemuImg {
+    /// A new internal snapshot. Refused if the tag is there: qemu-img itself would make a second one.
+    pub async fn snapshot(&self, path: &Path, format: &Format, tag: &str) -> Result<()> {
+        if self.tagged(path, format, tag).await?.is_some() {
+            return Err(failure(
+                Condition::OperationInvalid,
+                format!("image '{}' already has an internal snapshot '{tag}'", path.display()),
+            ));
+        }
+        self.edit(&["-c", tag], "snapshot", path, format, Patience::WhileBusy).await?;
+        sync(path)
+    }
+
+    /// The image's content becomes that of the snapshot.
+    pub async fn apply(&self, path: &Path, format: &Format, tag: &str) -> Result<()> {
+        let facts = self.info(path, format).await?;
+        let id = match id_of(&facts.snapshots, tag) {
+            Ok(id) => id,
+            Err(why) => {
+                let what = format!("image '{}' {why} an internal snapshot '{tag}'", path.display());
+                return Err(failure(Condition::OperationInvalid, what));
+            }
+        };
+        // `-a` looks for an id first, so that a tag "1" would find another one's id.
+        self.edit(&["-a", id], "snapshot", path, format, Patience::WhileBusy).await?;
+        sync(path)
+    }
+
+    /// Every internal snapshot of that tag goes; none is done.
+    pub async fn delete_snapshot(&self, path: &Path, format: &Format, tag: &str) -> Result<()> {
+        let mut deleted = false;
+        // `-d` goes by name only, and takes the first one of that name.
+        while self.tagged(path, format, tag).await?.is_some() {
+            self.edit(&["-d", tag], "snapshot", path, format, Patience::WhileBusy).await?;
+            deleted = true;
+        }
+        if deleted { sync(path) } else { Ok(()) }
+    }
+
+    /// The first internal snapshot of that tag.
+    pub async fn tagged(
+        &self,
+        path: &Path,
+        format: &Format,
+        tag: &str,
+    ) -> Result<Option<InternalSnapshot>> {
+        let facts = self.info(path, format).await?;
+        Ok(facts.snapshots.into_iter().find(|snapshot| snapshot.tag == tag))
+    }
+
+    /// What `top` and the layers between hold over `base` is written into `base`, which grows if it
+    /// must. `top` stays as it is.
+    pub async fn commit(&self, top: &Path, format: &Format, base: &Path) -> Result<()> {
+        let base_name = plain_path(base)?;
+        // -d: leave the top alone; -t none would fail on file systems without O_DIRECT.
+        let arguments = ["-d", "-t", "writeback", "-b", base_name];
+        self.edit(&arguments, "commit", top, format, Patience::WhileBusy).await?;
+        sync(base)
+    }
+
+    /// Copies up into `top` what its backing files hold down to (not including) `base`.
+    pub async fn stream(
+        &self,
+        top: &Path,
+        format: &Format,
+        base: Option<(&Path, &Format)>,
+    ) -> Result<()> {
+        let facts = self.info(top, format).await?;
+        if facts.backing.as_deref() == base.map(|(path, _)| path) {
+            return Ok(());
+        }
+        let mut arguments = vec!["-t", "writeback"];
+        match base {
+            None => arguments.extend(["-b", ""]),
+            Some((path, format)) => {
+                arguments.extend(["-b", plain_path(path)?, "-F", driver(format)?])
+            }
+        }
+        self.edit(&arguments, "rebase", top, format, Patience::WhileBusy).await?;
+        sync(top)
+    }
+
+    /// Rewrites the name of the backing file, and nothing else.
+    pub async fn repoint(
+        &self,
+        path: &Path,
+        format: &Format,
+        backing: &Path,
+        backing_format: &Format,
+    ) -> Result<()> {
+        let arguments = ["-u", "-b", plain_path(backing)?, "-F", driver(backing_format)?];
+        self.edit(&arguments, "rebase", path, format, Patience::Short).await?;
+        sync(path)
+    }
+
+    /// Fails on a corrupt image, as qemu-img does.
+    pub async fn check(&self, path: &Path, format: &Format) -> Result<Check> {
+        let arguments = ["--output=json"];
+        let printed = self.edit(&arguments, "check", path, format, Patience::WhileBusy).await?;
+        serde_json::from_slice(&printed).map_err(|err| {
+            let what = format!("qemu-img check of '{}' printed no result", path.display());
+            failure(Condition::Internal, what).caused_by(err)
+        })
+    }
+
+    async fn edit(
+        &self,
+        arguments: &[&str],
+        command: &'static str,
+        path: &Path,
+        format: &Format,
+        patience: Patience,
+    ) -> Result<Vec<u8>> {
+        let mut all: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        all.push("--image-opts".into());
+        all.push(image_options(path, format)?);
+        self.run(command, all, patience, path).await
+    }
+}
+
+fn id_of<'a>(snapshots: &'a [InternalSnapshot], tag: &str) -> Result<&'a str, &'static str> {
+    let mut found = snapshots.iter().filter(|snapshot| snapshot.tag == tag);
+    let Some(first) = found.next() else { return Err("does not have") };
+    let same_id = snapshots.iter().filter(|snapshot| snapshot.id == first.id).count();
+    if found.next().is_some() || same_id > 1 {
+        return Err("has more than one");
+    }
+    Ok(&first.id)
+}
+
+/// What `qemu-img check` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Check {
+    pub corruptions: u64,
+    pub leaks: u64,
+    pub check_errors: u64,
+    pub allocated_clusters: u64,
+}
+
+fn sync(path: &Path) -> Result<()> {
+    std::fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|err| system("make durable", path, err))
+}
