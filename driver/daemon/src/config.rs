@@ -1,0 +1,238 @@
+//! Where the daemon listens, where it keeps things, and how it runs guests.
+//!
+//! System mode (root): `/etc/virtsnap/virtsnapd.toml`, `/run/virtsnap`, `/var/lib/virtsnap`.
+//! Session mode (anyone else): the XDG directories. A missing configuration file is the defaults;
+//! a key that is not known is an error, so that a typing mistake is never silently ignored.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    #[error("{} is not a valid configuration", .0.display())]
+    Parse(PathBuf, #[source] toml::de::Error),
+    #[error("{0} is not set; in session mode it says where the daemon keeps its {1}")]
+    Environment(&'static str, &'static str),
+    #[error("{what} must be an absolute path, not '{}'", .path.display())]
+    Relative { what: &'static str, path: PathBuf },
+}
+
+/// Everything the daemon needs to know, with nothing left open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) mode: Mode,
+    pub(crate) listen: Listen,
+    /// Holds the sockets, unless `libvirt` listening says otherwise, and what lives as long as
+    /// a guest does.
+    pub(crate) run_dir: PathBuf,
+    /// Definitions, snapshots, journals.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) guests: Guests,
+    pub(crate) max_clients: usize,
+    /// A filter as `RUST_LOG` takes it.
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    System,
+    Session,
+}
+
+/// Which socket names are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Listen {
+    /// `virtsnap-sock` in the run directory: clients say `qemu:///system?socket=PATH`.
+    #[default]
+    Private,
+    /// Where `qemu:///system` looks first: `virtqemud-sock` in libvirt's own run directory.
+    Libvirt,
+}
+
+/// How guests are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Guests {
+    pub(crate) emulator: Option<PathBuf>,
+    /// User and group of the hypervisor's processes; none: the daemon's own.
+    pub(crate) user: Option<String>,
+    pub(crate) group: Option<String>,
+    /// Give images to that user while a guest runs, and back afterwards.
+    pub(crate) dynamic_ownership: bool,
+    pub(crate) sandbox: bool,
+}
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<Listen>,
+    run_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    max_clients: Option<usize>,
+    log: Option<String>,
+    emulator: Option<PathBuf>,
+    user: Option<String>,
+    group: Option<String>,
+    dynamic_ownership: Option<bool>,
+    sandbox: Option<bool>,
+}
+
+const DEFAULT_MAX_CLIENTS: usize = 500;
+
+impl Config {
+    /// `file` as named on the command line must exist; the default one need not.
+    pub(crate) fn load(mode: Mode, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let places = Places::of(mode, environment)?;
+        let (path, required) = match file {
+            Some(path) => (path.to_owned(), true),
+            None => (places.config_file.clone(), false),
+        };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(err) if !required && err.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(err) => return Err(ConfigError::Read(path, err)),
+        };
+        let file = toml::from_str(&text).map_err(|err| ConfigError::Parse(path, err))?;
+        Self::new(mode, places, file)
+    }
+
+    fn new(mode: Mode, places: Places, file: File) -> Result<Self, ConfigError> {
+        let system = mode == Mode::System;
+        let config = Self {
+            mode,
+            listen: file.listen.unwrap_or_default(),
+            run_dir: file.run_dir.unwrap_or(places.run_dir),
+            state_dir: file.state_dir.unwrap_or(places.state_dir),
+            guests: Guests {
+                emulator: file.emulator,
+                user: file.user,
+                group: file.group,
+                dynamic_ownership: file.dynamic_ownership.unwrap_or(system),
+                sandbox: file.sandbox.unwrap_or(true),
+            },
+            max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
+            log: file.log.unwrap_or_else(|| "info".to_owned()),
+        };
+        for (what, path) in [
+            ("run_dir", Some(&config.run_dir)),
+            ("state_dir", Some(&config.state_dir)),
+            ("emulator", config.guests.emulator.as_ref()),
+        ] {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                return Err(ConfigError::Relative { what, path: path.clone() });
+            }
+        }
+        Ok(config)
+    }
+
+    /// The read-write socket, and the read-only one where there is such a thing.
+    pub(crate) fn sockets(&self) -> (PathBuf, Option<PathBuf>) {
+        let (dir, name) = match (self.listen, self.mode) {
+            (Listen::Private, _) => (self.run_dir.clone(), "virtsnap-sock"),
+            (Listen::Libvirt, Mode::System) => ("/run/libvirt".into(), "virtqemud-sock"),
+            (Listen::Libvirt, Mode::Session) => {
+                let runtime = self.run_dir.parent().unwrap_or(&self.run_dir);
+                (runtime.join("libvirt"), "virtqemud-sock")
+            }
+        };
+        let read_only = (self.mode == Mode::System).then(|| dir.join(format!("{name}-ro")));
+        (dir.join(name), read_only)
+    }
+}
+
+/// The default places of a mode.
+struct Places {
+    config_file: PathBuf,
+    run_dir: PathBuf,
+    state_dir: PathBuf,
+}
+
+impl Places {
+    fn of(mode: Mode, env: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, ConfigError> {
+        if mode == Mode::System {
+            return Ok(Self {
+                config_file: "/etc/virtsnap/virtsnapd.toml".into(),
+                run_dir: "/run/virtsnap".into(),
+                state_dir: "/var/lib/virtsnap".into(),
+            });
+        }
+        // An XDG variable that is empty or relative counts as not set.
+        let absolute = |name| env(name).filter(|path| path.is_absolute());
+        let under_home = |name, below: &str| match absolute(name) {
+            Some(dir) => Some(dir),
+            None => absolute("HOME").map(|home| home.join(below)),
+        };
+        let config = under_home("XDG_CONFIG_HOME", ".config")
+            .ok_or(ConfigError::Environment("HOME", "configuration"))?;
+        let state = under_home("XDG_STATE_HOME", ".local/state")
+            .ok_or(ConfigError::Environment("HOME", "definitions"))?;
+        // Without a login session there may be no run-time directory; libvirt then uses the
+        // cache directory, and so do we.
+        let runtime = absolute("XDG_RUNTIME_DIR")
+            .or_else(|| under_home("XDG_CACHE_HOME", ".cache"))
+            .ok_or(ConfigError::Environment("XDG_RUNTIME_DIR", "sockets"))?;
+        Ok(Self {
+            config_file: config.join("virtsnap/virtsnapd.toml"),
+            run_dir: runtime.join("virtsnap"),
+            state_dir: state.join("virtsnap"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(mode: Mode, text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let look = |name: &str| {
+            env.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value))
+        };
+        let places = Places::of(mode, look).map_err(|err| err.to_string())?;
+        let file = toml::from_str(text).map_err(|err| err.to_string())?;
+        Config::new(mode, places, file).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn system_mode_uses_the_system_directories() {
+        let config = config(Mode::System, "", &[]).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/virtsnap"));
+        assert_eq!(
+            config.sockets(),
+            ("/run/virtsnap/virtsnap-sock".into(), Some("/run/virtsnap/virtsnap-sock-ro".into()))
+        );
+        assert!(config.guests.dynamic_ownership);
+    }
+
+    #[test]
+    fn session_mode_follows_xdg_and_has_no_read_only_socket() {
+        let env = [("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/7"), ("XDG_STATE_HOME", "")];
+        let config = config(Mode::Session, "", &env).unwrap();
+        assert_eq!(config.state_dir, Path::new("/home/u/.local/state/virtsnap"));
+        assert_eq!(config.sockets(), ("/run/user/7/virtsnap/virtsnap-sock".into(), None));
+    }
+
+    #[test]
+    fn listens_where_libvirt_clients_look_when_told_to() {
+        let system = config(Mode::System, "listen = 'libvirt'", &[]).unwrap();
+        assert_eq!(system.sockets().0, Path::new("/run/libvirt/virtqemud-sock"));
+        let env = [("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/7")];
+        let session = config(Mode::Session, "listen = 'libvirt'", &env).unwrap();
+        assert_eq!(session.sockets().0, Path::new("/run/user/7/libvirt/virtqemud-sock"));
+    }
+
+    #[test]
+    fn a_mistyped_key_and_a_relative_path_are_refused() {
+        assert!(config(Mode::System, "statedir = '/x'", &[]).unwrap_err().contains("statedir"));
+        assert!(config(Mode::System, "state_dir = 'x'", &[]).unwrap_err().contains("absolute"));
+    }
+
+    #[test]
+    fn session_mode_without_a_home_says_what_is_missing() {
+        assert!(config(Mode::Session, "", &[]).unwrap_err().contains("HOME"));
+    }
+}
