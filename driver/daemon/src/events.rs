@@ -1,246 +1,201 @@
-//! Who is told what happened: subscriptions, and the engine's events as libvirt's messages.
+//! The engine's events as libvirt's messages.
 //!
-//! Event ids and details: `virDomainEventID` and the `VIR_DOMAIN_EVENT_*` enums. Registration is
-//! per (event, domain) and connection; callback ids are unique in the daemon. Publishing never
-//! waits: what a session cannot take is the session's to drop.
+//! Event numbers and details: `virDomainEventID` and the `VIR_DOMAIN_EVENT_*` enums. Who gets them
+//! is the sessions' to know; publishing never waits.
 
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use uuid::Uuid;
 use virtsnap_engine::domain::{
     BlockJobKind, BlockJobStatus, Defined, Event, IoErrorAction, Resumed, ShutOffReason,
     ShutdownBy, Started, Suspended,
 };
-use virtsnap_engine::error::{Condition, Error, Origin, Result};
 use virtsnap_rpc::remote::{self as wire, DomainRef, Event as Message};
-use virtsnap_rpc::xdr::Xdr;
 
-/// The ids a client may register: 0 to 27 in libvirt 11.3.
-const EVENT_IDS: i32 = 28;
-/// More than any client has; a limit for one that misbehaves.
-const MAX_PER_SESSION: usize = 1024;
+use crate::session::Sessions;
 
-/// Where a session takes its events. Must not block.
-pub(crate) trait Outlet: Send + Sync {
-    fn send(&self, procedure: u32, payload: Vec<u8>);
-}
-
-#[derive(Default)]
+/// The engine's events, told to every session that registered for them.
+#[derive(Debug)]
 pub(crate) struct Events {
-    subscriptions: Mutex<Vec<Subscription>>,
-    next_callback: AtomicI32,
+    sessions: Arc<Sessions>,
 }
 
-struct Subscription {
-    callback: i32,
-    session: u64,
-    event_id: i32,
-    domain: Option<Uuid>,
-    outlet: Arc<dyn Outlet>,
+/// libvirt's numbers for the kinds of events (virDomainEventID).
+mod id {
+    pub(super) const LIFECYCLE: i32 = 0;
+    pub(super) const REBOOT: i32 = 1;
+    pub(super) const RTC_CHANGE: i32 = 2;
+    pub(super) const WATCHDOG: i32 = 3;
+    pub(super) const IO_ERROR: i32 = 4;
+    pub(super) const IO_ERROR_REASON: i32 = 6;
+    pub(super) const BLOCK_JOB: i32 = 8;
+    pub(super) const TRAY_CHANGE: i32 = 10;
+    pub(super) const PM_WAKEUP: i32 = 11;
+    pub(super) const PM_SUSPEND: i32 = 12;
+    pub(super) const BALLOON_CHANGE: i32 = 13;
+    pub(super) const DEVICE_REMOVED: i32 = 15;
+    pub(super) const BLOCK_JOB_2: i32 = 16;
+    pub(super) const AGENT_LIFECYCLE: i32 = 18;
+    pub(super) const DEVICE_ADDED: i32 = 19;
+    pub(super) const MIGRATION_ITERATION: i32 = 20;
+    pub(super) const METADATA_CHANGE: i32 = 23;
 }
 
 impl Events {
-    pub(crate) fn subscribe(
-        &self,
-        session: u64,
-        event_id: i32,
-        domain: Option<Uuid>,
-        outlet: Arc<dyn Outlet>,
-    ) -> Result<i32> {
-        if !(0..EVENT_IDS).contains(&event_id) {
-            return Err(refused(format!("unsupported event ID {event_id}")));
-        }
-        self.add(session, event_id, domain, outlet)
-    }
-
-    /// An event of another driver's objects, which we have none of: accepted, never sent.
-    pub(crate) fn subscribe_foreign(&self, session: u64, outlet: Arc<dyn Outlet>) -> Result<i32> {
-        self.add(session, -1, None, outlet)
-    }
-
-    fn add(
-        &self,
-        session: u64,
-        event_id: i32,
-        domain: Option<Uuid>,
-        outlet: Arc<dyn Outlet>,
-    ) -> Result<i32> {
-        let mut all = self.subscriptions();
-        if all.iter().filter(|one| one.session == session).count() >= MAX_PER_SESSION {
-            return Err(refused(format!("more than {MAX_PER_SESSION} event registrations")));
-        }
-        let callback = self.next_callback.fetch_add(1, Ordering::Relaxed) & i32::MAX;
-        all.push(Subscription { callback, session, event_id, domain, outlet });
-        Ok(callback)
-    }
-
-    pub(crate) fn unsubscribe(&self, session: u64, callback: i32) -> Result<()> {
-        let mut all = self.subscriptions();
-        let before = all.len();
-        all.retain(|one| one.session != session || one.callback != callback);
-        if all.len() == before {
-            return Err(refused(format!("domain event callback {callback} not registered")));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn session_ended(&self, session: u64) {
-        self.subscriptions().retain(|one| one.session != session);
+    pub(crate) fn new(sessions: Arc<Sessions>) -> Self {
+        Self { sessions }
     }
 
     pub(crate) fn publish(&self, uuid: Uuid, name: &str, id: i32, event: &Event) {
         tracing::debug!(domain = name, id, ?event, "event");
         let dom = DomainRef { name: name.to_owned(), uuid, id };
-        self.each(uuid, |subscription| {
-            encode(event, subscription.event_id, subscription.callback, &dom)
-        });
+        self.tell_lifecycle(&dom, event);
+        self.tell_particular(&dom, event);
     }
 
     /// Told as libvirt tells it: the old name is gone, the new one is there.
     pub(crate) fn renamed(&self, uuid: Uuid, old_name: &str, new_name: &str) {
         let gone = DomainRef { name: old_name.to_owned(), uuid, id: -1 };
         let there = DomainRef { name: new_name.to_owned(), ..gone.clone() };
-        for (dom, (event, detail)) in [(gone, (1, 1)), (there, (0, 2))] {
-            self.each(uuid, |one| {
-                (one.event_id == 0).then(|| lifecycle(one.callback, &dom, event, detail)).flatten()
-            });
+        self.lifecycle(&gone, 1, 1);
+        self.lifecycle(&there, 0, 2);
+    }
+
+    fn send<M: Message>(&self, event: i32, dom: &DomainRef, message: impl Fn(i32, DomainRef) -> M) {
+        self.sessions.publish_domain(event, dom.uuid, |callback| message(callback, dom.clone()));
+    }
+
+    fn lifecycle(&self, dom: &DomainRef, event: i32, detail: i32) {
+        self.send(id::LIFECYCLE, dom, |callback_id, dom| wire::DomainEventLifecycle {
+            callback_id,
+            dom,
+            event,
+            detail,
+        });
+    }
+
+    fn tell_lifecycle(&self, dom: &DomainRef, event: &Event) {
+        if let Some((number, detail)) = lifecycle_numbers(event) {
+            self.lifecycle(dom, number, detail);
         }
     }
 
-    fn each(&self, uuid: Uuid, message: impl Fn(&Subscription) -> Option<(u32, Vec<u8>)>) {
-        for one in self.subscriptions().iter() {
-            if one.domain.is_none_or(|wanted| wanted == uuid)
-                && let Some((procedure, payload)) = message(one)
-            {
-                one.outlet.send(procedure, payload);
+    /// The events that have a number of their own, beside or instead of the life cycle's.
+    fn tell_particular(&self, dom: &DomainRef, event: &Event) {
+        match event {
+            Event::Reboot => self.send(id::REBOOT, dom, |callback_id, dom| {
+                wire::DomainEventReboot { callback_id, dom }
+            }),
+            Event::RtcChange { offset } => self.send(id::RTC_CHANGE, dom, |callback_id, dom| {
+                wire::DomainEventRtcChange { callback_id, dom, offset: *offset }
+            }),
+            Event::Watchdog { action } => self.send(id::WATCHDOG, dom, |callback_id, dom| {
+                let action = watchdog_action(action);
+                wire::DomainEventWatchdog { callback_id, dom, action }
+            }),
+            Event::IoError { source, alias, action, reason } => {
+                self.io_error(dom, source, alias, io_error_action(*action), reason);
             }
+            Event::BlockJob { target, source, kind, status } => {
+                self.block_job(
+                    dom,
+                    target,
+                    source,
+                    (block_job_kind(*kind), block_job_status(*status)),
+                );
+            }
+            Event::TrayChange { alias, opened } => {
+                self.send(id::TRAY_CHANGE, dom, |callback_id, dom| wire::DomainEventTrayChange {
+                    callback_id,
+                    dom,
+                    dev_alias: alias.clone(),
+                    reason: i32::from(!*opened),
+                });
+            }
+            Event::Started(Started::Wakeup) => self.send(id::PM_WAKEUP, dom, |callback_id, dom| {
+                wire::DomainEventPmwakeup { callback_id, reason: 0, dom }
+            }),
+            Event::PmSuspended => self.send(id::PM_SUSPEND, dom, |callback_id, dom| {
+                wire::DomainEventPmsuspend { callback_id, reason: 0, dom }
+            }),
+            Event::BalloonChange { actual } => {
+                self.send(id::BALLOON_CHANGE, dom, |callback_id, dom| {
+                    wire::DomainEventBalloonChange { callback_id, dom, actual: *actual }
+                });
+            }
+            Event::DeviceAdded { alias } => self.send(id::DEVICE_ADDED, dom, |callback_id, dom| {
+                wire::DomainEventDeviceAdded { callback_id, dom, dev_alias: alias.clone() }
+            }),
+            Event::DeviceRemoved { alias } => {
+                self.send(id::DEVICE_REMOVED, dom, |callback_id, dom| {
+                    wire::DomainEventDeviceRemoved { callback_id, dom, dev_alias: alias.clone() }
+                });
+            }
+            Event::AgentLifecycle { connected } => {
+                const BY_THE_CHANNEL: i32 = 2;
+                let state = if *connected { 1 } else { 2 };
+                self.send(id::AGENT_LIFECYCLE, dom, |callback_id, dom| {
+                    let reason = BY_THE_CHANNEL;
+                    wire::DomainEventAgentLifecycle { callback_id, dom, state, reason }
+                });
+            }
+            Event::MigrationIteration(iteration) => {
+                self.send(id::MIGRATION_ITERATION, dom, |callback_id, dom| {
+                    let iteration = *iteration;
+                    wire::DomainEventMigrationIteration { callback_id, dom, iteration }
+                });
+            }
+            Event::MetadataChange { kind, uri } => {
+                self.send(id::METADATA_CHANGE, dom, |callback_id, dom| {
+                    let nsuri = uri.clone();
+                    wire::DomainEventMetadataChange { callback_id, dom, kind: *kind, nsuri }
+                });
+            }
+            Event::Defined(_)
+            | Event::Undefined
+            | Event::Started(_)
+            | Event::Suspended(_)
+            | Event::Resumed(_)
+            | Event::Shutdown(_)
+            | Event::Stopped(_)
+            | Event::Crashed => {}
         }
     }
 
-    fn subscriptions(&self) -> MutexGuard<'_, Vec<Subscription>> {
-        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn io_error(&self, dom: &DomainRef, source: &str, alias: &str, action: i32, reason: &str) {
+        self.send(id::IO_ERROR, dom, |callback_id, dom| wire::DomainEventIoError {
+            callback_id,
+            dom,
+            src_path: source.to_owned(),
+            dev_alias: alias.to_owned(),
+            action,
+        });
+        self.send(id::IO_ERROR_REASON, dom, |callback_id, dom| wire::DomainEventIoErrorReason {
+            callback_id,
+            dom,
+            src_path: source.to_owned(),
+            dev_alias: alias.to_owned(),
+            action,
+            reason: reason.to_owned(),
+        });
     }
-}
 
-fn refused(message: String) -> Error {
-    Error::new(Condition::Internal, message).from_origin(Origin::Rpc)
-}
-
-fn message<M: Message>(message: &M) -> Option<(u32, Vec<u8>)> {
-    match message.to_bytes() {
-        Ok(payload) => Some((M::PROCEDURE, payload)),
-        Err(err) => {
-            tracing::error!(procedure = M::PROCEDURE, %err, "an event does not fit the wire");
-            None
-        }
-    }
-}
-
-fn lifecycle(callback_id: i32, dom: &DomainRef, event: i32, detail: i32) -> Option<(u32, Vec<u8>)> {
-    message(&wire::DomainEventLifecycle { callback_id, dom: dom.clone(), event, detail })
-}
-
-/// The message that a registration of `event_id` gets for this event, if any.
-fn encode(
-    event: &Event,
-    event_id: i32,
-    callback_id: i32,
-    dom: &DomainRef,
-) -> Option<(u32, Vec<u8>)> {
-    let dom = || dom.clone();
-    match (event_id, event) {
-        (0, event) => {
-            let (event, detail) = lifecycle_numbers(event)?;
-            lifecycle(callback_id, &dom(), event, detail)
-        }
-        (1, Event::Reboot) => message(&wire::DomainEventReboot { callback_id, dom: dom() }),
-        (2, Event::RtcChange { offset }) => {
-            message(&wire::DomainEventRtcChange { callback_id, dom: dom(), offset: *offset })
-        }
-        (3, Event::Watchdog { action }) => message(&wire::DomainEventWatchdog {
+    /// Once with the image's path, once with the disk's target.
+    fn block_job(&self, dom: &DomainRef, target: &str, source: &str, (kind, status): (i32, i32)) {
+        self.send(id::BLOCK_JOB, dom, |callback_id, dom| wire::DomainEventBlockJob {
             callback_id,
-            dom: dom(),
-            action: watchdog_action(action),
-        }),
-        (4, Event::IoError { source, alias, action, .. }) => message(&wire::DomainEventIoError {
+            dom,
+            path: source.to_owned(),
+            kind,
+            status,
+        });
+        self.send(id::BLOCK_JOB_2, dom, |callback_id, dom| wire::DomainEventBlockJob2 {
             callback_id,
-            dom: dom(),
-            src_path: source.clone(),
-            dev_alias: alias.clone(),
-            action: io_error_action(*action),
-        }),
-        (6, Event::IoError { source, alias, action, reason }) => {
-            message(&wire::DomainEventIoErrorReason {
-                callback_id,
-                dom: dom(),
-                src_path: source.clone(),
-                dev_alias: alias.clone(),
-                action: io_error_action(*action),
-                reason: reason.clone(),
-            })
-        }
-        (8, Event::BlockJob { source, kind, status, .. }) => message(&wire::DomainEventBlockJob {
-            callback_id,
-            dom: dom(),
-            path: source.clone(),
-            kind: block_job_kind(*kind),
-            status: block_job_status(*status),
-        }),
-        (10, Event::TrayChange { alias, opened }) => message(&wire::DomainEventTrayChange {
-            callback_id,
-            dom: dom(),
-            dev_alias: alias.clone(),
-            reason: i32::from(!*opened),
-        }),
-        (11, Event::Started(Started::Wakeup)) => {
-            message(&wire::DomainEventPmwakeup { callback_id, reason: 0, dom: dom() })
-        }
-        (12, Event::PmSuspended) => {
-            message(&wire::DomainEventPmsuspend { callback_id, reason: 0, dom: dom() })
-        }
-        (13, Event::BalloonChange { actual }) => {
-            message(&wire::DomainEventBalloonChange { callback_id, dom: dom(), actual: *actual })
-        }
-        (15, Event::DeviceRemoved { alias }) => message(&wire::DomainEventDeviceRemoved {
-            callback_id,
-            dom: dom(),
-            dev_alias: alias.clone(),
-        }),
-        (16, Event::BlockJob { target, kind, status, .. }) => {
-            message(&wire::DomainEventBlockJob2 {
-                callback_id,
-                dom: dom(),
-                dst: target.clone(),
-                kind: block_job_kind(*kind),
-                status: block_job_status(*status),
-            })
-        }
-        (18, Event::AgentLifecycle { connected }) => message(&wire::DomainEventAgentLifecycle {
-            callback_id,
-            dom: dom(),
-            state: if *connected { 1 } else { 2 },
-            reason: 2,
-        }),
-        (19, Event::DeviceAdded { alias }) => message(&wire::DomainEventDeviceAdded {
-            callback_id,
-            dom: dom(),
-            dev_alias: alias.clone(),
-        }),
-        (20, Event::MigrationIteration(iteration)) => {
-            message(&wire::DomainEventMigrationIteration {
-                callback_id,
-                dom: dom(),
-                iteration: *iteration,
-            })
-        }
-        (23, Event::MetadataChange { kind, uri }) => message(&wire::DomainEventMetadataChange {
-            callback_id,
-            dom: dom(),
-            kind: *kind,
-            nsuri: uri.clone(),
-        }),
-        _ => None,
+            dom,
+            dst: target.to_owned(),
+            kind,
+            status,
+        });
     }
 }
 
@@ -363,74 +318,14 @@ fn block_job_status(status: BlockJobStatus) -> i32 {
 mod tests {
     use super::*;
 
-    #[derive(Default)]
-    struct Inbox(Mutex<Vec<(u32, Vec<u8>)>>);
-
-    impl Outlet for Inbox {
-        fn send(&self, procedure: u32, payload: Vec<u8>) {
-            self.0.lock().unwrap().push((procedure, payload));
-        }
-    }
-
-    impl Inbox {
-        fn lifecycles(&self) -> Vec<(i32, i32, i32, String)> {
-            let mut taken = Vec::new();
-            for (procedure, payload) in self.0.lock().unwrap().drain(..) {
-                assert_eq!(procedure, wire::DomainEventLifecycle::PROCEDURE);
-                let event = wire::DomainEventLifecycle::from_bytes(&payload).unwrap();
-                taken.push((event.callback_id, event.event, event.detail, event.dom.name));
-            }
-            taken
-        }
-    }
-
     #[test]
-    fn a_registration_gets_its_events_and_no_others() {
-        let events = Events::default();
-        let (vm, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let inbox = Arc::new(Inbox::default());
-        let all = events.subscribe(1, 0, None, inbox.clone()).unwrap();
-        let one = events.subscribe(1, 0, Some(vm), inbox.clone()).unwrap();
-        events.publish(other, "other", 3, &Event::Started(Started::Booted));
-        assert_eq!(inbox.lifecycles(), [(all, 2, 0, "other".to_owned())]);
-        events.publish(vm, "vm", -1, &Event::Stopped(ShutOffReason::FromSnapshot));
-        let expected = [(all, 5, 6, "vm".to_owned()), (one, 5, 6, "vm".to_owned())];
-        assert_eq!(inbox.lifecycles(), expected);
-        events.publish(vm, "vm", 1, &Event::Reboot);
-        assert!(inbox.lifecycles().is_empty());
-    }
-
-    #[test]
-    fn a_rename_is_told_with_both_names() {
-        let events = Events::default();
-        let inbox = Arc::new(Inbox::default());
-        let callback = events.subscribe(1, 0, None, inbox.clone()).unwrap();
-        events.renamed(Uuid::from_u128(1), "old", "new");
-        let expected = [(callback, 1, 1, "old".to_owned()), (callback, 0, 2, "new".to_owned())];
-        assert_eq!(inbox.lifecycles(), expected);
-    }
-
-    #[test]
-    fn all_ids_of_virsh_event_all_are_accepted_and_unknown_ones_are_not() {
-        let events = Events::default();
-        let inbox = Arc::new(Inbox::default());
-        for id in 0..28 {
-            events.subscribe(1, id, None, inbox.clone()).unwrap();
-        }
-        let err = events.subscribe(1, 28, None, inbox.clone()).unwrap_err();
-        assert_eq!(err.message, "unsupported event ID 28");
-        assert!(events.subscribe(1, -1, None, inbox).is_err());
-    }
-
-    #[test]
-    fn only_the_session_that_registered_may_deregister() {
-        let events = Events::default();
-        let callback = events.subscribe(1, 0, None, Arc::new(Inbox::default())).unwrap();
-        assert!(events.unsubscribe(2, callback).is_err());
-        events.unsubscribe(1, callback).unwrap();
-        assert!(events.unsubscribe(1, callback).is_err());
-        events.subscribe(1, 0, None, Arc::new(Inbox::default())).unwrap();
-        events.session_ended(1);
-        assert!(events.subscriptions().is_empty());
+    fn details_are_libvirts() {
+        let numbers = |event| lifecycle_numbers(&event);
+        assert_eq!(numbers(Event::Defined(Defined::FromSnapshot)), Some((0, 3)));
+        assert_eq!(numbers(Event::Started(Started::FromSnapshot)), Some((2, 3)));
+        assert_eq!(numbers(Event::Resumed(Resumed::Unpaused)), Some((4, 0)));
+        assert_eq!(numbers(Event::Stopped(ShutOffReason::FromSnapshot)), Some((5, 6)));
+        assert_eq!(numbers(Event::Shutdown(ShutdownBy::Host)), Some((6, 2)));
+        assert_eq!(numbers(Event::Reboot), None);
     }
 }

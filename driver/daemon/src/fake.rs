@@ -12,20 +12,23 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, PathKind};
-use virtsnap_engine::plan::{Conclude, Finish, MomentChange, Pivot, Step};
-use virtsnap_engine::ports::{EventSink, Hypervisor, PivotError, Records, Subject};
+use virtsnap_engine::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
+use virtsnap_engine::ports::{
+    EventSink, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
+};
 use virtsnap_xml::element::Element;
 
 use crate::domains::definition;
-use crate::domains::library::{Library, Stored};
+use crate::domains::library::{Library, Parts, Stored, new_book};
 use crate::domains::{Domains, Table};
 use crate::events::Events;
+use crate::session::Sessions;
 
 #[derive(Default)]
 pub(crate) struct FakeHypervisor {
     active: Mutex<BTreeMap<Uuid, Active>>,
     next_id: AtomicI32,
-    sink: OnceLock<Arc<Table>>,
+    sink: OnceLock<Arc<Table<FakeLibrary>>>,
 }
 
 impl FakeHypervisor {
@@ -161,54 +164,73 @@ impl Hypervisor for FakeHypervisor {
     }
 }
 
-/// Definitions in memory.
+/// Definitions in memory. No journals: the fake hypervisor has no snapshots.
 #[derive(Default)]
-pub(crate) struct FakeLibrary(Mutex<BTreeMap<Uuid, Stored>>);
+pub(crate) struct FakeLibrary(Mutex<BTreeMap<Uuid, Kept>>);
+
+#[derive(Clone, Default)]
+struct Kept {
+    name: String,
+    config: Option<Element>,
+    autostart: bool,
+}
 
 impl FakeLibrary {
-    fn change(&self, uuid: Uuid, change: impl FnOnce(&mut Stored)) {
-        let mut all = self.0.lock().unwrap();
-        change(all.entry(uuid).or_insert(Stored {
-            uuid,
-            name: None,
-            config: None,
-            autostart: false,
-        }));
+    fn change(&self, uuid: Uuid, change: impl FnOnce(&mut Kept)) -> Result<()> {
+        change(self.0.lock().unwrap().entry(uuid).or_default());
+        Ok(())
     }
 }
 
 impl Records for FakeLibrary {
     fn set_config(&self, domain: Uuid, config: &Element) -> Result<()> {
-        self.change(domain, |stored| stored.config = Some(config.clone()));
-        Ok(())
+        self.change(domain, |kept| kept.config = Some(config.clone()))
     }
 
     fn record(&self, _: Uuid, _: &MomentChange) -> Result<()> {
-        not_here()
+        Ok(())
     }
 
     fn set_owned(&self, _: Uuid, _: &BTreeSet<PathBuf>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Journals for FakeLibrary {
+    fn begin(&self, _: Uuid, _: &Plan) -> Result<Box<dyn Journal>> {
+        not_here()
+    }
+
+    fn unfinished(&self) -> Result<Vec<Unfinished>> {
+        Ok(Vec::new())
+    }
+
+    fn resume(&self, _: Uuid) -> Result<Box<dyn Journal>> {
         not_here()
     }
 }
 
 impl Library for FakeLibrary {
     fn load(&self) -> Result<Vec<Stored>> {
-        Ok(self.0.lock().unwrap().values().cloned().collect())
+        let all = self.0.lock().unwrap();
+        let stored = all.iter().map(|(uuid, kept)| {
+            let mut book = new_book(*uuid, kept.name.clone()).into_inner().unwrap();
+            book.config = kept.config.clone();
+            Stored { book, autostart: kept.autostart }
+        });
+        Ok(stored.collect())
+    }
+
+    fn set_name(&self, domain: Uuid, name: &str) -> Result<()> {
+        self.change(domain, |kept| kept.name = name.to_owned())
     }
 
     fn set_autostart(&self, domain: Uuid, autostart: bool) -> Result<()> {
-        self.change(domain, |stored| stored.autostart = autostart);
-        Ok(())
+        self.change(domain, |kept| kept.autostart = autostart)
     }
 
     fn remove_config(&self, domain: Uuid) -> Result<()> {
-        self.change(domain, |stored| stored.config = None);
-        Ok(())
-    }
-
-    fn snapshot_count(&self, _: Uuid) -> usize {
-        0
+        self.change(domain, |kept| kept.config = None)
     }
 
     fn forget(&self, domain: Uuid) -> Result<()> {
@@ -217,10 +239,17 @@ impl Library for FakeLibrary {
     }
 }
 
+pub(crate) struct Fakes;
+
+impl Parts for Fakes {
+    type Hypervisor = FakeHypervisor;
+    type Library = FakeLibrary;
+}
+
 /// A daemon's domains over the fakes; the library outlives it, as files do.
-pub(crate) fn domains(library: &Arc<FakeLibrary>) -> Domains<FakeHypervisor> {
-    let table = Table::load(library.clone(), Arc::new(Events::default())).unwrap();
-    let table = Arc::new(table);
+pub(crate) fn domains(library: &Arc<FakeLibrary>) -> Domains<Fakes> {
+    let events = Events::new(Arc::new(Sessions::default()));
+    let table = Arc::new(Table::load(library.clone(), events).unwrap());
     let hypervisor = FakeHypervisor::default();
     hypervisor.sink.set(table.clone()).ok().unwrap();
     Domains::new(Arc::new(hypervisor), table)

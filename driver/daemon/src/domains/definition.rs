@@ -4,6 +4,7 @@
 
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use virtsnap_xml::domain::{self, MetadataError, Vcpus};
 use virtsnap_xml::element::Element;
 
 /// Longer than any name a file system takes as part of a file name.
@@ -34,18 +35,17 @@ pub(crate) fn parse(text: &str) -> Result<Element> {
 }
 
 /// The name and uuid; a uuid is made up where there is none, and written in.
-pub(crate) fn identify(domain: &mut Element) -> Result<(Uuid, String)> {
-    let name = domain.child_text("name").unwrap_or_default();
+pub(crate) fn identify(definition: &mut Element) -> Result<(Uuid, String)> {
+    let name = definition.child_text("name").unwrap_or_default();
     check_name(&name)?;
-    let uuid = match domain.child_text("uuid") {
+    let uuid = match definition.child_text("uuid") {
         Some(text) => Uuid::parse_str(text.trim())
             .ok()
             .filter(|uuid| !uuid.is_nil())
             .ok_or_else(|| xml_error(format!("malformed uuid element '{}'", text.trim())))?,
         None => {
             let uuid = Uuid::new_v4();
-            let element = Element::new("uuid").with_text(uuid.to_string());
-            insert_after(domain, element, &["name"]);
+            domain::set_uuid(definition, uuid);
             uuid
         }
     };
@@ -71,67 +71,33 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 }
 
 /// `id` is that of a running domain, where its live definition is shown.
-pub(crate) fn view(domain: &Element, id: Option<i32>, view: View) -> Element {
-    let mut shown = domain.clone();
-    shown.remove_attr("id");
+pub(crate) fn view(definition: &Element, id: Option<i32>, view: View) -> Element {
+    let mut shown = definition.clone();
     if view.inactive {
-        forget_runtime(&mut shown);
-    } else if let Some(id) = id {
-        // Where libvirt prints it: after the type.
-        let attributes: Vec<(String, String)> =
-            shown.attributes().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        for (key, _) in &attributes {
-            shown.remove_attr(key);
-        }
-        for (key, value) in attributes {
-            let after_type = key == "type";
-            shown.set_attr(&key, value);
-            if after_type {
-                shown.set_attr("id", id.to_string());
-            }
-        }
-        if shown.attr("id").is_none() {
-            shown.set_attr("id", id.to_string());
+        shown = domain::to_inactive(shown);
+    } else {
+        shown.remove_attr("id");
+        if let Some(id) = id {
+            set_id(&mut shown, id);
         }
     }
-    if !view.secure {
-        hide_secrets(&mut shown);
-    }
-    shown
+    if view.secure { shown } else { domain::without_secrets(shown) }
 }
 
-fn hide_secrets(domain: &mut Element) {
-    let Some(devices) = domain.child_mut("devices") else { return };
-    for graphics in devices.children_mut("graphics") {
-        graphics.remove_attr("passwd");
-        graphics.remove_attr("passwdValidTo");
+/// Where libvirt prints it: right after the type.
+fn set_id(shown: &mut Element, id: i32) {
+    let after: Vec<(String, String)> = shown
+        .attributes()
+        .skip_while(|(key, _)| *key != "type")
+        .skip(1)
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    for (key, _) in &after {
+        shown.remove_attr(key);
     }
-}
-
-/// Drops what only a running domain has, for a transient one whose live definition is all there is.
-fn forget_runtime(domain: &mut Element) {
-    let Some(devices) = domain.child_mut("devices") else { return };
-    for device in devices.elements_mut() {
-        let user_alias =
-            device.at(&["alias"]).and_then(|alias| alias.attr("name")).unwrap_or_default();
-        if !user_alias.starts_with("ua-") {
-            device.remove_children("alias");
-        }
-        if device.name() == "graphics" && device.attr("autoport") == Some("yes") {
-            device.set_attr("port", "-1");
-        }
-        if matches!(device.name(), "serial" | "console" | "parallel" | "channel")
-            && device.attr("type") == Some("pty")
-        {
-            device.remove_children("source");
-            device.remove_attr("tty");
-        }
-        if device.name() == "disk" {
-            device.remove_children("backingStore");
-            if let Some(source) = device.child_mut("source") {
-                source.remove_attr("index");
-            }
-        }
+    shown.set_attr("id", id.to_string());
+    for (key, value) in after {
+        shown.set_attr(&key, value);
     }
 }
 
@@ -144,14 +110,12 @@ pub(crate) enum Metadata<'a> {
     Element(&'a str),
 }
 
-pub(crate) fn metadata(domain: &Element, wanted: Metadata<'_>) -> Result<String> {
+pub(crate) fn metadata(definition: &Element, wanted: Metadata<'_>) -> Result<String> {
     let found = match wanted {
-        Metadata::Description => domain.child_text("description"),
-        Metadata::Title => domain.child_text("title"),
-        Metadata::Element(uri) => domain
-            .child("metadata")
-            .and_then(|all| all.elements().find(|entry| namespace(entry) == Some(uri)))
-            .map(|entry| without_namespace(entry, uri).to_string().trim_end().to_owned()),
+        Metadata::Description => domain::description(definition),
+        Metadata::Title => domain::title(definition),
+        Metadata::Element(uri) => domain::metadata(definition, uri)
+            .map(|element| element.to_string().trim_end().to_owned()),
     };
     found.ok_or_else(|| {
         let message = match wanted {
@@ -165,97 +129,24 @@ pub(crate) fn metadata(domain: &Element, wanted: Metadata<'_>) -> Result<String>
 
 /// `text` none takes it away. `key` is the prefix an element gets.
 pub(crate) fn set_metadata(
-    domain: &mut Element,
+    definition: &mut Element,
     which: Metadata<'_>,
     text: Option<&str>,
     key: &str,
 ) -> Result<()> {
-    let simple = |domain: &mut Element, name: &str, after: &[&str]| {
-        domain.remove_children(name);
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            insert_after(domain, Element::new(name).with_text(text), after);
-        }
-    };
     match which {
-        Metadata::Title => simple(domain, "title", &["name", "uuid", "genid", "hwuuid"]),
-        Metadata::Description => {
-            simple(domain, "description", &["name", "uuid", "genid", "hwuuid", "title"]);
-        }
-        Metadata::Element(uri) => set_element(domain, uri, text, key)?,
-    }
-    Ok(())
-}
-
-fn set_element(domain: &mut Element, uri: &str, text: Option<&str>, key: &str) -> Result<()> {
-    let new = match text {
-        Some(text) => {
-            let element = Element::parse(text).map_err(|err| {
-                xml_error("the metadata is not well-formed".to_owned()).caused_by(err)
+        Metadata::Title => domain::set_title(definition, text.unwrap_or_default()),
+        Metadata::Description => domain::set_description(definition, text.unwrap_or_default()),
+        Metadata::Element(uri) => {
+            domain::set_metadata(definition, text, key, uri).map_err(|err| match err {
+                MetadataError::Malformed(_) => xml_error("bad metadata".to_owned()).caused_by(err),
+                MetadataError::Prefix(_) | MetadataError::Taken(_) => {
+                    Error::new(Condition::Internal, "bad metadata").caused_by(err)
+                }
             })?;
-            Some(with_namespace(&element, key).with_attr(&format!("xmlns:{key}"), uri))
         }
-        None => None,
-    };
-    if domain.child("metadata").is_none() {
-        if new.is_none() {
-            return Ok(());
-        }
-        let before = ["name", "uuid", "genid", "hwuuid", "title", "description"];
-        insert_after(domain, Element::new("metadata"), &before);
-    }
-    let all = domain.child_or_insert("metadata");
-    all.nodes_mut().retain(|node| {
-        !matches!(node, virtsnap_xml::element::Node::Element(entry) if namespace(entry) == Some(uri))
-    });
-    if let Some(new) = new {
-        all.push(new);
-    }
-    if all.elements().next().is_none() {
-        domain.remove_children("metadata");
     }
     Ok(())
-}
-
-/// The namespace an element declares for itself.
-fn namespace(element: &Element) -> Option<&str> {
-    match element.name().split_once(':') {
-        Some((prefix, _)) => element.attr(&format!("xmlns:{prefix}")),
-        None => element.attr("xmlns"),
-    }
-}
-
-fn renamed(element: &Element, name: &str) -> Element {
-    let attributes = element.attributes().fold(Element::new(name), |new, (key, value)| {
-        if key == "xmlns" || key.starts_with("xmlns:") { new } else { new.with_attr(key, value) }
-    });
-    let mut new = attributes;
-    *new.nodes_mut() = element.nodes().to_vec();
-    new
-}
-
-fn local_name(element: &Element) -> &str {
-    element.name().split_once(':').map_or(element.name(), |(_, local)| local)
-}
-
-fn without_namespace(element: &Element, uri: &str) -> Element {
-    let mut plain = renamed(element, local_name(element));
-    for child in plain.elements_mut() {
-        // A child of another namespace declares it and keeps it.
-        if namespace(child).is_none_or(|other| other == uri) {
-            *child = without_namespace(child, uri);
-        }
-    }
-    plain
-}
-
-fn with_namespace(element: &Element, key: &str) -> Element {
-    let mut named = renamed(element, &format!("{key}:{}", local_name(element)));
-    for child in named.elements_mut() {
-        if namespace(child).is_none() {
-            *child = with_namespace(child, key);
-        }
-    }
-    named
 }
 
 /// Memory and vCPUs as a definition gives them; memory in KiB.
@@ -267,24 +158,22 @@ pub(crate) struct Size {
     pub(crate) vcpus: u32,
 }
 
-pub(crate) fn size(domain: &Element) -> Size {
-    let max_memory = domain.child("memory").and_then(kib).unwrap_or(0);
-    let memory = domain.child("currentMemory").and_then(kib).unwrap_or(max_memory);
-    let max_vcpus =
-        domain.child_text("vcpu").and_then(|text| text.trim().parse().ok()).unwrap_or(1);
-    let vcpus = domain
-        .child("vcpu")
-        .and_then(|vcpu| vcpu.attr("current")?.parse().ok())
-        .unwrap_or(max_vcpus);
-    Size { max_memory, memory: memory.min(max_memory), max_vcpus, vcpus }
+pub(crate) fn size(definition: &Element) -> Size {
+    let vcpus = domain::vcpus(definition).unwrap_or(Vcpus { current: 1, max: 1 });
+    Size {
+        max_memory: domain::memory_kib(definition).unwrap_or(0),
+        memory: domain::current_memory_kib(definition).unwrap_or(0),
+        max_vcpus: vcpus.max,
+        vcpus: vcpus.current,
+    }
 }
 
-pub(crate) fn set_memory(domain: &mut Element, kib: u64, maximum: bool) -> Result<()> {
-    let size = size(domain);
+pub(crate) fn set_memory(definition: &mut Element, kib: u64, maximum: bool) -> Result<()> {
+    let size = size(definition);
     if maximum {
-        set_kib(domain, "memory", kib, &["metadata", "name", "uuid"]);
+        set_kib(definition, "memory", kib);
         if size.memory > kib {
-            set_kib(domain, "currentMemory", kib, &["memory"]);
+            set_kib(definition, "currentMemory", kib);
         }
         return Ok(());
     }
@@ -294,21 +183,19 @@ pub(crate) fn set_memory(domain: &mut Element, kib: u64, maximum: bool) -> Resul
             format!("cannot set memory higher than max memory ({} KiB)", size.max_memory),
         ));
     }
-    set_kib(domain, "currentMemory", kib, &["memory"]);
+    set_kib(definition, "currentMemory", kib);
     Ok(())
 }
 
-pub(crate) fn set_vcpus(domain: &mut Element, count: u32, maximum: bool) -> Result<()> {
-    let size = size(domain);
+pub(crate) fn set_vcpus(definition: &mut Element, count: u32, maximum: bool) -> Result<()> {
+    let size = size(definition);
+    let mut vcpu = definition.child("vcpu").cloned().unwrap_or_else(|| Element::new("vcpu"));
     if maximum {
-        let vcpu = domain.child_or_insert("vcpu");
         vcpu.set_text(count.to_string());
         if size.vcpus >= count || size.vcpus == size.max_vcpus {
             vcpu.remove_attr("current");
         }
-        return Ok(());
-    }
-    if count > size.max_vcpus {
+    } else if count > size.max_vcpus {
         return Err(Error::new(
             Condition::InvalidArgument,
             format!(
@@ -317,50 +204,30 @@ pub(crate) fn set_vcpus(domain: &mut Element, count: u32, maximum: bool) -> Resu
                 size.max_vcpus
             ),
         ));
-    }
-    let vcpu = domain.child_or_insert("vcpu");
-    if count == size.max_vcpus {
+    } else if count == size.max_vcpus {
         vcpu.remove_attr("current");
     } else {
         vcpu.set_attr("current", count.to_string());
+        vcpu.set_text(size.max_vcpus.to_string());
     }
+    put(definition, vcpu);
     Ok(())
 }
 
-fn set_kib(domain: &mut Element, name: &str, kib: u64, after: &[&str]) {
-    if domain.child(name).is_none() {
-        insert_after(domain, Element::new(name), after);
-    }
-    let element = domain.child_or_insert(name);
+fn set_kib(definition: &mut Element, name: &str, kib: u64) {
+    let mut element = definition.child(name).cloned().unwrap_or_else(|| Element::new(name));
     element.set_attr("unit", "KiB");
     element.set_text(kib.to_string());
+    put(definition, element);
 }
 
-/// libvirt's units; without one the number is KiB.
-fn kib(element: &Element) -> Option<u64> {
-    let number: u64 = element.text().trim().parse().ok()?;
-    let bytes = match element.attr("unit").unwrap_or("KiB") {
-        "b" | "bytes" => return Some(number.div_ceil(1024)),
-        "KB" => 1000,
-        "k" | "KiB" => 1024,
-        "MB" => 1_000_000,
-        "M" | "MiB" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "G" | "GiB" => 1 << 30,
-        "TB" => 1_000_000_000_000,
-        "T" | "TiB" => 1 << 40,
-        _ => return None,
-    };
-    number.checked_mul(bytes).map(|bytes| bytes.div_ceil(1024))
-}
-
-/// Inserts after the last of `before` that is there, or in front of everything.
-pub(crate) fn insert_after(parent: &mut Element, child: Element, before: &[&str]) {
-    use virtsnap_xml::element::Node;
-    let at = parent.nodes().iter().rposition(
-        |node| matches!(node, Node::Element(element) if before.contains(&element.name())),
-    );
-    parent.nodes_mut().insert(at.map_or(0, |at| at + 1), Node::Element(child));
+/// Replaces the element of that name, or adds it before what libvirt prints after sizes.
+fn put(definition: &mut Element, child: Element) {
+    if definition.child(child.name()).is_some() {
+        definition.replace_child(child);
+    } else {
+        definition.insert_before(&["vcpu", "os", "features", "cpu", "clock", "devices"], child);
+    }
 }
 
 pub(crate) fn xml_error(message: String) -> Error {
@@ -395,7 +262,7 @@ mod tests {
 
     #[test]
     fn passwords_are_shown_only_when_asked_for() {
-        let vm = domain("<devices><graphics type='vnc' passwd='s' passwdValidTo='t'/></devices>");
+        let vm = domain("<devices><graphics type='vnc' passwd='s'/></devices>");
         assert!(!view(&vm, None, View::default()).to_string().contains("passwd"));
         let secure = View { secure: true, ..View::default() };
         assert_eq!(view(&vm, None, secure), vm);
@@ -440,7 +307,7 @@ mod tests {
         let mut vm = domain("");
         let uri = "http://x/";
         set_metadata(&mut vm, Metadata::Element(uri), Some("<a b='1'><c/></a>"), "p").unwrap();
-        assert!(vm.to_string().contains("<p:a b='1' xmlns:p='http://x/'>"), "{vm}");
+        assert!(vm.to_string().contains("xmlns:p=\"http://x/\""), "{vm}");
         assert!(vm.to_string().contains("<p:c/>"), "{vm}");
         let read = metadata(&vm, Metadata::Element(uri)).unwrap();
         assert_eq!(read, "<a b='1'>\n  <c/>\n</a>");

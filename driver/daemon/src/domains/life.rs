@@ -10,17 +10,20 @@ use virtsnap_engine::domain::{
     Active, Defined, Event, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::ports::{EventSink, Hypervisor};
+use virtsnap_engine::ports::{EventSink, Hypervisor, Records};
+use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
 use super::job::Operation;
+use super::library::{Library, Parts};
 use super::table::{Domain, Table};
 
 /// The domains of one hypervisor.
-pub(crate) struct Domains<H> {
-    pub(crate) hypervisor: Arc<H>,
-    pub(crate) table: Arc<Table>,
+pub(crate) struct Domains<P: Parts> {
+    pub(crate) hypervisor: Arc<P::Hypervisor>,
+    pub(crate) table: Arc<Table<P::Library>>,
+    pub(crate) snapshots: Snapshots<P::Hypervisor, P::Library, P::Library>,
     changes: tokio::sync::Mutex<()>,
 }
 
@@ -49,9 +52,11 @@ fn failed(message: impl Into<String>) -> Error {
     Error::new(Condition::OperationFailed, message)
 }
 
-impl<H: Hypervisor> Domains<H> {
-    pub(crate) fn new(hypervisor: Arc<H>, table: Arc<Table>) -> Self {
-        Self { hypervisor, table, changes: tokio::sync::Mutex::default() }
+impl<P: Parts> Domains<P> {
+    pub(crate) fn new(hypervisor: Arc<P::Hypervisor>, table: Arc<Table<P::Library>>) -> Self {
+        let library = table.library().clone();
+        let snapshots = Snapshots::new(hypervisor.clone(), library.clone(), library);
+        Self { hypervisor, table, snapshots, changes: tokio::sync::Mutex::default() }
     }
 
     // -- looking -------------------------------------------------------------------------------
@@ -89,7 +94,7 @@ impl<H: Hypervisor> Domains<H> {
     pub(crate) fn state(&self, domain: &Domain) -> State {
         match self.active(domain) {
             Some(active) => active.state,
-            None => State::ShutOff(domain.record().off),
+            None => State::ShutOff(domain.off()),
         }
     }
 
@@ -144,8 +149,9 @@ impl<H: Hypervisor> Domains<H> {
         let _changes = self.changes.lock().await;
         let domain = self.admit(uuid, &name)?;
         let how = if domain.is_persistent() { Defined::Updated } else { Defined::Added };
+        self.table.library().set_name(uuid, &name)?;
         self.table.library().set_config(uuid, &config)?;
-        domain.record().config = Some(config);
+        domain.book().config = Some(config);
         self.table.insert(domain.clone());
         self.table.emit(uuid, &name, self.id(&domain), Event::Defined(how));
         Ok(domain)
@@ -182,7 +188,7 @@ impl<H: Hypervisor> Domains<H> {
         let name = domain.name();
         if active {
             self.table.library().remove_config(domain.uuid)?;
-            domain.record().config = None;
+            domain.book().config = None;
         } else {
             self.table.library().forget(domain.uuid)?;
             self.table.remove(domain.uuid);
@@ -197,7 +203,7 @@ impl<H: Hypervisor> Domains<H> {
         config: &Element,
         options: Undefine,
     ) -> Result<()> {
-        let snapshots = self.snapshot_count(domain);
+        let snapshots = domain.book().moments.len();
         if snapshots > 0 && !options.snapshots_metadata {
             return Err(invalid(format!(
                 "cannot delete inactive domain with {snapshots} snapshots"
@@ -230,7 +236,7 @@ impl<H: Hypervisor> Domains<H> {
         change(&mut config)?;
         let config = self.hypervisor.complete(config)?;
         self.table.library().set_config(domain.uuid, &config)?;
-        domain.record().config = Some(config);
+        domain.book().config = Some(config);
         Ok(())
     }
 
@@ -252,11 +258,12 @@ impl<H: Hypervisor> Domains<H> {
             return Err(invalid(format!("domain with name '{new_name}' already exists")));
         }
         config.child_or_insert("name").set_text(new_name);
+        self.table.library().set_name(domain.uuid, new_name)?;
         self.table.library().set_config(domain.uuid, &config)?;
         {
-            let mut record = domain.record();
-            record.config = Some(config);
-            record.name = new_name.to_owned();
+            let mut book = domain.book();
+            book.config = Some(config);
+            book.name = new_name.to_owned();
         }
         self.table.events().renamed(domain.uuid, &old_name, new_name);
         Ok(())
@@ -268,7 +275,7 @@ impl<H: Hypervisor> Domains<H> {
             return Err(invalid("cannot set autostart for transient domain"));
         }
         self.table.library().set_autostart(domain.uuid, autostart)?;
-        domain.record().autostart = autostart;
+        domain.set_autostart(autostart);
         Ok(())
     }
 
@@ -319,7 +326,7 @@ impl<H: Hypervisor> Domains<H> {
     async fn bring_up(&self, domain: &Domain, with: Element, paused: bool) -> Result<Active> {
         let started = self.hypervisor.start(with, Start { paused, from: StartFrom::Boot }).await;
         if started.is_err() {
-            domain.record().off = ShutOffReason::Failed;
+            domain.set_off(ShutOffReason::Failed);
         }
         started
     }
@@ -384,7 +391,7 @@ impl<H: Hypervisor> Domains<H> {
     /// Starts what is marked for it. One that fails does not keep the others down.
     pub(crate) async fn autostart(&self) {
         for domain in self.table.all() {
-            if !domain.record().autostart || self.active(&domain).is_some() {
+            if !domain.autostart() || self.active(&domain).is_some() {
                 continue;
             }
             let name = domain.name();
@@ -407,24 +414,19 @@ impl<H: Hypervisor> Domains<H> {
         self.table.find(domain.uuid)?;
         Ok(job)
     }
-
-    /// How many snapshots are recorded of a domain.
-    pub(crate) fn snapshot_count(&self, domain: &Domain) -> usize {
-        self.table.library().snapshot_count(domain.uuid)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{self, FakeHypervisor, FakeLibrary};
+    use crate::fake::{self, FakeLibrary, Fakes};
 
     fn xml(name: &str, uuid: u128, inside: &str) -> String {
         let uuid = Uuid::from_u128(uuid);
         format!("<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>{inside}</domain>")
     }
 
-    fn domains() -> (Arc<FakeLibrary>, Domains<FakeHypervisor>) {
+    fn domains() -> (Arc<FakeLibrary>, Domains<Fakes>) {
         let library = Arc::new(FakeLibrary::default());
         let domains = fake::domains(&library);
         (library, domains)

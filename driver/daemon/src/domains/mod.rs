@@ -4,7 +4,7 @@
 //! - [`life`]: define, start, stop, … with libvirt's rules;
 //! - [`job`]: one modifying job per domain;
 //! - [`definition`]: the little the daemon itself reads and changes in a `<domain>`;
-//! - [`library`]: what it asks of durable storage.
+//! - [`library`]: what the daemon is made of, and what it asks of durable storage.
 
 pub(crate) mod definition;
 pub(crate) mod job;
@@ -14,5 +14,6 @@ pub(crate) mod table;
 
 pub(crate) use definition::View;
 pub(crate) use job::Operation;
+pub(crate) use library::Parts;
 pub(crate) use life::{Domains, Nvram, Undefine};
 pub(crate) use table::{Domain, Table};

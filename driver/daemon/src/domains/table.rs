@@ -1,103 +1,121 @@
 //! Every domain the daemon knows, active or not, by uuid.
 //!
-//! The table is what events and the engine's records change: a domain that stops and has no
-//! persistent definition leaves it, whoever stopped it. The hypervisor says what is active; the
-//! table only remembers why something is not.
+//! The table follows the hypervisor's events: a domain that stops and has no persistent definition
+//! leaves it, whoever stopped it. The hypervisor says what is active; the table only remembers why
+//! something is not.
 //!
-//! Locks: `domains` (short, never across an await or a file), then a domain's `record`.
+//! Locks: the map (short, never across an await or a file), then a domain's `book` or `life`,
+//! never both.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use uuid::Uuid;
+use virtsnap_engine::book::Book;
 use virtsnap_engine::domain::{Event, ShutOffReason};
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::plan::MomentChange;
-use virtsnap_engine::ports::{EventSink, Records};
+use virtsnap_engine::ports::EventSink;
 use virtsnap_xml::element::Element;
 
-use super::job::Jobs;
-use super::library::{Library, Stored};
+use super::job::{Jobs, Operation};
+use super::library::{Library, Stored, new_book};
 use crate::events::Events;
 
-pub(crate) struct Table {
+#[derive(Debug)]
+pub(crate) struct Table<L> {
     domains: RwLock<BTreeMap<Uuid, Arc<Domain>>>,
-    library: Arc<dyn Library>,
-    events: Arc<Events>,
+    library: Arc<L>,
+    events: Events,
 }
 
 #[derive(Debug)]
 pub(crate) struct Domain {
     pub(crate) uuid: Uuid,
     pub(crate) jobs: Jobs,
-    record: Mutex<Record>,
+    /// Name, persistent definition, snapshots, files: what the engine works on.
+    pub(crate) book: Mutex<Book>,
+    life: Mutex<Life>,
 }
 
-/// What is known of a domain beside its hypervisor's word.
-#[derive(Debug, Clone)]
-pub(crate) struct Record {
-    pub(crate) name: String,
-    /// The persistent definition; none for a transient domain.
-    pub(crate) config: Option<Element>,
-    pub(crate) autostart: bool,
+#[derive(Debug)]
+struct Life {
+    autostart: bool,
     /// Why it is off, when it is off.
-    pub(crate) off: ShutOffReason,
+    off: ShutOffReason,
 }
 
 impl Domain {
     pub(crate) fn new(uuid: Uuid, name: String) -> Self {
-        let record = Record { name, config: None, autostart: false, off: ShutOffReason::Unknown };
-        Self { uuid, jobs: Jobs::default(), record: Mutex::new(record) }
+        let life = Life { autostart: false, off: ShutOffReason::Unknown };
+        let book = new_book(uuid, name);
+        Self { uuid, jobs: Jobs::default(), book, life: Mutex::new(life) }
     }
 
-    fn stored(stored: Stored, name: String) -> Self {
-        let domain = Self::new(stored.uuid, name);
-        {
-            let mut record = domain.record();
-            record.config = stored.config;
-            record.autostart = stored.autostart;
+    fn stored(stored: Stored) -> Self {
+        let life = Life { autostart: stored.autostart, off: ShutOffReason::Unknown };
+        Self {
+            uuid: stored.book.uuid,
+            jobs: Jobs::default(),
+            book: Mutex::new(stored.book),
+            life: Mutex::new(life),
         }
-        domain
     }
 
-    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn name(&self) -> String {
-        self.record().name.clone()
+        self.book().name.clone()
     }
 
     pub(crate) fn config(&self) -> Option<Element> {
-        self.record().config.clone()
+        self.book().config.clone()
     }
 
     pub(crate) fn is_persistent(&self) -> bool {
-        self.record().config.is_some()
+        self.book().config.is_some()
+    }
+
+    pub(crate) fn autostart(&self) -> bool {
+        self.life().autostart
+    }
+
+    pub(crate) fn set_autostart(&self, autostart: bool) {
+        self.life().autostart = autostart;
+    }
+
+    pub(crate) fn off(&self) -> ShutOffReason {
+        self.life().off
+    }
+
+    pub(crate) fn set_off(&self, reason: ShutOffReason) {
+        self.life().off = reason;
+    }
+
+    /// A revert takes a domain down to bring it up again.
+    fn is_reverting(&self) -> bool {
+        self.jobs.running().is_some_and(|job| job.operation == Operation::SnapshotRevert)
     }
 }
 
-impl Table {
-    pub(crate) fn load(library: Arc<dyn Library>, events: Arc<Events>) -> Result<Self> {
-        let mut domains = BTreeMap::new();
-        for stored in library.load()? {
-            let uuid = stored.uuid;
-            let name = stored.config.as_ref().and_then(|config| config.child_text("name"));
-            let Some(name) = name.or_else(|| stored.name.clone()) else {
-                tracing::error!(%uuid, "a stored domain has no name; it is not listed");
-                continue;
-            };
-            domains.insert(uuid, Arc::new(Domain::stored(stored, name)));
-        }
+impl<L: Library> Table<L> {
+    pub(crate) fn load(library: Arc<L>, events: Events) -> Result<Self> {
+        let stored = library.load()?.into_iter();
+        let domains =
+            stored.map(|stored| (stored.book.uuid, Arc::new(Domain::stored(stored)))).collect();
         Ok(Self { domains: RwLock::new(domains), library, events })
     }
 
-    pub(crate) fn library(&self) -> &dyn Library {
-        &*self.library
+    pub(crate) fn library(&self) -> &Arc<L> {
+        &self.library
     }
 
-    pub(crate) fn events(&self) -> &Arc<Events> {
+    pub(crate) fn events(&self) -> &Events {
         &self.events
     }
 
@@ -119,7 +137,7 @@ impl Table {
     }
 
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Domain>> {
-        self.read().values().find(|domain| domain.record().name == name).cloned()
+        self.read().values().find(|domain| domain.book().name == name).cloned()
     }
 
     pub(crate) fn insert(&self, domain: Arc<Domain>) {
@@ -130,7 +148,7 @@ impl Table {
         self.write().remove(&uuid);
     }
 
-    /// The file of a domain nobody can start again is of no use to anyone.
+    /// The domain leaves, and what is stored of it with it: nobody could start it again.
     pub(crate) fn forget(&self, uuid: Uuid) {
         self.remove(uuid);
         if let Err(err) = self.library.forget(uuid) {
@@ -138,47 +156,25 @@ impl Table {
         }
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
         self.domains.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
         self.domains.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl EventSink for Table {
+impl<L: Library> EventSink for Table<L> {
     fn emit(&self, uuid: Uuid, name: &str, id: i32, event: Event) {
         if let Event::Stopped(reason) = event
             && let Some(domain) = self.get(uuid)
         {
-            let persistent = {
-                let mut record = domain.record();
-                record.off = reason;
-                record.config.is_some()
-            };
-            if !persistent && reason != ShutOffReason::FromSnapshot {
+            domain.set_off(reason);
+            if !domain.is_persistent() && !domain.is_reverting() {
                 self.forget(uuid);
             }
         }
         self.events.publish(uuid, name, id, &event);
-    }
-}
-
-/// What the engine records goes to the file first, then to memory.
-impl Records for Table {
-    fn set_config(&self, uuid: Uuid, config: &Element) -> Result<()> {
-        let domain = self.find(uuid)?;
-        self.library.set_config(uuid, config)?;
-        domain.record().config = Some(config.clone());
-        Ok(())
-    }
-
-    fn record(&self, uuid: Uuid, change: &MomentChange) -> Result<()> {
-        self.library.record(uuid, change)
-    }
-
-    fn set_owned(&self, uuid: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()> {
-        self.library.set_owned(uuid, owned)
     }
 }
