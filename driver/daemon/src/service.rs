@@ -73,6 +73,7 @@ pub(crate) enum Topic {
 }
 
 /// libvirt's error domains that the transport itself speaks for.
+pub(crate) const FROM_NONE: i32 = 0;
 pub(crate) const FROM_RPC: i32 = 7;
 pub(crate) const FROM_QEMU: i32 = 10;
 pub(crate) const FROM_DOMAIN: i32 = 20;
@@ -80,6 +81,7 @@ pub(crate) const FROM_DOMAIN_SNAPSHOT: i32 = 35;
 pub(crate) const FROM_STREAMS: i32 = 38;
 
 pub(crate) const ERR_INTERNAL: i32 = 1;
+pub(crate) const ERR_OPERATION_FAILED: i32 = 9;
 pub(crate) const ERR_OPERATION_DENIED: i32 = 29;
 pub(crate) const ERR_RPC: i32 = 39;
 pub(crate) const ERR_RESOURCE_BUSY: i32 = 87;

@@ -1,173 +1,333 @@
 //! One client, from its first byte to its last.
 //!
-//! [`run`] is the only owner of a connection's state: it reads frames, starts calls, queues their
-//! answers, and moves stream data. Calls run in tasks of their own and may finish in any order;
-//! keepalive is answered here, so it never waits behind them. What others may touch, the outgoing
-//! queue and the subscriptions, is in the [`SessionHandle`].
+//! [`Session`] is the only owner of a connection's state: it reads frames, starts calls, queues
+//! their answers, and moves stream data. Calls run in tasks of their own and may finish in any
+//! order; keepalive is answered here, so it never waits behind them. What others may touch, the
+//! outgoing queue and the subscriptions, is in the [`SessionHandle`].
+//!
+//! Frames that libvirt's own daemon leaves without an answer (replies, messages, unknown types
+//! from a client) are left so here too; a broken length or descriptor ends the connection without
+//! a word, since there is nobody who would understand one.
 //!
 //! When the client goes away its streams end and its subscriptions are dropped; calls it started
 //! run to their end, and nobody hears their answer.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use uuid::Uuid;
-use virtsnap_rpc::message::Header;
-use virtsnap_rpc::remote::Event;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use virtsnap_rpc::framing::{Frame, FrameReader};
+use virtsnap_rpc::message::{
+    Header, MESSAGE_MAX, MessageType, PROGRAM_KEEPALIVE, PROGRAM_QEMU, PROGRAM_REMOTE, Status,
+    VERSION,
+};
+use virtsnap_rpc::procedure::{KeepaliveProcedure, Procedure};
+use virtsnap_rpc::xdr::Xdr;
 
-use crate::outbox::Outbox;
-use crate::service::{ERR_INTERNAL, FROM_RPC, RpcError, Subscription, Topic};
+pub(crate) use crate::handle::{Connection, SessionHandle, Sessions};
+use crate::keepalive::Keepalive;
+use crate::read_only;
+use crate::service::{
+    Call, ERR_INTERNAL, ERR_RESOURCE_BUSY, ERR_RPC, FROM_RPC, FROM_STREAMS, Reply, RpcError,
+    Service,
+};
+use crate::stream::{STREAMS_MAX, Stalled, Streams};
 
-/// Who is on the other end of the socket, as the kernel says (SO_PEERCRED).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Peer {
-    pub(crate) pid: i32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+/// Calls of one client that run at once. More wait, and keepalive is still answered.
+const CALLS_MAX: usize = 64;
+/// Calls that wait. With more, nothing is read any more until some have run.
+const BACKLOG_MAX: usize = 256;
+/// What the calls that wait may hold together.
+const BACKLOG_BYTES: usize = MESSAGE_MAX;
+/// The longest message before CONNECT_OPEN, and on a read-only connection, which anyone on the
+/// host may make.
+const UNOPENED_LIMIT: usize = 64 * 1024;
+const READ_ONLY_LIMIT: usize = 4 * 1024 * 1024;
+/// A client that connects must open within this time.
+const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a client that leaves may take to read its last answers.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+const READ_SIZE: usize = 64 * 1024;
+
+struct Session<S> {
+    handle: Arc<SessionHandle>,
+    service: Arc<S>,
+    reader: FrameReader,
+    calls: JoinSet<(Header, Result<Reply, RpcError>)>,
+    backlog: VecDeque<Frame>,
+    backlog_bytes: usize,
+    streams: Streams,
+    stalled: Option<Stalled>,
+    keepalive: Keepalive,
+    /// CONNECT_CLOSE was answered.
+    closing: bool,
 }
 
-/// What CONNECT_OPEN asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Connection {
-    pub(crate) uri: String,
-    pub(crate) read_only: bool,
+/// Serves one client until it leaves, breaks the protocol, or `shutdown` turns true.
+pub(crate) async fn run<S: Service>(
+    socket: UnixStream,
+    handle: Arc<SessionHandle>,
+    service: Arc<S>,
+    shutdown: watch::Receiver<bool>,
+) {
+    let socket = Arc::new(socket);
+    let mut writer = tokio::spawn({
+        let (socket, handle) = (Arc::clone(&socket), Arc::clone(&handle));
+        async move { handle.outbox().write_to(&socket).await }
+    });
+    let mut session = Session {
+        handle: Arc::clone(&handle),
+        service: Arc::clone(&service),
+        reader: FrameReader::default(),
+        calls: JoinSet::new(),
+        backlog: VecDeque::new(),
+        backlog_bytes: 0,
+        streams: Streams::default(),
+        stalled: None,
+        keepalive: Keepalive::new(),
+        closing: false,
+    };
+    session.reader.set_limit(UNOPENED_LIMIT);
+    if let Err(err) = session.serve(&socket, shutdown).await {
+        tracing::debug!(session = handle.id, "connection ended: {err}");
+    }
+    drop(session);
+    handle.close();
+    if tokio::time::timeout(FLUSH_DEADLINE, &mut writer).await.is_err() {
+        writer.abort();
+    }
+    service.closed(&handle);
 }
 
-/// A client as calls and events see it.
-#[derive(Debug)]
-pub(crate) struct SessionHandle {
-    pub(crate) id: u64,
-    pub(crate) peer: Peer,
-    read_only_socket: bool,
-    connection: OnceLock<Connection>,
-    keepalive: AtomicBool,
-    callbacks: AtomicI32,
-    subscriptions: Mutex<Vec<Subscription>>,
-    outbox: Outbox,
-}
-
-impl SessionHandle {
-    pub(crate) fn new(peer: Peer, read_only_socket: bool) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            peer,
-            read_only_socket,
-            connection: OnceLock::new(),
-            keepalive: AtomicBool::new(false),
-            callbacks: AtomicI32::new(0),
-            subscriptions: Mutex::default(),
-            outbox: Outbox::default(),
-        }
-    }
-
-    /// CONNECT_OPEN succeeded. The connection is read-only if either the socket or the client
-    /// says so.
-    pub(crate) fn open(&self, connection: Connection) -> Result<(), RpcError> {
-        self.connection
-            .set(connection)
-            .map_err(|_| RpcError::new(ERR_INTERNAL, FROM_RPC, "connection already open"))
-    }
-
-    pub(crate) fn connection(&self) -> Option<&Connection> {
-        self.connection.get()
-    }
-
-    pub(crate) fn read_only(&self) -> bool {
-        self.read_only_socket || self.connection().is_some_and(|open| open.read_only)
-    }
-
-    /// The client asked for feature 10: from now on it is pinged when it is silent.
-    pub(crate) fn start_keepalive(&self) {
-        self.keepalive.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn next_callback_id(&self) -> i32 {
-        self.callbacks.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn subscriptions(&self) -> MutexGuard<'_, Vec<Subscription>> {
-        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn subscribe(&self, subscription: Subscription) {
-        self.subscriptions().push(subscription);
-    }
-
-    /// Drops the subscriptions that match; says whether there were any.
-    pub(crate) fn unsubscribe(&self, matches: impl Fn(&Subscription) -> bool) -> bool {
-        let mut subscriptions = self.subscriptions();
-        let before = subscriptions.len();
-        subscriptions.retain(|subscription| !matches(subscription));
-        subscriptions.len() < before
-    }
-
-    /// Sends an event to each matching subscription. Holding the lock while queueing keeps the
-    /// order of events the same for all, and no event follows the reply to its deregistration.
-    pub(crate) fn publish<E: Event>(
-        &self,
-        matches: impl Fn(&Subscription) -> bool,
-        mut event: impl FnMut(i32) -> E,
-    ) {
-        for subscription in self.subscriptions().iter().filter(|&known| matches(known)) {
-            let frame = event(subscription.callback_id)
-                .to_bytes()
-                .and_then(|payload| Header::event(E::PROGRAM, E::PROCEDURE).frame(&payload));
-            match frame {
-                Ok(bytes) => self.outbox.event(bytes),
-                Err(err) => tracing::error!("event {} cannot be encoded: {err}", E::PROCEDURE),
+impl<S: Service> Session<S> {
+    async fn serve(
+        &mut self,
+        socket: &UnixStream,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; READ_SIZE];
+        let open_deadline = Instant::now() + OPEN_DEADLINE;
+        while !self.closing {
+            self.take_frames()?;
+            if self.handle.outbox().is_broken() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let reading = self.may_read();
+            let ping_at = self.keepalive.deadline(self.handle.keepalive());
+            tokio::select! {
+                _ = shutdown.wait_for(|&down| down) => return Ok(()),
+                Some(done) = self.calls.join_next() => {
+                    // A call's own panic is caught where it is spawned.
+                    if let Ok((header, result)) = done {
+                        self.finish_call(header, result);
+                    }
+                    self.start_waiting_calls();
+                }
+                ended = self.streams.ended() => self.streams.forget(ended, &self.handle),
+                () = self.handle.outbox().changed() => {}
+                () = deliver(&mut self.stalled) => self.stalled = None,
+                () = sleep_until(ping_at) => {
+                    if !reading {
+                        // We do not listen, so silence says nothing about the client.
+                        self.keepalive.heard();
+                    } else if self.keepalive.expired().is_break() {
+                        return Err(io::Error::other("keepalive timeout"));
+                    } else {
+                        self.send_keepalive(KeepaliveProcedure::PING);
+                    }
+                }
+                () = tokio::time::sleep_until(open_deadline),
+                    if self.handle.connection().is_none() =>
+                {
+                    return Err(io::Error::other("not opened in time"));
+                }
+                received = crate::wire::receive(socket, &mut buffer), if reading => {
+                    let (len, fds) = received?;
+                    if len == 0 {
+                        return Ok(());
+                    }
+                    let bytes = buffer.get(..len).unwrap_or_default();
+                    self.reader.push(bytes, fds).map_err(io::Error::other)?;
+                }
             }
         }
-    }
-}
-
-/// Every connected client.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions {
-    known: Mutex<HashMap<u64, Arc<SessionHandle>>>,
-}
-
-impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<SessionHandle>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 
-    pub(crate) fn insert(&self, session: Arc<SessionHandle>) {
-        self.lock().insert(session.id, session);
+    fn may_read(&self) -> bool {
+        self.stalled.is_none()
+            && self.backlog.len() < BACKLOG_MAX
+            && self.backlog_bytes < BACKLOG_BYTES
+            && !self.handle.outbox().is_full()
     }
 
-    pub(crate) fn remove(&self, session: &SessionHandle) {
-        self.lock().remove(&session.id);
-    }
-
-    pub(crate) fn all(&self) -> Vec<Arc<SessionHandle>> {
-        self.lock().values().cloned().collect()
-    }
-
-    /// Tells every client that listens for this event number of this domain.
-    pub(crate) fn publish_domain<E: Event>(
-        &self,
-        number: i32,
-        domain: Uuid,
-        event: impl Fn(i32) -> E,
-    ) {
-        self.publish(
-            |subscription| {
-                subscription.topic == Topic::Domain(number)
-                    && subscription.object.is_none_or(|object| object == domain)
-            },
-            event,
-        );
-    }
-
-    pub(crate) fn publish<E: Event>(
-        &self,
-        matches: impl Fn(&Subscription) -> bool,
-        event: impl Fn(i32) -> E,
-    ) {
-        for session in self.all() {
-            session.publish(&matches, &event);
+    /// Handles the whole frames that have arrived, as far as there is room for them.
+    fn take_frames(&mut self) -> io::Result<()> {
+        while !self.closing && self.may_read() {
+            let Some(frame) = self.reader.next_frame().map_err(io::Error::other)? else { break };
+            self.keepalive.heard();
+            self.take_frame(frame);
         }
+        Ok(())
+    }
+
+    fn take_frame(&mut self, frame: Frame) {
+        let header = frame.header;
+        if header.program == PROGRAM_KEEPALIVE {
+            if header.procedure == KeepaliveProcedure::PING as u32 {
+                self.send_keepalive(KeepaliveProcedure::PONG);
+            }
+            return;
+        }
+        match header.kind() {
+            Ok(MessageType::Call | MessageType::CallWithFds) => match self.check(&frame) {
+                Ok(()) => self.queue_call(frame),
+                Err(err) => self.refuse(&header, err),
+            },
+            Ok(MessageType::Stream | MessageType::StreamHole) => {
+                self.stalled = self.streams.packet(frame);
+            }
+            Ok(MessageType::Reply | MessageType::Message | MessageType::ReplyWithFds) | Err(_) => {}
+        }
+    }
+
+    /// What can be said about a call without its arguments.
+    fn check(&self, frame: &Frame) -> Result<(), RpcError> {
+        let Header { program, version, procedure, .. } = frame.header;
+        let refused = |message| Err(RpcError::new(ERR_RPC, FROM_RPC, message));
+        if !matches!(program, PROGRAM_REMOTE | PROGRAM_QEMU) || version != VERSION {
+            return refused(format!("Cannot find program {program} version {version}"));
+        }
+        if frame.header.status() != Ok(Status::Ok) {
+            let status = frame.header.status.cast_signed();
+            return refused(format!("Unexpected message status {status}"));
+        }
+        let early = program == PROGRAM_REMOTE
+            && Procedure::try_from(procedure).is_ok_and(Procedure::allowed_before_open);
+        if self.handle.connection().is_none() && !early {
+            let message = "internal error: hypervisor connection not open";
+            return Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message));
+        }
+        if self.handle.read_only() {
+            read_only::check(program, procedure, &frame.payload)?;
+        }
+        Ok(())
+    }
+
+    fn queue_call(&mut self, frame: Frame) {
+        if self.calls.len() < CALLS_MAX {
+            self.start_call(frame);
+        } else {
+            self.backlog_bytes = self.backlog_bytes.saturating_add(frame.payload.len());
+            self.backlog.push_back(frame);
+        }
+    }
+
+    fn start_waiting_calls(&mut self) {
+        while self.calls.len() < CALLS_MAX {
+            let Some(frame) = self.backlog.pop_front() else { break };
+            self.backlog_bytes = self.backlog_bytes.saturating_sub(frame.payload.len());
+            self.start_call(frame);
+        }
+    }
+
+    /// The call's own task is not in the set: it goes on when the client leaves.
+    fn start_call(&mut self, frame: Frame) {
+        let header = frame.header;
+        let call = Call {
+            program: header.program,
+            procedure: header.procedure,
+            payload: frame.payload,
+            fds: frame.fds,
+        };
+        let (service, handle) = (Arc::clone(&self.service), Arc::clone(&self.handle));
+        let running = tokio::spawn(async move { service.call(&handle, call).await });
+        self.calls.spawn(async move {
+            let result = running.await.unwrap_or_else(|_| {
+                let message = format!("procedure {} failed inside the daemon", header.procedure);
+                Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message))
+            });
+            (header, result)
+        });
+    }
+
+    fn finish_call(&mut self, header: Header, result: Result<Reply, RpcError>) {
+        if let Err(err) = result.and_then(|reply| self.reply(&header, reply)) {
+            self.refuse(&header, err);
+            return;
+        }
+        match (header.program, Procedure::try_from(header.procedure)) {
+            (PROGRAM_REMOTE, Ok(Procedure::CONNECT_OPEN)) => {
+                let limit = if self.handle.read_only() { READ_ONLY_LIMIT } else { MESSAGE_MAX };
+                self.reader.set_limit(limit);
+            }
+            (PROGRAM_REMOTE, Ok(Procedure::CONNECT_CLOSE)) => self.closing = true,
+            _ => {}
+        }
+    }
+
+    /// Queues the reply, and only then starts what comes after it.
+    fn reply(&mut self, header: &Header, reply: Reply) -> Result<(), RpcError> {
+        if reply.stream.is_some() && self.streams.len() >= STREAMS_MAX {
+            let message = format!("this connection has {STREAMS_MAX} streams open already");
+            return Err(RpcError::new(ERR_RESOURCE_BUSY, FROM_STREAMS, message));
+        }
+        let frame = if reply.fds.is_empty() {
+            header.answer(MessageType::Reply, Status::Ok).frame(&reply.payload)
+        } else {
+            header
+                .answer(MessageType::ReplyWithFds, Status::Ok)
+                .frame_with_fds(reply.fds.len(), &reply.payload)
+        };
+        let frame = frame.map_err(|err| {
+            RpcError::new(ERR_INTERNAL, FROM_RPC, format!("the result cannot be sent: {err}"))
+        })?;
+        self.handle.outbox().reply(frame, reply.fds);
+        if let Some(subscription) = reply.subscription {
+            self.handle.subscribe(subscription);
+        }
+        if let Some(stream) = reply.stream {
+            self.streams.start(header, stream, Arc::clone(&self.handle));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, header: &Header, err: RpcError) {
+        let frame = err
+            .into_wire()
+            .to_bytes()
+            .and_then(|payload| header.answer(MessageType::Reply, Status::Error).frame(&payload));
+        match frame {
+            Ok(bytes) => self.handle.outbox().reply(bytes, Vec::new()),
+            Err(err) => tracing::error!("an error cannot be encoded: {err}"),
+        }
+    }
+
+    fn send_keepalive(&self, procedure: KeepaliveProcedure) {
+        match Header::keepalive(procedure as u32).frame(&[]) {
+            Ok(bytes) if procedure == KeepaliveProcedure::PONG => self.handle.outbox().pong(bytes),
+            Ok(bytes) => self.handle.outbox().reply(bytes, Vec::new()),
+            Err(err) => tracing::error!("keepalive cannot be encoded: {err}"),
+        }
+    }
+}
+
+/// Pends when nothing is stalled.
+async fn deliver(stalled: &mut Option<Stalled>) {
+    match stalled {
+        Some(stalled) => stalled.deliver().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
