@@ -96,7 +96,8 @@ fn prefixed(element: Element, outside: &Scope<'_>, key: &str) -> Element {
     }
 }
 
-/// The reverse: no element inside carries the prefix of `uri`, nor is it declared.
+/// The reverse: no element inside carries a prefix of `uri`, nor is one declared, unless an
+/// attribute needs it.
 fn without_namespace(element: &Element, outside: &Scope<'_>, uri: &str) -> Element {
     let inside = outside.enter(element);
     let name = match inside.resolve(element.name()) {
@@ -104,16 +105,17 @@ fn without_namespace(element: &Element, outside: &Scope<'_>, uri: &str) -> Eleme
         _ => element.name(),
     };
     let mut plain = element.clone().renamed(name);
-    let declarations: Vec<String> = element
-        .attributes()
-        .filter(|(key, bound)| (*key == "xmlns" || key.starts_with("xmlns:")) && *bound == uri)
-        .map(|(key, _)| key.to_owned())
-        .collect();
-    for key in declarations {
-        plain.remove_attr(&key);
-    }
     for child in plain.elements_mut() {
         *child = without_namespace(child, &inside, uri);
+    }
+    for (key, bound) in element.attributes() {
+        let needed = match key.strip_prefix("xmlns:") {
+            Some(prefix) => uses_prefix(&plain, prefix),
+            None => key != "xmlns",
+        };
+        if bound == uri && !needed {
+            plain.remove_attr(key);
+        }
     }
     plain
 }

@@ -248,7 +248,7 @@ impl Builder {
 }
 
 /// White space between elements is layout, unless there is other text beside it.
-fn drop_layout(element: &mut Element) {
+pub(super) fn drop_layout(element: &mut Element) {
     let only_text = element.nodes.iter().all(|node| matches!(node, Node::Text(_)));
     let blank = |node: &Node| !matches!(node, Node::Text(text) if !text.chars().all(is_space));
     if !only_text && element.nodes.iter().all(blank) {
