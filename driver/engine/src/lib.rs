@@ -12,6 +12,7 @@
 //! - [`book`]: what is known of a domain between operations;
 //! - [`snapshots`]: the calls, from a request to a recorded change;
 //! - [`execute`], [`recover`]: the only interpreter of a plan, and the fold over its journal;
+//! - `testing`: a simulated world for tests (feature `testing`);
 //! - [`ports`]: the traits that backends, the store and the daemon implement.
 
 #![forbid(unsafe_code)]
@@ -27,3 +28,5 @@ pub mod plan;
 pub mod ports;
 pub mod recover;
 pub mod snapshots;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

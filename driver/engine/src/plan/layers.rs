@@ -64,7 +64,7 @@ impl Layers {
 
 /// The image a moment's disk is in: the frozen layer of an external one, the image that holds the
 /// tag of an internal one. None for a disk that did not take part.
-pub(super) fn image_of(moment: &Definition, target: &str) -> Option<PathBuf> {
+pub fn image_of(moment: &Definition, target: &str) -> Option<PathBuf> {
     let disk = moment.disks.iter().find(|disk| disk.name == target)?;
     match disk.snapshot {
         Location::Internal | Location::External => {

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
-pub use self::layers::images_of;
+pub use self::layers::{image_of as moment_image, images_of};
 use crate::domain::{ShutOffReason, Start};
 use crate::facts::{Format, Target};
 
