@@ -5,6 +5,7 @@
 //! - random sequences: whatever is done in whatever order, every moment holds what it held.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -239,6 +240,22 @@ fn delete_keeps_the_old_world_or_makes_the_new() {
         every_trouble(before, Delete(1, ONE));
         every_trouble(before, Delete(0, DeleteScope::WithDescendants));
     }
+}
+
+/// A chain gets shorter by one layer, wherever the moment stood, and the oldest name survives.
+#[test]
+fn deleting_from_a_chain_frees_one_layer() {
+    let chain = [Write(1), External(0), Write(2), External(1), Write(3), External(2), Write(4)];
+    for n in 0..3 {
+        let world = situation(&chain);
+        let before = world.images().len();
+        apply(&world, &world.book(), Delete(n, ONE), 0).unwrap();
+        assert_eq!(world.images().len(), before - DISKS.len(), "s{n}");
+    }
+    let world = situation(&chain);
+    apply(&world, &world.book(), Delete(0, DeleteScope::WithDescendants), 0).unwrap();
+    let left: Vec<_> = world.images().into_keys().collect();
+    assert_eq!(left, DISKS.map(|disk| PathBuf::from(format!("/img/{disk}.qcow2"))));
 }
 
 /// An operation that could not be completed is completed by the next one.
