@@ -185,14 +185,12 @@ impl World {
         let inner = self.lock();
         let def = inner.moments.get(moment).expect("the moment is recorded");
         let image = crate::plan::moment_image(def, target).expect("the disk took part");
-        let saved = inner
-            .images
-            .get(&image)
-            .unwrap_or_else(|| panic!("the image {} of moment {moment} is gone", image.display()));
-        match saved.snapshots.iter().find(|saved| saved.tag == moment) {
+        let found = inner.images.get(&image);
+        let found = found.unwrap_or_else(|| panic!("{moment} is gone: {}", image.display()));
+        match found.snapshots.iter().find(|saved| saved.tag == moment) {
             Some(saved) if !def.is_external() => {
                 let mut content =
-                    saved_backing(saved_image(&inner, &image), &inner).unwrap_or_default();
+                    found.backing.as_ref().map(|below| inner.read(below)).unwrap_or_default();
                 content.extend(saved.data.clone());
                 content
             }
@@ -292,14 +290,6 @@ impl World {
             }
         }
     }
-}
-
-fn saved_image<'a>(inner: &'a Inner, image: &Path) -> Option<&'a Image> {
-    inner.images.get(image)
-}
-
-fn saved_backing(image: Option<&Image>, inner: &Inner) -> Option<Content> {
-    Some(inner.read(image?.backing.as_ref()?))
 }
 
 impl Guest {

@@ -4,6 +4,8 @@
 //!   afterwards the old world or the new one holds, and nothing is left lying about;
 //! - random sequences: whatever is done in whatever order, every moment holds what it held.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
