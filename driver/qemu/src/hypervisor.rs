@@ -1,16 +1,19 @@
 //! QEMU behind the engine's port: what is configured, what runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
 
-use crate::confine::Owner;
+use crate::confine::{Owner, failed};
 use crate::instance::Instance;
+use crate::probe::{Cache, Probed};
 
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
@@ -30,6 +33,8 @@ pub struct QemuConfig {
     pub emulator: PathBuf,
     pub qemu_img: PathBuf,
     pub swtpm: PathBuf,
+    /// The bridge of each virtual network that interfaces may name.
+    pub network_bridges: BTreeMap<String, String>,
 }
 
 impl QemuConfig {
@@ -45,6 +50,7 @@ impl QemuConfig {
             emulator: PathBuf::from("/usr/bin/qemu-system-x86_64"),
             qemu_img: PathBuf::from("/usr/bin/qemu-img"),
             swtpm: PathBuf::from("/usr/bin/swtpm"),
+            network_bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
         }
     }
 
@@ -64,6 +70,10 @@ pub(crate) struct Shared {
     pub(crate) config: QemuConfig,
     pub(crate) events: Arc<dyn EventSink>,
     instances: Mutex<BTreeMap<Uuid, Arc<Instance>>>,
+    /// Domains that are being started.
+    starting: Mutex<BTreeSet<Uuid>>,
+    probed: Mutex<Cache>,
+    ids: Mutex<()>,
 }
 
 impl fmt::Debug for Qemu {
@@ -74,7 +84,15 @@ impl fmt::Debug for Qemu {
 
 impl Qemu {
     pub fn new(config: QemuConfig, events: Arc<dyn EventSink>) -> Self {
-        Self { shared: Arc::new(Shared { config, events, instances: Mutex::default() }) }
+        let shared = Shared {
+            config,
+            events,
+            instances: Mutex::default(),
+            starting: Mutex::default(),
+            probed: Mutex::default(),
+            ids: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     pub fn config(&self) -> &QemuConfig {
@@ -99,6 +117,56 @@ impl Qemu {
 
 impl Shared {
     pub(crate) fn instances(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Instance>>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.instances)
     }
+
+    pub(crate) fn starting(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
+        lock(&self.starting)
+    }
+
+    /// The user that images are given to; none where nothing is to be given.
+    pub(crate) fn borrower(&self) -> Option<Owner> {
+        self.config.user.filter(|_| self.config.dynamic_ownership)
+    }
+
+    /// What an emulator can do. The first call for a binary runs it, and blocks so long.
+    pub(crate) fn probe(&self, emulator: Option<&Path>) -> Result<Arc<Probed>> {
+        lock(&self.probed).get(emulator.unwrap_or(&self.config.emulator))
+    }
+
+    pub(crate) async fn probe_blocking(
+        self: &Arc<Self>,
+        emulator: Option<PathBuf>,
+    ) -> Result<Arc<Probed>> {
+        let shared = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || shared.probe(emulator.as_deref()));
+        task.await.unwrap_or_else(|err| {
+            Err(Error::new(Condition::Internal, "asking QEMU was torn down").caused_by(err))
+        })
+    }
+
+    /// The next domain id, durably taken.
+    pub(crate) fn next_id(&self) -> Result<i32> {
+        let _guard = lock(&self.ids);
+        let path = self.config.state_dir.join("last-id");
+        let last = match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse::<i32>().unwrap_or(0),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => 0,
+            Err(err) => return Err(failed("read", &path, err)),
+        };
+        let in_use = self.instances().values().map(|instance| instance.id).max().unwrap_or(0);
+        let id = last.max(in_use).checked_add(1).unwrap_or(1);
+        let aside = path.with_extension("new");
+        let write = || {
+            fs::create_dir_all(&self.config.state_dir)?;
+            fs::write(&aside, format!("{id}\n"))?;
+            fs::rename(&aside, &path)
+        };
+        write().map_err(|err| failed("write", &path, err))?;
+        Ok(id)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,12 +4,15 @@
 //!   and the live form of a definition (aliases, run-time paths and ports);
 //! - [`argv`]: from a live definition to QEMU's command line; pure;
 //! - [`hypervisor`]: the driver behind the engine's port; [`instance`]: one running QEMU;
-//! - [`process`], [`status`], [`confine`]: its process, what outlives the daemon, its limits;
+//! - `start`, `setup`, `life`, `events`, `reconnect`: a domain's way from its definition to its end;
+//! - [`process`], `status`, [`confine`]: its process, what outlives the daemon, its limits;
+//! - [`probe`]: what a QEMU binary can do; `network`, [`tpm`], `log`: what stands around a process;
 //! - [`qmp`]: the monitor connection;
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
-//! - [`blocks`]: block nodes and backing chains of a running QEMU.
+//! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML.
 
 pub mod argv;
+pub mod backing;
 pub mod blocks;
 pub mod complete;
 pub mod confine;
@@ -17,7 +20,17 @@ mod events;
 pub mod hypervisor;
 pub mod image;
 pub mod instance;
+mod life;
+mod log;
+mod network;
+pub mod probe;
 pub mod process;
 pub mod qmp;
+#[cfg(test)]
+mod real;
+mod reconnect;
+mod setup;
+mod start;
 mod status;
 mod system;
+pub mod tpm;

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -21,8 +21,8 @@ pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// What a long-lived child gets beyond what [`Command`] can say.
 #[derive(Debug)]
 pub(crate) struct Detached {
-    /// Kept open, under the same number.
-    pub(crate) fds: Vec<OwnedFd>,
+    /// Passed on, under these numbers. They must be above any that this process uses.
+    pub(crate) fds: Vec<(RawFd, OwnedFd)>,
     /// Run as this user with its supplementary groups.
     pub(crate) user: Option<Owner>,
 }
@@ -38,8 +38,8 @@ impl Detached {
         let in_child = move || {
             rustix::process::setsid()?;
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o002));
-            for fd in &fds {
-                rustix::io::fcntl_setfd(fd.as_fd(), rustix::io::FdFlags::empty())?;
+            for (number, fd) in &fds {
+                duplicate(fd, *number)?;
             }
             if let Some((user, groups)) = &groups {
                 become_user(*user, groups)?;
@@ -51,9 +51,15 @@ impl Detached {
         unsafe { command.pre_exec(in_child) };
         Ok(())
     }
+}
 
-    pub(crate) fn number(fd: &OwnedFd) -> RawFd {
-        fd.as_raw_fd()
+/// Puts a descriptor under a number, for the program that is about to be executed.
+fn duplicate(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: in the child, between fork and exec, no Rust value owns `number`: the caller keeps
+    // these numbers above all that the process uses.
+    match unsafe { libc::dup2(fd.as_raw_fd(), number) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
@@ -93,4 +99,50 @@ fn user_name(uid: u32) -> io::Result<Option<CString>> {
         (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
     });
     name.map(CString::new).transpose().map_err(io::Error::from)
+}
+
+/// Opens one queue of a tap device; returns the name it has got. `%d` in a name is a free number.
+pub(crate) fn open_tap(
+    name: &str,
+    vnet_header: bool,
+    multiqueue: bool,
+) -> io::Result<(OwnedFd, String)> {
+    let fd: OwnedFd = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?.into();
+    // SAFETY: `ifreq` is plain data, for which zeroes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::other(format!("'{name}' is too long for an interface's name")));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let mut kind = libc::IFF_TAP | libc::IFF_NO_PI;
+    if vnet_header {
+        kind |= libc::IFF_VNET_HDR;
+    }
+    if multiqueue {
+        kind |= libc::IFF_MULTI_QUEUE;
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(kind).map_err(io::Error::other)?;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives across the call.
+    let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if outcome < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let given = request.ifr_name.iter().take_while(|&&c| c != 0).flat_map(|c| c.to_ne_bytes());
+    Ok((fd, String::from_utf8_lossy(&given.collect::<Vec<_>>()).into_owned()))
+}
+
+/// Opens /dev/vhost-vsock for one guest CID.
+pub(crate) fn open_vsock(cid: u64) -> io::Result<OwnedFd> {
+    /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
+    const VHOST_VSOCK_SET_GUEST_CID: libc::c_ulong = 0x4008_af60;
+    let fd: OwnedFd =
+        std::fs::File::options().read(true).write(true).open("/dev/vhost-vsock")?.into();
+    // SAFETY: the request reads one u64, which lives across the call.
+    let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID, &raw const cid) };
+    if outcome < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
 }

@@ -1,0 +1,197 @@
+//! After a stop, a crash or an upgrade of the daemon: finding the QEMUs that went on without it.
+//!
+//! A status file names a process by pid and start time. One that is gone, or that never got so
+//! far, is put away as if it had ended now. One that runs is connected to again; what QEMU says of
+//! its state overrides what was recorded, and so does its block graph.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use virtsnap_engine::domain::{Active, Event, ShutOffReason, State};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_xml::element::Element;
+
+use crate::events::{self, Gate};
+use crate::hypervisor::{Qemu, Shared};
+use crate::instance::{Inner, Instance};
+use crate::life::end_helper;
+use crate::process::Process;
+use crate::qmp::{Qmp, QmpError};
+use crate::status::{ProcessRecord, Status};
+use crate::{network, setup};
+
+const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
+const MONITOR_POLL: Duration = Duration::from_millis(50);
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+impl Qemu {
+    /// The domains that run; the ends of those that do not are told as events.
+    pub(crate) async fn reconnect_all(&self) -> Result<Vec<Active>> {
+        let run_dir = &self.shared.config.run_dir;
+        let directories = match Status::directories(run_dir) {
+            Ok(directories) => directories,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(err) => {
+                let message = format!("cannot look for running domains in '{}'", run_dir.display());
+                return Err(Error::new(Condition::Internal, message).caused_by(err));
+            }
+        };
+        let mut running = Vec::new();
+        for dir in directories {
+            match Status::read(&dir) {
+                Ok(Some(status)) => running.extend(self.shared.find_again(status, &dir).await),
+                Ok(None) => {
+                    let _ = fs::remove_dir_all(&dir);
+                }
+                // Left alone: a process may stand behind it, and a later version may read it.
+                Err(err) => tracing::error!(dir = %dir.display(), %err, "unreadable status"),
+            }
+        }
+        Ok(running)
+    }
+}
+
+impl Shared {
+    async fn find_again(self: &Arc<Self>, status: Status, dir: &Path) -> Option<Active> {
+        if self.instances().contains_key(&status.uuid) {
+            return None;
+        }
+        let (uuid, name) = (status.uuid, status.name.clone());
+        let process = status.process.and_then(|record| Process::find(record.pid, record.started));
+        let Some(process) = process else {
+            tracing::info!(domain = name, "its QEMU is gone");
+            self.put_away_recorded(status, dir).await;
+            return None;
+        };
+        let gate: Gate = Arc::new(OnceLock::new());
+        let Some(qmp) = connect(&process, dir, &gate).await else {
+            tracing::error!(domain = name, "its QEMU does not answer: ending it");
+            process.signal(Signal::KILL);
+            let _ = timeout(KILL_DEADLINE, process.gone()).await;
+            process.reap();
+            self.put_away_recorded(status, dir).await;
+            return None;
+        };
+        match self.take_up(status, dir, process, qmp, &gate).await {
+            Ok(instance) => Some(instance.active()),
+            Err(err) => {
+                // The guest runs on; only we cannot see it well. The next start may.
+                tracing::error!(domain = name, %uuid, "cannot take it up: {}", err.chain());
+                None
+            }
+        }
+    }
+
+    async fn take_up(
+        self: &Arc<Self>,
+        status: Status,
+        dir: &Path,
+        process: Process,
+        qmp: Qmp,
+        gate: &Gate,
+    ) -> Result<Arc<Instance>> {
+        let live = Element::parse(&status.live).map_err(|err| {
+            let message = format!("the recorded definition of domain '{}'", status.name);
+            Error::new(Condition::Internal, message).caused_by(err)
+        })?;
+        let inner = Inner {
+            next_node: status.next_node,
+            borrowed: status.borrowed,
+            taps: status.taps,
+            rebooting: status.rebooting,
+            clock_base: status.clock_base,
+            ..Inner::new(live, State::from(status.state), status.chains)
+        };
+        let helpers = status.helpers.iter().filter_map(found).collect();
+        let identity = (status.uuid, status.name, status.id);
+        let instance =
+            Instance::new(identity, process, Arc::new(qmp), dir.to_owned(), helpers, inner);
+        let instance = Arc::new(instance);
+        let _ = gate.set((Arc::downgrade(self), Arc::downgrade(&instance)));
+        self.instances().insert(instance.uuid, Arc::clone(&instance));
+        self.watch(&instance);
+        self.catch_up(&instance).await?;
+        tracing::info!(domain = instance.name, id = instance.id, "found again");
+        Ok(instance)
+    }
+
+    /// What happened while nobody listened.
+    async fn catch_up(&self, instance: &Arc<Instance>) -> Result<()> {
+        let status = instance.qmp.execute("query-status", Value::Null).await?;
+        let chardevs = instance.qmp.execute("query-chardev", Value::Null).await?;
+        let is_down = {
+            let mut inner = instance.lock();
+            inner.state = setup::reconcile(inner.state, &status);
+            inner.agent_connected = setup::agent_is_open(&mut inner.live, &chardevs);
+            instance.save_locked(&inner)?;
+            inner.state == State::Shutdown
+        };
+        if is_down {
+            self.tell(instance, Event::Shutdown(virtsnap_engine::domain::ShutdownBy::Unknown));
+            instance.lock().stopping = Some(ShutOffReason::Shutdown);
+            instance.process.signal(Signal::TERM);
+        }
+        Ok(())
+    }
+
+    /// Puts away what a QEMU left that ended while nobody watched.
+    async fn put_away_recorded(&self, mut status: Status, dir: &Path) {
+        if status.process.is_none() {
+            end_unrecorded(dir).await;
+        }
+        for helper in status.helpers.iter().filter_map(found) {
+            end_helper(&helper).await;
+        }
+        let uuid = status.uuid;
+        status.borrowed.hand_back(|path, owner| self.is_used_by_another(uuid, path, owner));
+        network::remove_taps(&status.taps).await;
+        let was_up = status.process.is_some();
+        if let Err(err) = fs::remove_dir_all(dir) {
+            tracing::warn!(domain = status.name, %err, "cannot remove the run directory");
+        }
+        if was_up {
+            let event = Event::Stopped(ShutOffReason::Daemon);
+            self.events.emit(uuid, &status.name, -1, event);
+        }
+    }
+}
+
+fn found(record: &ProcessRecord) -> Option<Process> {
+    Process::find(record.pid, record.started)
+}
+
+async fn connect(process: &Process, dir: &Path, gate: &Gate) -> Option<Qmp> {
+    let monitor = dir.join("qemu").join("monitor.sock");
+    let attempts = async {
+        loop {
+            match Qmp::connect_with(&monitor, events::listener(Arc::clone(gate))).await {
+                Ok(qmp) => return Some(qmp),
+                // The old daemon's connection may not have been noticed as closed yet.
+                Err(QmpError::Closed) => sleep(MONITOR_POLL).await,
+                Err(err) => {
+                    tracing::warn!(%err, "the monitor does not answer well");
+                    return None;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = process.gone() => None,
+        outcome = timeout(MONITOR_DEADLINE, attempts) => outcome.ok().flatten(),
+    }
+}
+
+/// The daemon died between starting a process and recording it: its vCPUs never ran.
+async fn end_unrecorded(dir: &Path) {
+    let monitor = dir.join("qemu").join("monitor.sock");
+    if let Ok(qmp) = Qmp::connect(&monitor).await {
+        let _ = qmp.execute("quit", Value::Null).await;
+        let _ = timeout(KILL_DEADLINE, qmp.closed()).await;
+    }
+}
