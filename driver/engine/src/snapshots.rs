@@ -4,7 +4,7 @@
 //! an operation outlives its client.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtsnap_xml::snapshot::{Definition, Request};
@@ -14,6 +14,7 @@ use crate::error::{Condition, Error, Result};
 use crate::execute::Stage;
 use crate::facts::{DomainFacts, PathKind};
 use crate::options::{DeleteOptions, New, RevertOptions};
+use crate::plan::delete::Doomed;
 use crate::plan::{self, MomentChange, Plan};
 use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
 
@@ -97,14 +98,27 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             return Ok(());
         }
         if options.metadata_only {
-            let mut book = lock(book);
-            self.records.record(book.uuid, &doomed.change)?;
-            book.moments.apply(&doomed.change);
-            return Ok(());
+            return self.forget(book, &doomed);
         }
         let facts = self.facts(book).await?;
         let plan = plan::delete::delete(&doomed, &facts, &moments)?;
         self.run(book, &plan).await
+    }
+
+    /// The moments go, the images stay: they are the user's from now on.
+    fn forget(&self, book: &Mutex<Book>, doomed: &Doomed) -> Result<()> {
+        let mut book = lock(book);
+        let mut owned = book.owned.clone();
+        for moment in doomed.names.iter().filter_map(|name| book.moments.get(name)) {
+            for overlay in moment.disks.iter().chain(&moment.revert_disks) {
+                overlay.path().map(|path| owned.remove(Path::new(path)));
+            }
+        }
+        self.records.set_owned(book.uuid, &owned)?;
+        book.owned = owned;
+        self.records.record(book.uuid, &doomed.change)?;
+        book.moments.apply(&doomed.change);
+        Ok(())
     }
 
     /// Forgets every moment of the domain; touches no image.
@@ -152,7 +166,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
 
     async fn run(&self, book: &Mutex<Book>, plan: &Plan) -> Result<()> {
         let domain = lock(book).uuid;
-        tracing::debug!(%domain, ?plan, "plan");
+        tracing::debug!(%domain, "{plan}");
         let mut journal = self.journals.begin(domain, plan)?;
         match self.stage(book).execute(plan, journal.as_mut()).await {
             Ok(()) => journal.close(),

@@ -78,6 +78,7 @@ struct Inner {
     moments: MomentList,
     owned: BTreeSet<PathBuf>,
     journal: Option<(Plan, Vec<Entry>)>,
+    plans: Vec<String>,
     now: i64,
     calls: usize,
     trouble: Option<(usize, Trouble)>,
@@ -206,6 +207,11 @@ impl World {
         self.lock().images.clone()
     }
 
+    /// Every plan that was begun, as a person reads it.
+    pub fn plans(&self) -> Vec<String> {
+        self.lock().plans.clone()
+    }
+
     pub fn has_journal(&self) -> bool {
         self.lock().journal.is_some()
     }
@@ -249,6 +255,7 @@ impl World {
             moments: inner.moments.clone(),
             owned: inner.owned.clone(),
             journal: inner.journal.clone(),
+            plans: Vec::new(),
             now: inner.now,
             calls: 0,
             trouble: None,
@@ -485,7 +492,9 @@ impl Inner {
             Finish::RemoveImage(path) => {
                 self.images.remove(path);
             }
-            Finish::KeepImage(path) => self.image(path)?.claimed = false,
+            Finish::KeepImage(path) | Finish::HandOver(path) => {
+                self.image(path)?.claimed = false;
+            }
             Finish::SetConfig(_) | Finish::Record(_) => unreachable!("goes to the records"),
         }
         Ok(())
@@ -758,6 +767,7 @@ impl Journals for World {
     fn begin(&self, _domain: Uuid, plan: &Plan) -> Result<Box<dyn Journal>> {
         self.call(|inner| {
             assert!(inner.journal.is_none(), "one operation at a time");
+            inner.plans.push(plan.to_string());
             inner.journal = Some((plan.clone(), Vec::new()));
             Ok(())
         })?;

@@ -122,6 +122,10 @@ pub fn plan(
         plan.pivot = Pivot::SwitchToOverlays { disks: switched.clone() };
     }
     follow_disks(&moment, &switched, facts, &mut plan);
+    plan.finish.extend(switched.into_iter().map(|(_, overlay)| match options.metadata {
+        Metadata::Keep => Finish::KeepImage(overlay),
+        Metadata::Forget => Finish::HandOver(overlay),
+    }));
     if options.metadata == Metadata::Keep {
         plan.finish.push(Finish::Record(recorded(&moment, moments)));
     }
@@ -405,7 +409,6 @@ fn follow_disks(
     }
     plan.finish.extend(live.map(Finish::SetLive));
     plan.finish.extend(config.map(Finish::SetConfig));
-    plan.finish.extend(switched.iter().map(|(_, overlay)| Finish::KeepImage(overlay.clone())));
 }
 
 /// `<domain>` and `<inactiveDomain>` of the moment.

@@ -1,16 +1,22 @@
 //! Planning a deletion.
 //!
-//! Forgetting a moment frees its frozen layers. A freed layer that exactly one image reads is
-//! merged with it: the reader's data goes down into the layer, which keeps the older name, and
-//! every reference to the reader is re-pointed. A layer that several read, that somebody outside
-//! reads, or that holds internal snapshots (merging would falsify them) is simply kept until its
-//! last reader goes. A run of freed layers is merged in one go.
+//! Forgetting a moment frees the layers it froze. A free layer that exactly one overlay of ours
+//! reads is merged with it: the overlay's data goes down into the layer, which keeps the older
+//! name, and every reference to the overlay is re-pointed. A layer that several read, that somebody
+//! outside reads, or that holds internal snapshots (merging would falsify them) is simply kept
+//! until its last reader goes: every deletion looks at all free layers. A run of them is merged in
+//! one go.
+//!
+//! A layer that the user put below the domain's disk is never merged into, since what reads it is
+//! not an overlay of ours; nor is one whose snapshot has no metadata, since its overlay was handed
+//! over to the user.
 //!
 //! The pivot is the record: from then on the moments are given up, and a crash is completed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Location};
 
@@ -70,10 +76,8 @@ pub fn delete(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Res
         delete_tags(moment, facts, &mut deleted_tags, &mut finish);
     }
     let mut after = After::new(doomed, facts, moments);
-    let freed = freed(&gone, &after.kept, facts);
-    let merges = merges(&freed, &deleted_tags, facts)?;
-    for merge in &merges {
-        after.merge(merge, facts, &mut finish);
+    for merge in merges(&after, &deleted_tags, facts)? {
+        after.merge(&merge, facts, &mut finish);
     }
     after.finish(facts, &mut finish);
     Ok(Plan {
@@ -114,56 +118,39 @@ struct Merge {
     base: PathBuf,
 }
 
-/// Layers that were frozen by a doomed moment and by none that stays, with their disk.
-fn freed(gone: &[&Definition], kept: &[Definition], facts: &DomainFacts) -> Vec<(PathBuf, String)> {
-    let mut freed = Vec::new();
-    for moment in gone {
-        for disk in moment.disks.iter().filter(|disk| disk.snapshot == Location::External) {
-            let Some(layer) = image_of(moment, &disk.name) else { continue };
-            let pinned = kept.iter().any(|other| {
-                other.disks.iter().any(|d| image_of(other, &d.name).as_ref() == Some(&layer))
-            });
-            let active = facts.disks.iter().any(|disk| disk.image() == Some(&layer));
-            if !pinned && !active && !freed.iter().any(|(seen, _)| *seen == layer) {
-                freed.push((layer, disk.name.clone()));
-            }
-        }
-    }
-    freed
-}
-
 fn merges(
-    freed: &[(PathBuf, String)],
+    after: &After,
     deleted_tags: &BTreeSet<(PathBuf, String)>,
     facts: &DomainFacts,
 ) -> Result<Vec<Merge>> {
-    let layers = Layers::of(facts);
+    let pinned = after.roots(facts);
+    let mut layers = after.layers.clone();
+    for image in layers.garbage(&facts.owned, &pinned) {
+        layers.remove(&image);
+    }
     let plain = |path: &Path| {
         facts.images.get(path).is_some_and(|image| holds_nothing(path, image, deleted_tags))
             && !facts.foreign_readers.contains_key(path)
     };
-    // A freed layer and its only reader, if both may be merged.
-    let reader = |layer: &Path| match layers.readers(layer).as_slice() {
-        [only] if plain(layer) && plain(only) => Some(only.clone()),
+    // The overlay that a free layer is to be merged with.
+    let overlay = |layer: &Path| match layers.readers(layer).as_slice() {
+        [only] if !pinned.contains(layer) && facts.owned.contains(only) => {
+            (plain(layer) && plain(only)).then(|| only.clone())
+        }
         _ => None,
     };
-    let is_freed = |path: &Path| freed.iter().any(|(layer, _)| layer == path);
     let mut merges = Vec::new();
-    for (base, target) in freed {
-        let continues_below = layers
-            .backing(base)
-            .is_some_and(|below| is_freed(below) && reader(below).as_ref() == Some(base));
-        if continues_below {
+    for base in facts.images.keys() {
+        let Some(mut top) = overlay(base) else { continue };
+        if layers.backing(base).is_some_and(|below| overlay(below).is_some()) {
             continue;
         }
-        let Some(mut top) = reader(base) else { continue };
-        while is_freed(&top)
-            && let Some(above) = reader(&top)
-        {
+        while let Some(above) = overlay(&top) {
             top = above;
         }
-        check_sizes(target, &top, base, facts)?;
-        merges.push(Merge { target: target.clone(), top, base: base.clone() });
+        let Some(target) = after.disk_of(&top) else { continue };
+        check_sizes(&target, &top, base, facts)?;
+        merges.push(Merge { target, top, base: base.clone() });
     }
     Ok(merges)
 }
@@ -212,6 +199,38 @@ impl After {
         }
     }
 
+    /// What must stay readable as it is.
+    fn roots(&self, facts: &DomainFacts) -> BTreeSet<PathBuf> {
+        roots(self.kept.iter(), self.live.iter().chain(&self.config), facts)
+    }
+
+    /// The disk whose chain, in a definition or a moment, the image is part of.
+    fn disk_of(&self, image: &Path) -> Option<String> {
+        let reaches = |from: PathBuf| {
+            let mut at = Some(&from);
+            let mut left = self.layers.len();
+            while let Some(path) = at
+                && path != image
+                && left > 0
+            {
+                at = self.layers.backing(path);
+                left -= 1;
+            }
+            at.is_some_and(|path| path == image)
+        };
+        let of_definitions = self.live.iter().chain(&self.config).flat_map(|definition| {
+            domain::disks(definition)
+                .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.path()?))))
+        });
+        let of_moments = self.kept.iter().flat_map(|moment| {
+            moment.disks.iter().filter_map(|d| Some((d.name.clone(), image_of(moment, &d.name)?)))
+        });
+        of_definitions
+            .chain(of_moments)
+            .find(|(_, from)| reaches(from.clone()))
+            .map(|(disk, _)| disk)
+    }
+
     fn merge(&mut self, merge: &Merge, facts: &DomainFacts, finish: &mut Vec<Finish>) {
         let Merge { target, top, base } = merge;
         let Some(below) = facts.images.get(base) else { return };
@@ -248,9 +267,7 @@ impl After {
     }
 
     fn finish(self, facts: &DomainFacts, finish: &mut Vec<Finish>) {
-        let definitions = self.live.iter().chain(&self.config);
-        let roots = roots(self.kept.iter(), definitions, facts);
-        let garbage = self.layers.garbage(&facts.owned, &roots);
+        let garbage = self.layers.garbage(&facts.owned, &self.roots(facts));
         if self.live != facts.live {
             finish.extend(self.live.map(Finish::SetLive));
         }

@@ -33,6 +33,14 @@ impl Layers {
         self.backing.insert(image.to_owned(), backing.map(Path::to_owned));
     }
 
+    pub(super) fn remove(&mut self, image: &Path) {
+        self.backing.remove(image);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.backing.len()
+    }
+
     pub(super) fn backing(&self, image: &Path) -> Option<&PathBuf> {
         self.backing.get(image)?.as_ref()
     }

@@ -14,6 +14,7 @@ pub mod delete;
 mod layers;
 pub mod redefine;
 pub mod revert;
+mod show;
 
 use std::path::PathBuf;
 
@@ -127,6 +128,9 @@ pub enum Finish {
     RemoveImage(PathBuf),
     /// The file is now in use and stays: it counts as created by virtsnap.
     KeepImage(PathBuf),
+    /// As `KeepImage`, but the file is the user's from now on, and no operation removes it or
+    /// merges what lies below it.
+    HandOver(PathBuf),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -253,8 +253,9 @@ fn in_process_plan(
     if goal == Goal::Running {
         finish.push(Finish::Resume(ResumeReason::FromSnapshot));
     }
-    if facts.config.is_some() {
-        finish.extend(new_config(moment, routes, facts).map(Finish::SetConfig));
+    let config = new_config(moment, routes, facts);
+    if facts.config.is_some() && config != facts.config {
+        finish.extend(config.map(Finish::SetConfig));
     }
     finish.push(Finish::Record(made_current(moment, routes, moments)));
     Plan {

@@ -1,0 +1,143 @@
+//! Plans as golden data: what is done, step by step, in the situations that matter.
+//!
+//! `UPDATE_EXPECT=1 cargo test -p virtsnap-engine --test plans` writes them anew; read the diff.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use virtsnap_engine::error::Error;
+use virtsnap_engine::options::{
+    Afterwards, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
+    Scope,
+};
+use virtsnap_engine::snapshots::Snapshots;
+use virtsnap_engine::testing::World;
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::Request;
+
+/// A script, one act a line: `start`, `stop`, `pause`, `full NAME`, `disks NAME`,
+/// `quiesced NAME`, `halted NAME`, `xml <domainsnapshot>…`, `revert NAME [running|paused]`,
+/// `delete NAME [all|below]`. Returns the plans, and the refusals where one was.
+fn play(script: &str) -> String {
+    let world = World::new(&["vda", "vdb"]);
+    let shared = Arc::new(world.clone());
+    let engine = Snapshots::new(Arc::clone(&shared), Arc::clone(&shared), shared);
+    let book = world.book();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut told = String::new();
+    let mut seen = 0;
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        writeln!(told, "> {line}").unwrap();
+        world.tick();
+        let result = runtime.block_on(act(&world, &engine, &book, line));
+        for plan in &world.plans()[seen..] {
+            told.push_str(plan);
+        }
+        seen = world.plans().len();
+        if let Err(err) = result {
+            writeln!(told, "  refused ({:?}): {}", err.condition, err.chain()).unwrap();
+        }
+    }
+    told
+}
+
+async fn act(
+    world: &World,
+    engine: &Snapshots<World, World, World>,
+    book: &std::sync::Mutex<virtsnap_engine::book::Book>,
+    line: &str,
+) -> Result<(), Error> {
+    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let (name, how) = rest.split_once(' ').unwrap_or((rest, ""));
+    let mut options = New {
+        scope: Scope::FullSystem { live: false },
+        metadata: Metadata::Keep,
+        afterwards: Afterwards::Continue,
+        overlays: Overlays::Create,
+    };
+    let named = Request { name: Some(name.to_owned()), ..Request::default() };
+    match verb {
+        "start" => world.start(),
+        "stop" => world.stop(),
+        "pause" => world.pause(),
+        "full" => return create(engine, book, &named, &options).await,
+        "halted" => {
+            options.afterwards = Afterwards::Halt;
+            return create(engine, book, &named, &options).await;
+        }
+        "disks" | "quiesced" => {
+            options.scope = Scope::DiskOnly { quiesce: verb == "quiesced" };
+            return create(engine, book, &named, &options).await;
+        }
+        "xml" => {
+            let request = Request::parse(&Element::parse(rest).unwrap()).unwrap();
+            return create(engine, book, &request, &options).await;
+        }
+        "revert" => {
+            let state = match how {
+                "" => RevertState::AsSnapshot,
+                "running" => RevertState::Running,
+                "paused" => RevertState::Paused,
+                _ => panic!("{line}"),
+            };
+            let options = RevertOptions { state, force: false, reset_nvram: false };
+            return engine.revert(book, name, &options).await;
+        }
+        "delete" => {
+            let scope = match how {
+                "" => DeleteScope::Single,
+                "all" => DeleteScope::WithDescendants,
+                "below" => DeleteScope::DescendantsOnly,
+                _ => panic!("{line}"),
+            };
+            let options = DeleteOptions { scope, metadata_only: false };
+            return engine.delete(book, name, &options).await;
+        }
+        _ => panic!("{line}"),
+    }
+    Ok(())
+}
+
+async fn create(
+    engine: &Snapshots<World, World, World>,
+    book: &std::sync::Mutex<virtsnap_engine::book::Book>,
+    request: &Request,
+    options: &New,
+) -> Result<(), Error> {
+    engine.create(book, request, options).await.map(|_| ())
+}
+
+/// Plays `fixtures/plans/<name>.script`, and compares with `<name>.plans`.
+fn check(name: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/plans");
+    let script = std::fs::read_to_string(folder.join(format!("{name}.script"))).unwrap();
+    let told = play(&script);
+    let golden = folder.join(format!("{name}.plans"));
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(&golden, &told).unwrap();
+    }
+    assert_eq!(told, std::fs::read_to_string(&golden).unwrap(), "{}", golden.display());
+}
+
+#[test]
+fn creates() {
+    check("create");
+}
+
+#[test]
+fn reverts() {
+    check("revert");
+}
+
+#[test]
+fn deletes() {
+    check("delete");
+}
+
+#[test]
+fn refuses() {
+    check("refusals");
+}
