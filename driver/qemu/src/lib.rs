@@ -9,7 +9,8 @@
 //! - [`probe`]: what a QEMU binary can do; `network`, [`tpm`], `log`: what stands around a process;
 //! - [`qmp`]: the monitor connection;
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
-//! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML.
+//! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
+//! - [`facts`], [`steps`]: what a plan is made from, and its acts.
 
 pub mod argv;
 pub mod backing;
@@ -17,6 +18,7 @@ pub mod blocks;
 pub mod complete;
 pub mod confine;
 mod events;
+mod facts;
 pub mod hypervisor;
 pub mod image;
 pub mod instance;
@@ -32,5 +34,6 @@ mod reconnect;
 mod setup;
 mod start;
 mod status;
+mod steps;
 mod system;
 pub mod tpm;

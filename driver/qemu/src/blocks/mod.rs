@@ -1,4 +1,12 @@
 //! Block nodes and backing chains of a running QEMU.
+//!
+//! - [`nodes`]: nodes added, found, reopened, deleted; a chain as QEMU has it;
+//! - [`graph`]: who stands on whom;
+//! - [`job`]: jobs that outlive the one who started them.
+
+mod graph;
+pub(crate) mod job;
+pub(crate) mod nodes;
 
 use std::path::PathBuf;
 

@@ -24,7 +24,7 @@
 //! A third marker (`…-committed`) says of an active layer that its base holds all of it, see
 //! [`mark_committed`].
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -144,17 +144,33 @@ pub async fn is_committed(domain: Uuid, top: &Path, base: &Path) -> Result<bool>
 /// No commit of `top` is under way.
 pub async fn unmark_committed(domain: Uuid, top: &Path) -> Result<()> {
     let claim = Claim::new(domain, top)?;
-    blocking(move || {
-        unlink(&claim.committed)?;
-        sync_directory(&claim.directory)
+    blocking(move || match fs::symlink_metadata(&claim.committed) {
+        Err(err) if gone(&err) => Ok(()),
+        _ => {
+            unlink(&claim.committed)?;
+            sync_directory(&claim.directory)
+        }
     })
     .await
 }
 
-/// A marker or a file under way, which are no images to anybody else.
-pub(crate) fn is_marker(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    name.starts_with(b".") && name.windows(10).any(|part| part == b".virtsnap-")
+/// Says that the tag was in the image before the step that was to make it.
+pub async fn mark_foreign_tag(domain: Uuid, image: &Path, tag: &str) -> Result<()> {
+    let claim = Claim::new(domain, image)?;
+    let tag = tag.to_owned();
+    blocking(move || write_marker(&claim.foreign, tag.as_bytes(), &claim.directory)).await
+}
+
+/// Whether that was said of the tag; it is said no more.
+pub async fn take_foreign_tag(domain: Uuid, image: &Path, tag: &str) -> Result<bool> {
+    let claim = Claim::new(domain, image)?;
+    let tag = tag.to_owned();
+    blocking(move || match fs::read(&claim.foreign) {
+        Ok(said) => unlink(&claim.foreign).map(|()| said == tag.as_bytes()),
+        Err(err) if gone(&err) => Ok(false),
+        Err(err) => Err(system("read", &claim.foreign, err)),
+    })
+    .await
 }
 
 #[derive(Debug, Clone)]
@@ -165,6 +181,7 @@ struct Claim {
     file: PathBuf,
     renamed: PathBuf,
     committed: PathBuf,
+    foreign: PathBuf,
 }
 
 impl Claim {
@@ -190,6 +207,7 @@ impl Claim {
             file: beside(""),
             renamed: beside("-at"),
             committed: beside("-committed"),
+            foreign: beside("-foreign"),
         })
     }
 

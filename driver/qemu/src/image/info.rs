@@ -143,6 +143,10 @@ fn unsigned(number: i64) -> u64 {
 }
 
 impl ImageInfo {
+    pub(crate) fn has_tag(&self, tag: &str) -> bool {
+        self.snapshots.iter().any(|snapshot| snapshot.name == tag)
+    }
+
     /// `path` is what the image is called by us; a relative backing file is relative to it.
     pub(crate) fn facts(self, path: &Path) -> ImageFacts {
         ImageFacts {

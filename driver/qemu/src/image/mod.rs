@@ -100,4 +100,4 @@ fn image_options(path: &Path, format: &Format) -> Result<OsString> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

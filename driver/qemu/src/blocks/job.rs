@@ -1,0 +1,122 @@
+//! QEMU's jobs: found by id, waited for, dismissed.
+//!
+//! Ids are ours and fixed (never derived from a snapshot's name, which is no identifier): after a
+//! crash of the daemon the job that still runs is found again by its id.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, timeout};
+use virtsnap_engine::error::{Condition, Error, Result};
+
+use crate::qmp::{Qmp, QmpError};
+
+/// A job that shows no progress for this long is given up. While QEMU saves or loads memory in
+/// a job its monitor is silent, so that this also bounds how long that may take.
+const STALL: Duration = Duration::from_secs(3600);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Job {
+    pub(crate) id: String,
+    pub(crate) status: String,
+    #[serde(default)]
+    current_progress: i64,
+    #[serde(default)]
+    total_progress: i64,
+    #[serde(default)]
+    pub(crate) error: Option<String>,
+}
+
+impl Job {
+    pub(crate) fn is_concluded(&self) -> bool {
+        self.status == "concluded"
+    }
+
+    /// The job needs a word from us to go on, or has ended.
+    pub(crate) fn needs_us(&self) -> bool {
+        matches!(self.status.as_str(), "ready" | "pending" | "concluded")
+    }
+}
+
+pub(crate) async fn all(qmp: &Qmp) -> Result<Vec<Job>, QmpError> {
+    let answer = qmp.execute_within("query-jobs", Value::Null, STALL).await?;
+    serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
+}
+
+pub(crate) async fn find(qmp: &Qmp, id: &str) -> Result<Option<Job>, QmpError> {
+    Ok(all(qmp).await?.into_iter().find(|job| job.id == id))
+}
+
+/// Waits until the job is as `until` says; none if there is no such job (any more).
+pub(crate) async fn wait(
+    qmp: &Qmp,
+    id: &str,
+    until: impl Fn(&Job) -> bool,
+) -> Result<Option<Job>, QmpError> {
+    let mut events = qmp.events();
+    let mut seen = (None, Instant::now());
+    loop {
+        let Some(job) = find(qmp, id).await? else { return Ok(None) };
+        if until(&job) {
+            return Ok(Some(job));
+        }
+        let now = Some((job.status, job.current_progress, job.total_progress));
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        } else if seen.1.elapsed() > STALL {
+            return Err(QmpError::Timeout { command: id.to_owned() });
+        }
+        let told = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.text("id") == Some(id) => return,
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => return,
+                    // The next question says that the connection has ended.
+                    Err(RecvError::Closed) => std::future::pending::<()>().await,
+                }
+            }
+        };
+        let _ = timeout(LOOK_EVERY, told).await;
+    }
+}
+
+pub(crate) async fn complete(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+    qmp.execute("job-complete", json!({ "id": id })).await.map(drop)
+}
+
+pub(crate) async fn finalize(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+    qmp.execute_within("job-finalize", json!({ "id": id }), STALL).await.map(drop)
+}
+
+/// Takes the concluded job off QEMU's list. Gone is done.
+pub(crate) async fn dismiss(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+    match qmp.execute("job-dismiss", json!({ "id": id })).await {
+        Ok(_) => Ok(()),
+        Err(err) => match find(qmp, id).await? {
+            None => Ok(()),
+            Some(_) => Err(err),
+        },
+    }
+}
+
+/// The outcome of a concluded job.
+pub(crate) fn outcome(job: &Job, what: &str) -> Result<()> {
+    match &job.error {
+        None => Ok(()),
+        Some(error) => {
+            Err(Error::new(Condition::OperationFailed, format!("{what} failed: {error}")))
+        }
+    }
+}
+
+/// An identifier as QEMU wants it: letters, digits, `-`, `.`, `_`.
+pub(crate) fn id(kind: &str, of: &str) -> String {
+    let plain: String =
+        of.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    format!("virtsnap-{kind}-{plain}")
+}

@@ -1,0 +1,369 @@
+//! What a plan is made from: disks, images, who else reads them.
+//!
+//! Of a running domain's chains QEMU itself tells (`query-named-block-nodes`): their files are
+//! locked, and what it has in memory is newer. Of all other images `qemu-img info` does.
+//!
+//! An image's format comes from whoever names it: the definition, or the header of the image above
+//! it. Only what moments name and nobody else does is known by its first bytes.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use virtsnap_engine::domain::{ShutOffReason, State};
+use virtsnap_engine::error::Result;
+use virtsnap_engine::facts::{
+    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts, PathKind,
+};
+use virtsnap_engine::ports::Subject;
+use virtsnap_xml::domain::{self, DiskView};
+use virtsnap_xml::element::Element;
+
+use crate::blocks::{job, nodes};
+use crate::hypervisor::Qemu;
+use crate::image::info::{MAX_DEPTH, resolve};
+use crate::image::{QemuImg, blocking, claim, header, system};
+use crate::instance::Instance;
+
+type Images = BTreeMap<PathBuf, ImageFacts>;
+
+/// A directory with more entries is not searched; its images count as read by others.
+const MAX_NEIGHBOURS: usize = 65536;
+
+impl Qemu {
+    /// No operation is under way on the domain when this is asked.
+    pub(crate) async fn domain_facts(&self, subject: &Subject) -> Result<DomainFacts> {
+        let instance = self.instance(subject.uuid);
+        let live = instance.as_ref().map(|instance| instance.live());
+        let mut disks: Vec<DiskFacts> = match live.as_ref().or(subject.config.as_ref()) {
+            Some(definition) => domain::disks(definition).map(disk_facts).collect(),
+            None => Vec::new(),
+        };
+        let mut images = Images::new();
+        if let Some(instance) = &instance {
+            live_images(instance, &mut images).await?;
+            mark_jobs(instance, &mut disks).await?;
+        }
+        let tool = self.image_tool();
+        for disk in &disks {
+            if let Some(path) = disk.image() {
+                walk(&tool, path, &disk.format, &mut images).await?;
+            }
+        }
+        named_only(&tool, subject, &mut images).await?;
+        for path in images.keys() {
+            claim::unmark_committed(subject.uuid, path).await?;
+        }
+        let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
+        let foreign_readers = blocking(move || Ok(foreign_readers(&ours))).await?;
+        let agent = agent(live.as_ref(), instance.as_deref());
+        Ok(DomainFacts {
+            uuid: subject.uuid,
+            name: subject.name.clone(),
+            state: instance
+                .as_ref()
+                .map_or(State::ShutOff(ShutOffReason::Unknown), |instance| instance.state()),
+            config: subject.config.clone(),
+            live,
+            disks,
+            images,
+            owned: subject.owned.clone(),
+            foreign_readers,
+            agent,
+            has_managed_save: false,
+            now: now(),
+        })
+    }
+
+    pub(crate) fn image_tool(&self) -> QemuImg {
+        QemuImg::new(&self.config().qemu_img)
+    }
+}
+
+/// What is at a path; nothing is opened.
+pub(crate) fn probe(path: &Path) -> Result<PathKind> {
+    use std::os::unix::fs::FileTypeExt;
+    match fs::symlink_metadata(path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(PathKind::Missing),
+        Err(err) => return Err(system("look at", path, err)),
+        Ok(_) => {}
+    }
+    // A link that leads nowhere is in the way all the same.
+    Ok(match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => PathKind::Regular(meta.len()),
+        Ok(meta) if meta.file_type().is_block_device() => PathKind::BlockDevice,
+        Ok(_) | Err(_) => PathKind::Other,
+    })
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn disk_facts(disk: DiskView<'_>) -> DiskFacts {
+    let path = || disk.path().map(PathBuf::from);
+    let protocol = || disk.source().and_then(|source| source.attr("protocol")).unwrap_or_default();
+    let source = match disk.source_type() {
+        _ if disk.is_empty() => None,
+        "file" => path().map(DiskSource::File),
+        "block" => path().map(DiskSource::Block),
+        "network" => Some(DiskSource::Network(protocol().to_owned())),
+        other => Some(DiskSource::Other(other.to_owned())),
+    };
+    DiskFacts {
+        target: disk.target().to_owned(),
+        device: match disk.device() {
+            "cdrom" => DiskDevice::Cdrom,
+            "floppy" => DiskDevice::Floppy,
+            "lun" => DiskDevice::Lun,
+            _ => DiskDevice::Disk,
+        },
+        source,
+        // As libvirt: what is not said is raw, never probed.
+        format: Format::from(disk.format().unwrap_or("raw")),
+        readonly: disk.is_readonly() || disk.device() == "cdrom",
+        shareable: disk.is_shareable(),
+        transient: disk.is_transient(),
+        snapshot: disk.snapshot(),
+        block_job: false,
+    }
+}
+
+fn agent(live: Option<&Element>, instance: Option<&Instance>) -> AgentState {
+    let channels = live.and_then(|live| live.child("devices")).into_iter();
+    let has_channel = channels.flat_map(|devices| devices.children("channel")).any(|channel| {
+        let name = channel.child("target").and_then(|target| target.attr("name"));
+        name == Some(crate::events::AGENT_PORT)
+    });
+    match instance {
+        Some(instance) if has_channel && instance.agent_connected() => AgentState::Connected,
+        _ if has_channel => AgentState::NotConnected,
+        _ => AgentState::NotConfigured,
+    }
+}
+
+/// The chains that QEMU has open.
+async fn live_images(instance: &Instance, images: &mut Images) -> Result<()> {
+    let mut told: BTreeMap<String, _> = nodes::all(&instance.qmp)
+        .await?
+        .into_iter()
+        .map(|node| (node.node_name, node.image))
+        .collect();
+    for chain in instance.chains().values() {
+        for (depth, layer) in chain.layers.iter().enumerate() {
+            let Some(info) = told.remove(&layer.format_node()) else { continue };
+            let below = chain.layers.get(depth + 1);
+            let facts = ImageFacts {
+                format: layer.format(),
+                backing: below.map(|below| below.image.clone()),
+                backing_format: below.map(|below| below.format()),
+                is_block_device: layer.is_block_device,
+                ..info.facts(&layer.image)
+            };
+            images.insert(layer.image.clone(), facts);
+        }
+    }
+    Ok(())
+}
+
+async fn mark_jobs(instance: &Instance, disks: &mut [DiskFacts]) -> Result<()> {
+    for found in job::all(&instance.qmp).await? {
+        if found.is_concluded() || found.status == "null" {
+            continue;
+        }
+        let is_ours = found.id.starts_with("virtsnap-");
+        for disk in &mut *disks {
+            // Which disk somebody else's job works on is not told, so none may be touched.
+            if !is_ours || found.id == job::id("merge", &disk.target) {
+                disk.block_job = true;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The chain from `path` down, as far as it is there and not yet known.
+async fn walk(tool: &QemuImg, path: &Path, format: &Format, images: &mut Images) -> Result<()> {
+    let mut next = Some((path.to_owned(), format.clone()));
+    for _ in 0..MAX_DEPTH {
+        let Some((path, format)) = next else { break };
+        if images.contains_key(&path) || !is_there(&path) {
+            break;
+        }
+        let facts = tool.info(&path, &format).await?;
+        next = facts.backing.clone().zip(facts.backing_format.clone());
+        images.insert(path, facts);
+    }
+    Ok(())
+}
+
+fn is_there(path: &Path) -> bool {
+    path.is_absolute() && matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice))
+}
+
+/// Images that moments name or that we made, and that no disk stands on.
+async fn named_only(tool: &QemuImg, subject: &Subject, images: &mut Images) -> Result<()> {
+    let named = subject.images.union(&subject.owned).filter(|path| !images.contains_key(*path));
+    let mut left: BTreeSet<PathBuf> = named.filter(|path| is_there(path)).cloned().collect();
+    // Those that another one stands on come after it, and so have their format from it.
+    let below: HashSet<PathBuf> = left.iter().filter_map(|path| backing(path)).collect();
+    let (last, first): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut left).into_iter().partition(|path| below.contains(path));
+    for path in first.into_iter().chain(last) {
+        if images.contains_key(&path) {
+            continue;
+        }
+        let format = header::overlay_format(&path)
+            .map_err(|err| system("read", &path, err))?
+            .unwrap_or(Format::Raw);
+        walk(tool, &path, &format, images).await?;
+    }
+    Ok(())
+}
+
+fn backing(path: &Path) -> Option<PathBuf> {
+    let file = fs::File::open(path).ok()?;
+    Some(resolve(path, &header::read(&file).ok()??.backing?))
+}
+
+/// Files beside our images that are none of them and stand on one of them.
+fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let known: BTreeMap<(u64, u64), &PathBuf> =
+        ours.iter().filter_map(|path| Some((identity(path)?, path))).collect();
+    let directories: BTreeSet<&Path> = ours
+        .iter()
+        .filter_map(|path| path.parent())
+        .filter(|path| !path.starts_with("/dev"))
+        .collect();
+    let mut readers = BTreeMap::new();
+    for directory in directories {
+        let Ok(entries) = fs::read_dir(directory) else { continue };
+        let mut seen = 0;
+        for entry in entries.flatten() {
+            seen += 1;
+            if seen > MAX_NEIGHBOURS {
+                let unsearched = ours.iter().filter(|path| path.parent() == Some(directory));
+                let why = format!("'{}' has too many files to search", directory.display());
+                readers.extend(unsearched.map(|path| (path.clone(), why.clone())));
+                break;
+            }
+            let path = entry.path();
+            let Ok(Some(file)) = header::open_regular(&path) else { continue };
+            let is_ours =
+                file.metadata().is_ok_and(|meta| known.contains_key(&(meta.dev(), meta.ino())));
+            if is_ours {
+                continue;
+            }
+            let Ok(Some(head)) = header::read(&file) else { continue };
+            let Some(backing) = head.backing.map(|name| resolve(&path, &name)) else { continue };
+            if let Some(image) = identity(&backing).and_then(|identity| known.get(&identity)) {
+                let who = format!("the image '{}'", path.display());
+                readers.entry((*image).clone()).or_insert(who);
+            }
+        }
+    }
+    readers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::image::tests::{base, tool};
+
+    fn overlay(path: &Path, backing: &str) {
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing])
+            .arg(path)
+            .arg("4M")
+            .status()
+            .unwrap();
+        assert!(made.success());
+    }
+
+    #[tokio::test]
+    async fn neighbours_that_stand_on_our_images_are_found() {
+        if tool().is_none() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        base(&at("base")).await;
+        base(&at("stranger")).await;
+        overlay(&at("ours"), "base");
+        overlay(&at("theirs"), "./base");
+        overlay(&at("elsewhere"), "stranger");
+        fs::hard_link(at("ours"), at("link")).unwrap();
+        fs::write(at("noise"), b"QFI\xfb\0\0\0\x03").unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::RUSR).unwrap();
+        let ours = BTreeSet::from([at("base"), at("ours")]);
+        let found = foreign_readers(&ours);
+        assert_eq!(found.keys().collect::<Vec<_>>(), [&at("base")]);
+        assert!(found[&at("base")].contains("theirs"), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn images_are_gathered_and_those_that_are_gone_are_absent() {
+        let Some(tool) = tool() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        base(&at("base")).await;
+        overlay(&at("mid"), at("base").to_str().unwrap());
+        overlay(&at("top"), "mid");
+        overlay(&at("branch"), "mid");
+        overlay(&at("orphan"), "gone");
+        let mut images = Images::new();
+        walk(&tool, &at("top"), &Format::Qcow2, &mut images).await.unwrap();
+        assert_eq!(images.len(), 3);
+        let subject = Subject {
+            uuid: uuid::Uuid::from_u128(1),
+            name: "vm".to_owned(),
+            config: None,
+            images: BTreeSet::from([at("mid"), at("branch"), at("absent")]),
+            owned: BTreeSet::from([at("orphan")]),
+        };
+        named_only(&tool, &subject, &mut images).await.unwrap();
+        let names: Vec<_> =
+            images.keys().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["base", "branch", "mid", "orphan", "top"]);
+        assert_eq!(images[&at("branch")].backing, Some(at("mid")));
+        assert_eq!(images[&at("orphan")].backing, Some(at("gone")));
+    }
+
+    #[tokio::test]
+    async fn a_raw_layer_is_raw_whatever_the_guest_writes() {
+        let Some(tool) = tool() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        base(&at("secret")).await;
+        // The guest's disk, with a header of its making.
+        overlay(&at("disk"), "secret");
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "disk"])
+            .arg(at("zz-overlay"))
+            .arg("4M")
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let subject = Subject {
+            uuid: uuid::Uuid::from_u128(1),
+            name: "vm".to_owned(),
+            config: None,
+            images: BTreeSet::from([at("disk"), at("zz-overlay")]),
+            owned: BTreeSet::new(),
+        };
+        let mut images = Images::new();
+        named_only(&tool, &subject, &mut images).await.unwrap();
+        assert_eq!(images.len(), 2);
+        assert_eq!(
+            (&images[&at("disk")].format, &images[&at("disk")].backing),
+            (&Format::Raw, &None)
+        );
+    }
+}

@@ -1,0 +1,131 @@
+//! Internal snapshots of single images.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use uuid::Uuid;
+use virtsnap_engine::error::{Condition, Result};
+use virtsnap_engine::facts::Format::Qcow2;
+
+use crate::blocks::{Chain, Layer, job, nodes};
+use crate::confine::Use;
+use crate::hypervisor::Qemu;
+use crate::image::{claim, failure};
+use crate::instance::Instance;
+
+const JOB: &str = "virtsnap-delete";
+
+impl Qemu {
+    pub(super) async fn snapshot_image(&self, domain: Uuid, image: &Path, tag: &str) -> Result<()> {
+        super::check_tag(tag)?;
+        self.refuse_in_use(domain, image, "changed")?;
+        let tool = self.image_tool();
+        if tool.tagged(image, &Qcow2, tag).await?.is_some() {
+            // Undo comes next, and must not take it for ours.
+            claim::mark_foreign_tag(domain, image, tag).await?;
+        }
+        tool.snapshot(image, &Qcow2, tag).await
+    }
+
+    pub(super) async fn undo_snapshot_image(
+        &self,
+        domain: Uuid,
+        image: &Path,
+        tag: &str,
+    ) -> Result<()> {
+        if !image.exists() || claim::take_foreign_tag(domain, image, tag).await? {
+            return Ok(());
+        }
+        self.image_tool().delete_snapshot(image, &Qcow2, tag).await
+    }
+
+    pub(super) async fn delete_snapshot(
+        &self,
+        domain: Uuid,
+        image: &Path,
+        tag: &str,
+    ) -> Result<()> {
+        let Some(instance) = self.instance(domain) else {
+            return self.image_tool().delete_snapshot(image, &Qcow2, tag).await;
+        };
+        let Some((target, layer)) = instance.layer_of(image) else {
+            return self.image_tool().delete_snapshot(image, &Qcow2, tag).await;
+        };
+        let chain = instance.chain(&target).ok_or_else(|| nodes::no_disk(&target))?;
+        let depth = chain.layers.iter().position(|other| *other == layer).unwrap_or(0);
+        if depth == 0 {
+            return delete_live(&instance, &layer, tag).await;
+        }
+        self.delete_below(&instance, &chain, depth, tag).await
+    }
+
+    /// A backing layer is open for reading only; to delete in it, it is opened for writing.
+    async fn delete_below(
+        &self,
+        instance: &Instance,
+        chain: &Chain,
+        depth: usize,
+        tag: &str,
+    ) -> Result<()> {
+        let Some(layer) = chain.layers.get(depth) else { return Ok(()) };
+        if has(instance, layer, tag).await? {
+            self.lend(instance, &layer.image, Use::Own)?;
+            nodes::reopen(instance, chain, depth, false).await?;
+        }
+        let deleted = delete_live(instance, layer, tag).await;
+        // Also when it was opened by a run that a crash ended.
+        let closed = nodes::reopen(instance, chain, depth, true).await;
+        deleted.and(closed)
+    }
+}
+
+/// `snapshot-delete` rather than `blockdev-snapshot-delete-internal-sync`: that one refuses every
+/// node that something else stands on.
+async fn delete_live(instance: &Instance, layer: &Layer, tag: &str) -> Result<()> {
+    let qmp = &instance.qmp;
+    if job::wait(qmp, JOB, job::Job::is_concluded).await?.is_some() {
+        job::dismiss(qmp, JOB).await?;
+    }
+    // Two of one tag are possible; each deletion takes the first.
+    while has(instance, layer, tag).await? {
+        let arguments = json!({ "job-id": JOB, "tag": tag, "devices": [layer.format_node()] });
+        qmp.execute("snapshot-delete", arguments).await?;
+        let Some(done) = job::wait(qmp, JOB, job::Job::is_concluded).await? else { continue };
+        job::dismiss(qmp, JOB).await?;
+        let what = format!("deleting snapshot '{tag}' of '{}'", layer.image.display());
+        job::outcome(&done, &what)?;
+    }
+    Ok(())
+}
+
+async fn has(instance: &Instance, layer: &Layer, tag: &str) -> Result<bool> {
+    let tagged = tagged(instance, tag).await?;
+    Ok(tagged.contains(&layer.format_node()))
+}
+
+/// The format nodes whose image has a snapshot of that tag.
+pub(super) async fn tagged(instance: &Instance, tag: &str) -> Result<Vec<String>> {
+    let nodes = nodes::all(&instance.qmp).await?;
+    let has = nodes.into_iter().filter(|node| node.image.has_tag(tag));
+    Ok(has.map(|node| node.node_name).collect())
+}
+
+/// The active layers of these disks, each once.
+pub(super) fn active(instance: &Instance, targets: &[String]) -> Result<Vec<(Layer, PathBuf)>> {
+    let mut layers: Vec<(Layer, PathBuf)> = Vec::new();
+    for target in targets {
+        let chain = instance.chain(target).ok_or_else(|| nodes::no_disk(target))?;
+        let layer = chain.layers.first().cloned().ok_or_else(|| nodes::no_disk(target))?;
+        if layer.format != "qcow2" {
+            return Err(failure(
+                Condition::ConfigUnsupported,
+                format!("disk '{target}' is {}: internal snapshots need qcow2", layer.format),
+            ));
+        }
+        if layers.iter().all(|(other, _)| *other != layer) {
+            let image = layer.image.clone();
+            layers.push((layer, image));
+        }
+    }
+    Ok(layers)
+}

@@ -1,0 +1,223 @@
+//! The acts of a plan on QEMU and on image files.
+//!
+//! - [`overlays`]: new layers, given to QEMU and switched to in one transaction;
+//! - [`vmstate`]: memory and disks into internal snapshots and back, as jobs;
+//! - [`merge`]: commit, stream, re-point;
+//! - [`inside`]: internal snapshots of single images.
+//!
+//! Every undo and every finish may come twice, after a crash at any point, with QEMU as it was
+//! left, or gone. So none of them trusts what was recorded before it has asked: a job that still
+//! runs is adopted, a chain is read from QEMU's own graph, an image's header is looked at.
+
+mod inside;
+mod merge;
+mod overlays;
+mod vmstate;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use serde_json::Value;
+use uuid::Uuid;
+use virtsnap_engine::domain::{PausedReason, RunningReason};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::Format;
+use virtsnap_engine::plan::{Finish, Pivot, ResumeReason, Step};
+use virtsnap_engine::ports::PivotError;
+
+use crate::backing;
+use crate::hypervisor::Qemu;
+use crate::image::{claim, failure, header, system};
+use crate::instance::Instance;
+
+impl Qemu {
+    pub(crate) async fn act_step(&self, domain: Uuid, step: &Step) -> Result<()> {
+        match step {
+            Step::Pause => self.running(domain)?.pause(PausedReason::Snapshot).await,
+            Step::FreezeFilesystems => self.freeze_filesystems(domain).await,
+            Step::CreateOverlay { overlay, format, backing, backing_format, virtual_size } => {
+                let tool = self.image_tool();
+                claim::create_overlay(
+                    &tool,
+                    domain,
+                    overlay,
+                    format,
+                    backing,
+                    backing_format,
+                    *virtual_size,
+                )
+                .await
+            }
+            Step::CopyImage { from, to } => {
+                self.refuse_active(domain, from, "copied")?;
+                claim::copy_image(domain, from, to).await
+            }
+            Step::AttachOverlay { disk, overlay, format } => {
+                self.attach_overlay(domain, disk, overlay, format).await
+            }
+            Step::SnapshotImage { image, tag } => self.snapshot_image(domain, image, tag).await,
+        }
+    }
+
+    pub(crate) async fn undo_step(&self, domain: Uuid, step: &Step) -> Result<()> {
+        match step {
+            Step::Pause => self.let_run(domain, RunningReason::Unpaused).await,
+            Step::FreezeFilesystems => self.thaw_filesystems(domain).await,
+            Step::CreateOverlay { overlay, .. } => claim::undo(domain, overlay).await,
+            Step::CopyImage { to, .. } => claim::undo(domain, to).await,
+            Step::AttachOverlay { overlay, .. } => self.detach_overlay(domain, overlay).await,
+            Step::SnapshotImage { image, tag } => {
+                self.undo_snapshot_image(domain, image, tag).await
+            }
+        }
+    }
+
+    pub(crate) async fn pivot_to(&self, domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
+        match pivot {
+            Pivot::Record => Ok(()),
+            Pivot::SwitchToOverlays { disks } => self.switch_to_overlays(domain, disks).await,
+            Pivot::SaveVmState { tag, vmstate, disks } => {
+                self.save_vm_state(domain, tag, vmstate, disks).await
+            }
+            Pivot::LoadVmState { tag, vmstate, disks } => {
+                self.load_vm_state(domain, tag, vmstate, disks).await
+            }
+        }
+    }
+
+    pub(crate) async fn has_pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
+        match pivot {
+            Pivot::Record => Ok(false),
+            Pivot::SwitchToOverlays { disks } => self.has_switched(domain, disks).await,
+            Pivot::SaveVmState { tag, disks, .. } => self.has_saved(domain, tag, disks).await,
+            Pivot::LoadVmState { tag, .. } => self.has_loaded(domain, tag).await,
+        }
+    }
+
+    pub(crate) async fn finish_act(&self, domain: Uuid, finish: &Finish) -> Result<()> {
+        match finish {
+            Finish::ThawFilesystems => self.thaw_filesystems(domain).await,
+            Finish::Resume(ResumeReason::Unpaused) => {
+                self.let_run(domain, RunningReason::Unpaused).await
+            }
+            Finish::Resume(ResumeReason::FromSnapshot) => {
+                self.let_run(domain, RunningReason::FromSnapshot).await
+            }
+            Finish::Stop(reason) => self.destroy_domain(domain, *reason).await,
+            Finish::ApplySnapshot { image, tag } => {
+                self.refuse_in_use(domain, image, "reverted")?;
+                self.image_tool().apply(image, &Format::Qcow2, tag).await
+            }
+            Finish::DeleteSnapshot { image, tag } => self.delete_snapshot(domain, image, tag).await,
+            Finish::Commit { disk, top, base } => self.commit(domain, disk, top, base).await,
+            Finish::Stream { disk, top, base } => {
+                self.stream(domain, disk, top, base.as_deref()).await
+            }
+            Finish::Repoint { image, backing, backing_format } => {
+                self.repoint(domain, image, backing, backing_format).await
+            }
+            Finish::SetLive(definition) => match self.instance(domain) {
+                Some(instance) => instance.update(|live, chains| {
+                    live.clone_from(definition);
+                    backing::write_all(live, chains);
+                }),
+                None => Ok(()),
+            },
+            Finish::RemoveImage(path) => claim::remove(domain, path).await,
+            Finish::KeepImage(path) => claim::keep(domain, path).await,
+            Finish::SetConfig(_) | Finish::Record(_) => {
+                Err(Error::new(Condition::Internal, "records are not the hypervisor's to write"))
+            }
+        }
+    }
+
+    /// Lets the vCPUs run, if they were stopped by us or by a snapshot that was loaded.
+    async fn let_run(&self, domain: Uuid, reason: RunningReason) -> Result<()> {
+        let Some(instance) = self.instance(domain) else { return Ok(()) };
+        let status = instance.qmp.execute("query-status", Value::Null).await?;
+        match status.get("status").and_then(Value::as_str) {
+            // A load that failed leaves the guest, unharmed, in restore-vm.
+            Some("paused" | "prelaunch" | "restore-vm" | "save-vm" | "postmigrate") => {
+                instance.resume(reason).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refused until there is a client of the guest agent: a guest that is not frozen must not be
+    /// called so.
+    async fn freeze_filesystems(&self, domain: Uuid) -> Result<()> {
+        self.running(domain)?;
+        Err(Error::new(Condition::NoSupport, "the guest agent cannot be talked to yet"))
+    }
+
+    /// Nothing was frozen.
+    async fn thaw_filesystems(&self, _domain: Uuid) -> Result<()> {
+        Ok(())
+    }
+
+    fn refuse_in_use(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+        match self.instance(domain).and_then(|instance| instance.layer_of(image)) {
+            None => Ok(()),
+            Some((target, _)) => Err(in_use(image, &target, what)),
+        }
+    }
+
+    /// A copy of an image that is written to would be torn.
+    fn refuse_active(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+        let Some(instance) = self.instance(domain) else { return Ok(()) };
+        let chains = instance.chains();
+        let active = chains
+            .values()
+            .find(|chain| chain.layers.first().is_some_and(|layer| layer.image == image));
+        active.map_or(Ok(()), |chain| Err(in_use(image, &chain.target, what)))
+    }
+}
+
+fn in_use(image: &Path, target: &str, what: &str) -> Error {
+    failure(
+        Condition::OperationInvalid,
+        format!(
+            "image '{}' cannot be {what} while disk '{target}' of the running domain uses it; \
+             shut the domain down first",
+            image.display()
+        ),
+    )
+}
+
+/// The format of an image that stands on another one.
+fn format_of(image: &Path) -> Result<Format> {
+    header::overlay_format(image).map_err(|err| system("read", image, err))?.ok_or_else(|| {
+        let what = format!("image '{}' is not qcow2 or qed", image.display());
+        failure(Condition::OperationInvalid, what)
+    })
+}
+
+/// QEMU cuts a longer tag short without a word.
+fn check_tag(tag: &str) -> Result<()> {
+    if tag.is_empty() || tag.len() > 255 || tag.contains('\0') {
+        return Err(failure(
+            Condition::InvalidArgument,
+            format!("'{tag}' cannot name an internal snapshot: it takes 1 to 255 bytes"),
+        ));
+    }
+    Ok(())
+}
+
+fn tell_block_job(
+    qemu: &Qemu,
+    instance: &Instance,
+    job: (&str, &Path, virtsnap_engine::domain::BlockJobKind),
+    status: virtsnap_engine::domain::BlockJobStatus,
+) {
+    let (target, source, kind) = job;
+    let event = virtsnap_engine::domain::Event::BlockJob {
+        target: target.to_owned(),
+        source: source.to_string_lossy().into_owned(),
+        kind,
+        status,
+    };
+    qemu.shared.events.emit(instance.uuid, &instance.name, instance.id, event);
+}
