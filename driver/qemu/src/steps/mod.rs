@@ -126,7 +126,7 @@ impl Qemu {
                 None => Ok(()),
             },
             Finish::RemoveImage(path) => claim::remove(domain, path).await,
-            Finish::KeepImage(path) => claim::keep(domain, path).await,
+            Finish::KeepImage(path) | Finish::HandOver(path) => claim::keep(domain, path).await,
             Finish::SetConfig(_) | Finish::Record(_) => {
                 Err(Error::new(Condition::Internal, "records are not the hypervisor's to write"))
             }
