@@ -222,6 +222,10 @@ impl Build<'_> {
 
     pub(super) fn boot(&mut self) -> Result<()> {
         let os = self.domain.child("os").ok_or_else(|| lacks("<os>"))?;
+        // Boot devices become indices of the first disk or interface of their kind, if any.
+        for boot in os.children("boot") {
+            boot.need("dev")?;
+        }
         let mut option = String::new();
         if let Some(menu) = os.child("bootmenu") {
             if let Some(enable) = menu.switch("enable")? {
