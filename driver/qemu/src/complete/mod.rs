@@ -1,1 +1,52 @@
-//! See the crate's map.
+//! From what a client wrote to what libvirt would have made of it.
+//!
+//! [`complete`] is define time: what is not understood is refused by its path ([`vocabulary`]),
+//! then defaults are filled in and addresses given out in the order in which libvirt's QEMU
+//! driver does it, because that order decides the guest ABI: canonical machine, implicit devices,
+//! each device's defaults, controllers that follow from disks and channels, virtio-serial ports,
+//! PCI slots, USB ports. Completing a completed definition changes nothing.
+//!
+//! Pure: all that must be known of the host comes as [`Host`]. What is generated is a uuid and MAC
+//! addresses. Expected results under `fixtures/domain/complete` were recorded from libvirtd 11.3.
+
+mod chardev;
+mod devices;
+mod draft;
+mod firmware;
+mod general;
+mod host;
+mod pci;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod usb;
+mod vocabulary;
+
+use virtsnap_engine::error::Result;
+use virtsnap_xml::element::Element;
+
+pub use host::{Devices, Firmware, Host};
+
+use draft::Draft;
+
+/// The persistent form of a definition, as `virsh dumpxml --inactive` shows it.
+pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
+    vocabulary::check(&domain)?;
+    vocabulary::arrange(&mut domain);
+    let mut draft = Draft::new(domain, host);
+    devices::normalise(&mut draft)?;
+    general::complete(&mut draft)?;
+    firmware::complete(&mut draft)?;
+    devices::add_implicit(&mut draft)?;
+    devices::complete(&mut draft)?;
+    chardev::complete(&mut draft)?;
+    devices::disk_controllers(&mut draft);
+    chardev::ensure_controllers(&mut draft);
+    devices::primary_video(&mut draft)?;
+    chardev::assign_ports(&mut draft)?;
+    pci::assign(&mut draft)?;
+    usb::assign(&mut draft)?;
+    let mut domain = draft.finish();
+    vocabulary::arrange(&mut domain);
+    Ok(domain)
+}

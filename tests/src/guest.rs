@@ -1,0 +1,272 @@
+//! Guests: how their XML is written, and what they say on their console.
+//!
+//! The test guest (`tests/guest`) prints `MATCH n` once a second while memory and disks belong to
+//! the same moment, `MISMATCH …` when they do not, and `START n` after a boot, n being what it
+//! found on its disk. Its console is also written to a file, which is where we read it.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use crate::world::World;
+use crate::{host, images};
+
+/// How long a boot may take on a machine that does many things at once.
+const BOOT: u64 = 180;
+/// How long until the guest says something again.
+const PATIENCE: u64 = 60;
+
+/// A guest to be defined.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    pub name: String,
+    pub machine: String,
+    pub memory_mib: u32,
+    /// Boots the test guest; without, the firmware finds nothing to boot and idles.
+    pub boots: bool,
+    /// Format of each disk: vda, vdb, …
+    pub disks: Vec<String>,
+    pub uuid: Option<String>,
+    /// More elements for `<devices>`.
+    pub devices: String,
+}
+
+impl GuestSpec {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            machine: "pc".to_owned(),
+            memory_mib: 96,
+            boots: true,
+            disks: vec!["qcow2".to_owned()],
+            uuid: None,
+            devices: String::new(),
+        }
+    }
+
+    /// Nothing to boot: for what is about metadata and disks only.
+    pub fn idle(name: &str) -> Self {
+        Self { boots: false, memory_mib: 24, ..Self::new(name) }
+    }
+
+    #[must_use]
+    pub fn disks(mut self, formats: &[&str]) -> Self {
+        self.disks = formats.iter().map(|&format| format.to_owned()).collect();
+        self
+    }
+
+    #[must_use]
+    pub fn machine(mut self, machine: &str) -> Self {
+        self.machine = machine.to_owned();
+        self
+    }
+
+    pub fn xml(&self, world: &World) -> String {
+        let dir = world.dir().display();
+        let name = &self.name;
+        let mut os = format!("<type arch='x86_64' machine='{}'>hvm</type>", self.machine);
+        if self.boots {
+            let (kernel, initrd) = host::guest_kernel().expect("make guest builds the test guest");
+            let (kernel, initrd) = (kernel.display(), initrd.display());
+            let _ = write!(
+                os,
+                "<kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
+                 <cmdline>console=ttyS0 quiet</cmdline>"
+            );
+        }
+        let mut devices = String::new();
+        if let Some(emulator) = &world.emulator {
+            let _ = write!(devices, "<emulator>{}</emulator>", emulator.display());
+        }
+        for (format, letter) in self.disks.iter().zip('a'..) {
+            let _ = write!(
+                devices,
+                "<disk type='file' device='disk'><driver name='qemu' type='{format}'/>\
+                 <source file='{dir}/{name}-vd{letter}.{format}'/>\
+                 <target dev='vd{letter}' bus='virtio'/></disk>"
+            );
+        }
+        let uuid = self.uuid.as_ref().map_or_else(String::new, |id| format!("<uuid>{id}</uuid>"));
+        format!(
+            "<domain type='qemu'><name>{name}</name>{uuid}\
+             <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu><os>{os}</os>\
+             <features><acpi/></features><cpu mode='custom' match='exact'><model>qemu64</model></cpu>\
+             <devices>{devices}\
+             <serial type='pty'><log file='{dir}/{name}.console' append='on'/>\
+             <target port='0'/></serial>\
+             <memballoon model='none'/>{more}</devices></domain>",
+            memory = self.memory_mib,
+            more = self.devices,
+        )
+    }
+}
+
+/// A guest that the world's daemon knows.
+#[derive(Debug)]
+pub struct Guest<'w> {
+    pub world: &'w World,
+    pub spec: GuestSpec,
+}
+
+/// A place on the console: what comes after it is new.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark(usize);
+
+impl World {
+    /// Makes the images and defines the guest.
+    #[track_caller]
+    pub fn define(&self, spec: GuestSpec) -> Guest<'_> {
+        let guest = Guest { world: self, spec };
+        for (format, letter) in guest.spec.disks.iter().zip('a'..) {
+            images::create(&guest.disk(&format!("vd{letter}")), format, "16M");
+        }
+        let file = self.path(&format!("{}.xml", guest.spec.name));
+        std::fs::write(&file, guest.spec.xml(self)).expect("the directory is ours");
+        self.virsh.ok(&format!("define {}", file.display()));
+        guest
+    }
+
+    /// Defines and starts, and waits until the guest counts.
+    #[track_caller]
+    pub fn boot(&self, spec: GuestSpec) -> Guest<'_> {
+        let guest = self.define(spec);
+        guest.virsh("start {}");
+        guest.booted(Mark(0));
+        guest
+    }
+}
+
+impl Guest<'_> {
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// The file that was made for a disk, whatever the disk uses now.
+    pub fn disk(&self, target: &str) -> PathBuf {
+        let index = target.bytes().last().map_or(0, |letter| usize::from(letter - b'a'));
+        let format = &self.spec.disks[index];
+        self.world.path(&format!("{}-{target}.{format}", self.name()))
+    }
+
+    /// A virsh line in which `{}` is the guest's name; must succeed.
+    #[track_caller]
+    pub fn virsh(&self, line: &str) -> String {
+        self.world.virsh.ok(&line.replace("{}", self.name()))
+    }
+
+    /// The same; must fail, gives the complaint.
+    #[track_caller]
+    pub fn refused(&self, line: &str) -> String {
+        self.world.virsh.fails(&line.replace("{}", self.name()))
+    }
+
+    /// `running`, `paused`, `shut off`, …
+    #[track_caller]
+    pub fn state(&self) -> String {
+        self.virsh("domstate {}").trim().to_owned()
+    }
+
+    /// The file a disk uses now, as the daemon says.
+    #[track_caller]
+    pub fn source(&self, target: &str) -> String {
+        let listed = self.virsh("domblklist {}");
+        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(target));
+        let line = line.unwrap_or_else(|| panic!("no {target} in\n{listed}"));
+        line.trim_start()[target.len()..].trim().to_owned()
+    }
+
+    fn console(&self) -> String {
+        let file = self.world.path(&format!("{}.console", self.name()));
+        String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of the console now.
+    pub fn mark(&self) -> Mark {
+        Mark(self.console().len())
+    }
+
+    /// Complete lines after a mark.
+    pub fn lines(&self, mark: Mark) -> Vec<String> {
+        let text = self.console();
+        let new = text.get(mark.0..).unwrap_or_default();
+        let complete = new.rfind('\n').map_or("", |end| &new[..end]);
+        complete.lines().map(|line| line.trim_end().to_owned()).collect()
+    }
+
+    /// Waits for a line that starts with `word`, and gives the number after it.
+    #[track_caller]
+    fn number_after(&self, mark: Mark, word: &str, seconds: u64) -> u64 {
+        host::wait(&format!("'{word}' of guest {}", self.name()), seconds, || {
+            let lines = self.lines(mark);
+            let rest = lines.iter().find_map(|line| line.strip_prefix(word))?.trim().to_owned();
+            rest.split(' ').next()?.parse().ok()
+        })
+    }
+
+    /// Waits for a boot after the mark; gives what the guest found on its disk.
+    #[track_caller]
+    pub fn booted(&self, mark: Mark) -> u64 {
+        let found = self.number_after(mark, "START ", BOOT);
+        self.number_after(mark, "MATCH ", PATIENCE);
+        found
+    }
+
+    /// Waits for the next count after the mark.
+    #[track_caller]
+    pub fn next_match(&self, mark: Mark) -> u64 {
+        self.number_after(mark, "MATCH ", PATIENCE)
+    }
+
+    /// Waits until the guest has counted to `n`.
+    #[track_caller]
+    pub fn reach(&self, n: u64) {
+        host::wait(&format!("MATCH {n} of guest {}", self.name()), PATIENCE, || {
+            self.last_match().filter(|&last| last >= n)
+        });
+    }
+
+    /// The same, of what it said after the mark.
+    #[track_caller]
+    pub fn reach_after(&self, mark: Mark, n: u64) {
+        host::wait(&format!("MATCH {n} of guest {}", self.name()), PATIENCE, || {
+            let lines = self.lines(mark);
+            let counts = lines.iter().filter_map(|line| line.strip_prefix("MATCH ")?.parse().ok());
+            counts.max().filter(|&last: &u64| last >= n)
+        });
+    }
+
+    /// What the guest counted last.
+    pub fn last_match(&self) -> Option<u64> {
+        let lines = self.lines(Mark(0));
+        lines.iter().rev().find_map(|line| line.strip_prefix("MATCH ")?.parse().ok())
+    }
+
+    /// Lets the guest count on by `steps` from where it is; gives where it arrived.
+    #[track_caller]
+    pub fn count_on(&self, steps: u64) -> u64 {
+        let goal = self.last_match().unwrap_or(0) + steps;
+        self.reach(goal);
+        goal
+    }
+
+    /// Memory and disks never disagreed.
+    #[track_caller]
+    pub fn never_mismatched(&self) {
+        let lines = self.lines(Mark(0));
+        let bad: Vec<_> = lines.iter().filter(|line| line.contains("MISMATCH")).collect();
+        assert!(bad.is_empty(), "memory and disk were not of one moment: {bad:?}");
+    }
+
+    /// Types a line on the guest's terminal and waits for an answer that starts with `answer`.
+    /// The terminal stays open until then: QEMU looks only now and then whether somebody came.
+    #[track_caller]
+    pub fn type_line(&self, line: &str, answer: &str) {
+        let mark = self.mark();
+        let terminal = self.virsh("ttyconsole {}").trim().to_owned();
+        let mut file = std::fs::File::options().write(true).open(&terminal).expect("the terminal");
+        writeln!(file, "{line}").expect("the guest listens");
+        host::wait(&format!("'{answer}' of guest {}", self.name()), PATIENCE, || {
+            self.lines(mark).iter().any(|line| line.starts_with(answer)).then_some(())
+        });
+    }
+}

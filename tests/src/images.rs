@@ -1,0 +1,68 @@
+//! Disk images, looked at by QEMU's own tools from outside: what they say is the proof.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::virsh::finish;
+
+#[track_caller]
+fn qemu(program: &str, arguments: &[&str]) -> String {
+    let outcome = finish(Command::new(program).args(arguments), program);
+    assert!(outcome.success, "{program} {arguments:?}\n{}{}", outcome.stdout, outcome.stderr);
+    outcome.stdout
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+#[track_caller]
+pub fn create(path: &Path, format: &str, size: &str) {
+    qemu("qemu-img", &["create", "-q", "-f", format, text(path), size]);
+}
+
+/// Consistent, nothing leaked.
+#[track_caller]
+pub fn check(path: &Path) {
+    qemu("qemu-img", &["check", "-q", text(path)]);
+}
+
+/// `qemu-img info`, also of an image in use.
+#[track_caller]
+pub fn info(path: &Path) -> String {
+    qemu("qemu-img", &["info", "-U", text(path)])
+}
+
+/// Names of internal snapshots, also of an image in use.
+#[track_caller]
+pub fn internal_snapshots(path: &Path) -> Vec<String> {
+    let listed = qemu("qemu-img", &["snapshot", "-U", "-l", text(path)]);
+    listed
+        .lines()
+        .skip(2)
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The files of a backing chain, the active layer first.
+#[track_caller]
+pub fn chain(path: &Path) -> Vec<String> {
+    let listed = qemu("qemu-img", &["info", "-U", "--backing-chain", text(path)]);
+    listed.lines().filter_map(|line| line.strip_prefix("image: ")).map(str::to_owned).collect()
+}
+
+/// Fills `length` at `offset` with a byte, through the image format.
+#[track_caller]
+pub fn write_pattern(path: &Path, pattern: u8, offset: u64, length: u64) {
+    let command = format!("write -q -P {pattern} {offset} {length}");
+    qemu("qemu-io", &["-f", "qcow2", "-c", &command, text(path)]);
+}
+
+/// Whether `length` at `offset` is all `pattern`.
+#[track_caller]
+pub fn has_pattern(path: &Path, pattern: u8, offset: u64, length: u64) -> bool {
+    let command = format!("read -P {pattern} {offset} {length}");
+    let said = qemu("qemu-io", &["-r", "-f", "qcow2", "-c", &command, text(path)]);
+    !said.contains("Pattern verification failed")
+}

@@ -1,0 +1,197 @@
+//! A private directory with one running daemon in it.
+//!
+//! Everything a world starts names the directory on its command line, which is how the janitor
+//! finds the guests that outlived their daemon. The janitor waits for the end of a pipe: it also
+//! cleans up after a test process that was killed.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::virsh::Virsh;
+use crate::{host, oracle};
+
+/// Whose daemon answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    Virtsnapd,
+    /// libvirt's own, in a mount namespace of its own: needs root.
+    Libvirtd,
+}
+
+impl Daemon {
+    /// What the scenarios run against: virtsnapd, unless the oracle was asked for.
+    pub fn chosen() -> Self {
+        match std::env::var("VIRTSNAP_TEST_DAEMON").as_deref() {
+            Ok("libvirtd") => Self::Libvirtd,
+            Ok("virtsnapd") | Err(_) => Self::Virtsnapd,
+            Ok(other) => panic!("VIRTSNAP_TEST_DAEMON is virtsnapd or libvirtd, not {other}"),
+        }
+    }
+}
+
+/// One daemon, its clients and its guests. Dropping it ends all of them.
+#[derive(Debug)]
+pub struct World {
+    pub daemon: Daemon,
+    pub virsh: Virsh,
+    /// What guests are run with; none: what the daemon finds by itself.
+    pub emulator: Option<PathBuf>,
+    dir: Option<TempDir>,
+    process: Option<Child>,
+    janitor: Child,
+}
+
+impl World {
+    /// The daemon that [`Daemon::chosen`] says, started and answering.
+    pub fn new() -> Self {
+        Self::with(Daemon::chosen())
+    }
+
+    pub fn with(daemon: Daemon) -> Self {
+        let mut world = Self::stopped(daemon);
+        world.start();
+        world
+    }
+
+    /// With the daemon not yet started.
+    pub fn stopped(daemon: Daemon) -> Self {
+        // Short: the path of a Unix socket has 107 bytes.
+        let dir = tempfile::Builder::new().prefix("vs").tempdir_in("/tmp").expect("a directory");
+        let janitor = janitor(dir.path());
+        let virsh = Virsh::new(format!("qemu:///system?socket={}", socket(daemon, dir.path())));
+        Self { daemon, virsh, emulator: None, dir: Some(dir), process: None, janitor }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.as_ref().expect("only drop takes it").path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        socket(self.daemon, self.dir()).into()
+    }
+
+    pub fn read_only_socket(&self) -> String {
+        format!("{}-ro", socket(self.daemon, self.dir()))
+    }
+
+    /// Starts the daemon, also again after a [`Self::kill`], and waits until it answers.
+    pub fn start(&mut self) {
+        let mut command = match self.daemon {
+            Daemon::Virtsnapd => self.virtsnapd(),
+            Daemon::Libvirtd => oracle::libvirtd(self.dir()),
+        };
+        let log = File::options().create(true).append(true).open(self.path("daemon.log"));
+        let log = log.expect("the directory is ours");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        self.process = Some(command.spawn().expect("the daemon starts"));
+        host::wait("the daemon to answer", 60, || {
+            if let Some(Ok(Some(status))) = self.process.as_mut().map(Child::try_wait) {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            self.virsh.run("version --daemon").success.then_some(())
+        });
+    }
+
+    fn virtsnapd(&self) -> Command {
+        let config = self.path("virtsnapd.toml");
+        let text = format!(
+            "run_dir = '{0}/run'\nstate_dir = '{0}/lib'\nlog = 'debug'\n",
+            self.dir().display()
+        );
+        std::fs::write(&config, text).expect("the directory is ours");
+        let mut command = Command::new(host::virtsnapd());
+        command.arg("--config").arg(config);
+        command
+    }
+
+    /// Kills the daemon as a crash would; its guests go on.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("it is ours");
+            process.wait().expect("it is ours");
+        }
+    }
+
+    /// Asks the daemon to end, and waits until it has.
+    pub fn stop(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        let id = process.id().to_string();
+        Command::new("kill").args(["-TERM", &id]).status().expect("kill is there");
+        let status = host::wait("the daemon to end", 30, || process.try_wait().expect("ours"));
+        assert!(status.success(), "stopped with {status}:\n{}", self.log());
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read(self.path("daemon.log"))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Processes that run in this world, by what their command line says.
+    pub fn processes(&self, program: &str) -> Vec<u32> {
+        let here = self.dir().to_str().expect("UTF-8").as_bytes().to_vec();
+        let ids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|id: &u32| {
+                let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
+                name.windows(program.len()).any(|part| part == program.as_bytes())
+                    && line.windows(here.len()).any(|part| part == here)
+            })
+            .collect()
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log (last lines)");
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            lines.iter().skip(lines.len().saturating_sub(60)).for_each(|line| eprintln!("{line}"));
+        }
+        self.kill();
+        if std::env::var_os("VIRTSNAP_TEST_KEEP").is_some() {
+            let _ = self.janitor.kill();
+            if let Some(dir) = self.dir.take() {
+                eprintln!("kept: {}", dir.keep().display());
+            }
+        }
+        drop(self.janitor.stdin.take());
+        let _ = self.janitor.wait();
+    }
+}
+
+fn socket(daemon: Daemon, dir: &Path) -> String {
+    match daemon {
+        Daemon::Virtsnapd => format!("{}/run/virtsnap-sock", dir.display()),
+        Daemon::Libvirtd => oracle::socket(dir),
+    }
+}
+
+/// A shell that outlives us just long enough to clean up. Its own process group: an interrupt of
+/// the test run does not reach it.
+fn janitor(dir: &Path) -> Child {
+    Command::new("/bin/bash")
+        .arg(host::root().join("tests/setup/janitor.sh"))
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("bash is there")
+}

@@ -1,0 +1,9 @@
+//! End to end: real clients, a real daemon, real QEMU, guests that check themselves.
+//!
+//! Each module is a promise; its tests read like the session of somebody at a terminal.
+
+mod domain;
+mod external;
+mod internal;
+mod metadata;
+mod survive;
