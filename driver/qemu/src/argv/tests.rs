@@ -101,6 +101,10 @@ fn guest_abi(args: &[String]) -> Vec<String> {
                 }
                 json.to_string()
             }
+            // A variable offset starts from the time of the recording.
+            None if option == "-rtc" && value.starts_with("base=2") => {
+                value.split_once(',').map_or_else(String::new, |(_, rest)| rest.to_owned())
+            }
             None => value
                 .replace("libvirt-pflash0-storage", "libvirt-pflash0-format")
                 .replace("libvirt-pflash1-storage", "libvirt-pflash1-format"),
