@@ -1,1 +1,299 @@
-//! Placeholder.
+//! Definitions, moments and journals in durable files.
+//!
+//! ```text
+//!   ROOT/lock                      held while the store is open
+//!   ROOT/version                   of the layout
+//!   ROOT/domains/UUID/domain.xml   the persistent definition, as libvirt prints it
+//!                     domain.json  what libvirt's XML has no place for
+//!                     moments/     one file each, as libvirt stores a snapshot
+//!                     journal.jsonl  only while an operation runs
+//!                     managed.save   reserved
+//! ```
+//!
+//! docs/format.md describes every byte. Invariants: what a call reports as done is on the disk;
+//! after a crash each file has its old content or its new; what cannot be read is reported by its
+//! name, left where it is, and keeps nothing else from being read.
+//!
+//! - [`shelf`]: one domain's directory
+//! - [`journal`]: the journal of one running operation
+//! - [`v1`]: the types in our own files
+//! - [`atomic`]: the one door to the disk
+//! - [`names`]: how moments' files are named
+
+#![forbid(unsafe_code)]
+
+mod atomic;
+mod journal;
+mod names;
+mod shelf;
+mod v1;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+use virtsnap_engine::book::Book;
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::plan::{MomentChange, Plan};
+use virtsnap_engine::ports::{Journal, Journals, Records, Unfinished};
+use virtsnap_xml::element::Element;
+
+use crate::journal::JournalFile;
+use crate::shelf::Shelf;
+
+/// The store of one daemon. While it is open, no other process can open it.
+#[derive(Debug)]
+pub struct Store {
+    domains: PathBuf,
+    /// Each domain has a lock of its own: the disk is slow.
+    shelves: Mutex<BTreeMap<Uuid, Arc<Mutex<Shelf>>>>,
+    /// Unlocked when it is closed.
+    _lock: File,
+}
+
+/// One domain, as it was found.
+#[derive(Debug)]
+pub struct StoredDomain {
+    pub book: Book,
+    pub autostart: bool,
+}
+
+/// A file that could not be used, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadFile {
+    pub path: PathBuf,
+    pub what: String,
+}
+
+#[derive(Debug)]
+pub struct Loaded {
+    pub domains: Vec<StoredDomain>,
+    pub bad: Vec<BadFile>,
+}
+
+impl Store {
+    /// Opens the store in `root`, which is made if it is not there, and takes away what a crash
+    /// left half-written.
+    ///
+    /// # Errors
+    /// `ResourceBusy` when another process has it open.
+    pub fn open(root: &Path) -> Result<Self> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+        made.map_err(failed("make the directory", root))?;
+        let lock = lock_root(root)?;
+        atomic::remove_leftovers(root).map_err(failed("clean up", root))?;
+        check_version(&root.join("version"))?;
+        let domains = root.join("domains");
+        atomic::make_directory(&domains).map_err(failed("make the directory", &domains))?;
+        atomic::remove_leftovers(&domains).map_err(failed("clean up", &domains))?;
+        let store = Self { domains, shelves: Mutex::default(), _lock: lock };
+        for uuid in store.uuids(&mut Vec::new())? {
+            let directory = store.directory(uuid);
+            for directory in [directory.join("moments"), directory] {
+                if directory.is_dir() {
+                    atomic::remove_leftovers(&directory).map_err(failed("clean up", &directory))?;
+                }
+            }
+        }
+        Ok(store)
+    }
+
+    /// Everything that can be read. Of a domain whose definition cannot be read nothing is
+    /// listed, so that nothing of it is taken for superfluous.
+    pub fn load(&self) -> Result<Loaded> {
+        let mut bad = Vec::new();
+        let mut domains = Vec::new();
+        for uuid in self.uuids(&mut bad)? {
+            let (shelf, domain) = Shelf::read(self.directory(uuid), uuid, &mut bad)?;
+            let journal = shelf.journal();
+            if journal.exists()
+                && let Err(err) = journal::read(&journal)
+            {
+                bad.push(BadFile { path: journal, what: err.chain() });
+            }
+            hold(&self.shelves).insert(uuid, Arc::new(Mutex::new(shelf)));
+            domains.extend(domain);
+        }
+        for BadFile { path, what } in &bad {
+            tracing::warn!("'{}' is left alone: {what}", path.display());
+        }
+        Ok(Loaded { domains, bad })
+    }
+
+    /// A new domain, or the new name of a known one. Its directory is named by the uuid, and stays.
+    pub fn set_name(&self, domain: Uuid, name: &str) -> Result<()> {
+        hold(&*self.shelf(domain)?).change_own(|own| name.clone_into(&mut own.name))
+    }
+
+    pub fn set_autostart(&self, domain: Uuid, autostart: bool) -> Result<()> {
+        hold(&*self.shelf(domain)?).change_own(|own| own.autostart = autostart)
+    }
+
+    /// Takes away the persistent definition, and with it autostart; leaves the rest.
+    pub fn remove_config(&self, domain: Uuid) -> Result<()> {
+        hold(&*self.shelf(domain)?).remove_config()
+    }
+
+    /// Takes away all that is stored of a domain; nothing stored is done.
+    pub fn forget(&self, domain: Uuid) -> Result<()> {
+        let shelf = self.shelf(domain)?;
+        let _shelf = hold(&*shelf);
+        let directory = self.directory(domain);
+        if directory.exists() {
+            // Gone in one step; a crash in the second leaves only what `open` takes away.
+            let gone = self.domains.join(format!("{}{domain}", atomic::LEFTOVER));
+            atomic::rename(&directory, &gone).map_err(failed("remove", &directory))?;
+            fs::remove_dir_all(&gone).map_err(failed("remove", &gone))?;
+        }
+        hold(&self.shelves).remove(&domain);
+        Ok(())
+    }
+
+    /// Where a managed save of the domain is to be.
+    pub fn managed_save(&self, domain: Uuid) -> Result<PathBuf> {
+        Ok(hold(&*self.shelf(domain)?).managed_save())
+    }
+
+    fn directory(&self, domain: Uuid) -> PathBuf {
+        self.domains.join(domain.to_string())
+    }
+
+    fn shelf(&self, domain: Uuid) -> Result<Arc<Mutex<Shelf>>> {
+        let mut shelves = hold(&self.shelves);
+        if let Some(shelf) = shelves.get(&domain) {
+            return Ok(shelf.clone());
+        }
+        let (shelf, _) = Shelf::read(self.directory(domain), domain, &mut Vec::new())?;
+        let shelf = Arc::new(Mutex::new(shelf));
+        shelves.insert(domain, shelf.clone());
+        Ok(shelf)
+    }
+
+    fn uuids(&self, bad: &mut Vec<BadFile>) -> Result<Vec<Uuid>> {
+        let fail = || failed("read the directory", &self.domains);
+        let mut uuids = Vec::new();
+        for entry in fs::read_dir(&self.domains).map_err(fail())? {
+            let entry = entry.map_err(fail())?;
+            let name = entry.file_name();
+            let uuid = name.to_str().and_then(|name| {
+                let uuid = Uuid::parse_str(name).ok()?;
+                (uuid.to_string() == name).then_some(uuid)
+            });
+            match uuid {
+                Some(uuid) => uuids.push(uuid),
+                None => {
+                    let what = "its name is not the uuid of a domain".to_owned();
+                    bad.push(BadFile { path: entry.path(), what });
+                }
+            }
+        }
+        uuids.sort();
+        Ok(uuids)
+    }
+}
+
+impl Records for Store {
+    fn set_config(&self, domain: Uuid, config: &Element) -> Result<()> {
+        hold(&*self.shelf(domain)?).set_config(config)
+    }
+
+    fn record(&self, domain: Uuid, change: &MomentChange) -> Result<()> {
+        hold(&*self.shelf(domain)?).record(change)
+    }
+
+    fn set_owned(&self, domain: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()> {
+        hold(&*self.shelf(domain)?).change_own(|own| own.owned.clone_from(owned))
+    }
+}
+
+impl Journals for Store {
+    fn begin(&self, domain: Uuid, plan: &Plan) -> Result<Box<dyn Journal>> {
+        let shelf = self.shelf(domain)?;
+        let shelf = hold(&*shelf);
+        shelf.prepare()?;
+        Ok(Box::new(JournalFile::begin(&shelf.journal(), domain, plan)?))
+    }
+
+    /// A journal that cannot be read is reported in the log, and lets no new operation begin.
+    fn unfinished(&self) -> Result<Vec<Unfinished>> {
+        let mut found = Vec::new();
+        for domain in self.uuids(&mut Vec::new())? {
+            let path = hold(&*self.shelf(domain)?).journal();
+            if !path.exists() {
+                continue;
+            }
+            match journal::read(&path) {
+                Ok((unfinished, _)) if unfinished.domain == domain => found.push(unfinished),
+                Ok(_) => tracing::error!("'{}' is of another domain", path.display()),
+                Err(err) => tracing::error!("{}", err.chain()),
+            }
+        }
+        Ok(found)
+    }
+
+    fn resume(&self, domain: Uuid) -> Result<Box<dyn Journal>> {
+        let path = hold(&*self.shelf(domain)?).journal();
+        Ok(Box::new(JournalFile::resume(&path)?))
+    }
+}
+
+fn lock_root(root: &Path) -> Result<File> {
+    let path = root.join("lock");
+    let mut options = OpenOptions::new();
+    let open = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = open.map_err(failed("open", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            Condition::ResourceBusy,
+            format!("another process uses the store '{}': stop it first", root.display()),
+        )),
+        Err(TryLockError::Error(err)) => Err(failed("lock", &path)(err)),
+    }
+}
+
+fn check_version(path: &Path) -> Result<()> {
+    let expected = format!("{}\n", v1::VERSION);
+    match fs::read_to_string(path) {
+        Ok(found) if found == expected => Ok(()),
+        Ok(found) => Err(Error::new(
+            Condition::ConfigUnsupported,
+            format!(
+                "'{}' says version '{}', and this virtsnap knows {} only",
+                path.display(),
+                found.trim_end(),
+                v1::VERSION
+            ),
+        )),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            atomic::replace(path, expected.as_bytes()).map_err(failed("write", path))
+        }
+        Err(err) => Err(failed("read", path)(err)),
+    }
+}
+
+/// What a panic left locked is still whole: every change is one step on the disk.
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed<'a>(what: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
+    move |err| {
+        let condition = err.raw_os_error().map_or(Condition::Internal, Condition::System);
+        Error::new(condition, format!("cannot {what} '{}'", path.display())).caused_by(err)
+    }
+}
+
+/// FNV-1a, 64 bits: finds damage, not malice.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests;

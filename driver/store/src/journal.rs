@@ -1,0 +1,172 @@
+//! The journal of one running operation: a file of lines, each with its checksum.
+//!
+//! The first line holds the version and the whole plan, and stands whole or not at all (the file
+//! is made by [`atomic::replace`]); the others are appended, each durable before the call
+//! returns. A crash can tear the last line only: then it was not promised to anyone, and it is
+//! ignored. Anything else wrong makes the journal unreadable, and its operation unknown.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use uuid::Uuid;
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::plan::Plan;
+use virtsnap_engine::ports::{Entry, Journal, Unfinished};
+
+use crate::v1::{self, EntryV1, HeadV1, PlanV1, Versioned};
+use crate::{atomic, checksum, failed};
+
+/// Larger than any plan; what is larger is not a journal.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// An open journal. `end` is where the next line goes; beyond it stands nothing that counts.
+#[derive(Debug)]
+pub(crate) struct JournalFile {
+    path: PathBuf,
+    file: File,
+    end: u64,
+}
+
+impl JournalFile {
+    /// A new journal with the plan in it.
+    pub(crate) fn begin(path: &Path, domain: Uuid, plan: &Plan) -> Result<Self> {
+        if path.exists() {
+            return Err(Error::new(
+                Condition::OperationInvalid,
+                format!(
+                    "an operation of this domain was left unfinished in '{}': it must be \
+                     recovered, or the file moved away, first",
+                    path.display()
+                ),
+            ));
+        }
+        let head = HeadV1 { domain, plan: PlanV1::from(plan) };
+        // What cannot be read back could not be recovered: refused before anything is touched.
+        Plan::try_from(head.plan.clone()).map_err(|err| {
+            let message = "the operation cannot be journalled";
+            Error::new(Condition::Internal, message).caused_by(err)
+        })?;
+        let text = line(&Versioned::new(head))?;
+        atomic::replace(path, text.as_bytes()).map_err(failed("write the journal", path))?;
+        Self::open(path, text.len())
+    }
+
+    /// The journal that a crash left, to append to it.
+    pub(crate) fn resume(path: &Path) -> Result<Self> {
+        let (_, end) = read(path)?;
+        let journal = Self::open(path, end)?;
+        // The torn line goes before anything is written after it.
+        journal.cut().map_err(failed("cut the journal", path))?;
+        Ok(journal)
+    }
+
+    fn open(path: &Path, end: usize) -> Result<Self> {
+        let open = OpenOptions::new().write(true).open(path);
+        let file = open.map_err(failed("open the journal", path))?;
+        Ok(Self { path: path.to_owned(), file, end: end as u64 })
+    }
+
+    fn cut(&self) -> io::Result<()> {
+        self.file.set_len(self.end)?;
+        self.file.sync_all()
+    }
+
+    fn append(&mut self, text: &str) -> io::Result<()> {
+        if self.file.metadata()?.len() != self.end {
+            // An earlier append failed halfway.
+            self.cut()?;
+        }
+        self.file.write_all_at(text.as_bytes(), self.end)?;
+        self.file.sync_data()?;
+        self.end += text.len() as u64;
+        Ok(())
+    }
+}
+
+impl Journal for JournalFile {
+    fn record(&mut self, entry: Entry) -> Result<()> {
+        let text = line(&EntryV1::from(entry))?;
+        self.append(&text).map_err(failed("append to the journal", &self.path))
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        atomic::remove(&self.path).map_err(failed("remove the journal", &self.path))
+    }
+}
+
+/// Reads a journal; with it, where its last whole line ends.
+pub(crate) fn read(path: &Path) -> Result<(Unfinished, usize)> {
+    let unreadable = |what: String| {
+        Error::new(
+            Condition::OperationFailed,
+            format!("journal '{}' cannot be read: {what}", path.display()),
+        )
+    };
+    let size = fs::metadata(path).map_err(failed("read the journal", path))?.len();
+    if size > MAX_BYTES {
+        return Err(unreadable(format!("it has {size} bytes")));
+    }
+    let bytes = fs::read(path).map_err(failed("read the journal", path))?;
+    let mut lines = Lines { rest: &bytes, at: 0 };
+    let head = match lines.next() {
+        Some(Ok(json)) => json,
+        Some(Err(what)) => return Err(unreadable(what)),
+        None => return Err(unreadable("it has no first line".to_owned())),
+    };
+    let head: HeadV1 = v1::from_json(head).map_err(unreadable)?;
+    let plan = Plan::try_from(head.plan).map_err(|err| unreadable(err.to_string()))?;
+    let mut entries = Vec::new();
+    while let Some(next) = lines.next() {
+        let json = next.map_err(unreadable)?;
+        let entry: EntryV1 =
+            serde_json::from_slice(json).map_err(|err| unreadable(err.to_string()))?;
+        entries.push(Entry::from(entry));
+    }
+    Ok((Unfinished { domain: head.domain, plan, entries }, lines.at))
+}
+
+/// Whole lines with the right checksum.
+struct Lines<'a> {
+    rest: &'a [u8],
+    /// Where the last good line ends.
+    at: usize,
+}
+
+impl<'a> Lines<'a> {
+    /// None at the end, and at a torn line that is the last one.
+    fn next(&mut self) -> Option<std::result::Result<&'a [u8], String>> {
+        let length = self.rest.iter().position(|byte| *byte == b'\n')?;
+        let (text, after) = self.rest.split_at(length);
+        let after = after.get(1..).unwrap_or_default();
+        match checked(text) {
+            Some(json) => {
+                self.rest = after;
+                self.at += length + 1;
+                Some(Ok(json))
+            }
+            // Blocks of one write may reach the disk in any order: also a line with its end can
+            // be torn, but none comes after it.
+            None if after.is_empty() => None,
+            None => Some(Err(format!("the line at byte {} is damaged", self.at))),
+        }
+    }
+}
+
+fn checked(text: &[u8]) -> Option<&[u8]> {
+    let (sum, json) = text.split_at_checked(16)?;
+    let json = json.strip_prefix(b" ")?;
+    (sum == format!("{:016x}", checksum(json)).as_bytes()).then_some(json)
+}
+
+fn line(content: &impl Serialize) -> Result<String> {
+    let json = serde_json::to_string(content).map_err(|err| {
+        Error::new(Condition::Internal, "the journal cannot hold a plan").caused_by(err)
+    })?;
+    Ok(format!("{:016x} {json}\n", checksum(json.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests;

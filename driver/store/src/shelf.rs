@@ -1,0 +1,323 @@
+//! The directory of one domain: its definition, its moments, and what we know of it besides.
+//!
+//! At most one moment is marked current, whatever happens: the old mark is taken away before the
+//! new one is written. A moment that others name as parent is removed after they were rewritten.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use virtsnap_engine::book::Book;
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::moment::MomentList;
+use virtsnap_engine::plan::MomentChange;
+use virtsnap_xml::domain;
+use virtsnap_xml::element::{Element, MAX_BYTES};
+use virtsnap_xml::snapshot::Definition;
+
+use crate::names::file_name;
+use crate::v1::{self, OwnV1, Versioned};
+use crate::{BadFile, StoredDomain, atomic, failed};
+
+const CONFIG: &str = "domain.xml";
+const OWN: &str = "domain.json";
+const MOMENTS: &str = "moments";
+const JOURNAL: &str = "journal.jsonl";
+const MANAGED_SAVE: &str = "managed.save";
+/// Added to the name of a file that could not be read, before another takes its place.
+const ASIDE: &str = ".unreadable";
+
+/// What is remembered of a domain's directory, so that a change need not read it all.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    directory: PathBuf,
+    own: OwnV1,
+    own_is_bad: bool,
+    /// Each readable moment's file.
+    files: BTreeMap<String, PathBuf>,
+    current: Option<String>,
+}
+
+impl Shelf {
+    /// Reads what is there. None: the domain cannot be listed, for what `bad` says.
+    pub(crate) fn read(
+        directory: PathBuf,
+        uuid: Uuid,
+        bad: &mut Vec<BadFile>,
+    ) -> Result<(Self, Option<StoredDomain>)> {
+        let mut shelf = Self {
+            directory,
+            own: OwnV1::default(),
+            own_is_bad: false,
+            files: BTreeMap::new(),
+            current: None,
+        };
+        shelf.read_own(bad)?;
+        let config = shelf.read_config(uuid, bad)?;
+        let moments = shelf.read_moments(bad)?;
+        let Ok(config) = config else { return Ok((shelf, None)) };
+        let name = config.as_ref().and_then(domain::name).unwrap_or_else(|| shelf.own.name.clone());
+        if name.is_empty() {
+            if !moments.is_empty() {
+                let what = "it says nowhere what the domain's name is".to_owned();
+                bad.push(BadFile { path: shelf.directory.clone(), what });
+            }
+            return Ok((shelf, None));
+        }
+        let book = Book {
+            uuid,
+            name,
+            config,
+            moments: MomentList::load(moments, shelf.current.clone()),
+            owned: shelf.own.owned.clone(),
+            has_managed_save: shelf.managed_save().exists(),
+        };
+        let autostart = shelf.own.autostart;
+        Ok((shelf, Some(StoredDomain { book, autostart })))
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.directory.join(JOURNAL)
+    }
+
+    pub(crate) fn managed_save(&self) -> PathBuf {
+        self.directory.join(MANAGED_SAVE)
+    }
+
+    /// The directory is there for what is to be written.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        let made = atomic::make_directory(&self.directory)
+            .and_then(|()| atomic::make_directory(&self.directory.join(MOMENTS)));
+        made.map_err(failed("make the directory", &self.directory))
+    }
+
+    pub(crate) fn set_config(&self, config: &Element) -> Result<()> {
+        self.prepare()?;
+        self.write(&self.directory.join(CONFIG), &config.to_string())
+    }
+
+    pub(crate) fn remove_config(&mut self) -> Result<()> {
+        let path = self.directory.join(CONFIG);
+        atomic::remove(&path).map_err(failed("remove", &path))?;
+        if self.own.autostart {
+            self.change_own(|own| own.autostart = false)?;
+        }
+        Ok(())
+    }
+
+    /// Changes what we know besides; no change is no write.
+    pub(crate) fn change_own(&mut self, change: impl FnOnce(&mut OwnV1)) -> Result<()> {
+        let mut own = self.own.clone();
+        change(&mut own);
+        if own == self.own && !self.own_is_bad {
+            return Ok(());
+        }
+        self.prepare()?;
+        let path = self.directory.join(OWN);
+        let text = serde_json::to_string_pretty(&Versioned::new(&own)).map_err(|err| {
+            let message = format!("'{}' cannot hold the domain's files", path.display());
+            Error::new(Condition::Internal, message).caused_by(err)
+        })?;
+        if self.own_is_bad {
+            set_aside(&path)?;
+            self.own_is_bad = false;
+        }
+        self.write(&path, &(text + "\n"))?;
+        self.own = own;
+        Ok(())
+    }
+
+    /// Doing it twice is doing it once.
+    pub(crate) fn record(&mut self, change: &MomentChange) -> Result<()> {
+        self.prepare()?;
+        let written = |name: &str| change.write.iter().any(|def| def.name == name);
+        if let Some(old) = self.current.clone()
+            && change.current.as_ref() != Some(&old)
+        {
+            self.mark(&old, false)?;
+            self.current = None;
+        }
+        for def in &change.write {
+            let current = change.current.as_ref() == Some(&def.name);
+            self.write_moment(def, current)?;
+            if current {
+                self.current = Some(def.name.clone());
+            }
+        }
+        if let Some(new) = &change.current
+            && self.current.as_ref() != Some(new)
+            && !written(new)
+        {
+            self.mark(new, true)?;
+            self.current = Some(new.clone());
+        }
+        // A name that is both forgotten and written was written anew.
+        for name in change.forget.iter().filter(|name| !written(name)) {
+            if let Some(path) = self.files.get(name) {
+                atomic::remove(path).map_err(failed("remove", path))?;
+                self.files.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_moment(&mut self, def: &Definition, current: bool) -> Result<()> {
+        let path = self.directory.join(MOMENTS).join(file_name(&def.name));
+        let owner = self.files.iter().find(|(_, file)| **file == path).map(|(name, _)| name);
+        match owner {
+            Some(name) if *name == def.name => {}
+            Some(name) => {
+                return Err(Error::new(
+                    Condition::OperationFailed,
+                    format!(
+                        "'{}', where snapshot '{}' would be recorded, holds snapshot '{name}': \
+                         rename the file",
+                        path.display(),
+                        def.name
+                    ),
+                ));
+            }
+            None if path.exists() => set_aside(&path)?,
+            None => {}
+        }
+        self.write(&path, &def.to_stored_element(current).to_string())?;
+        // The moment had been read from a file of another name.
+        if let Some(other) = self.files.insert(def.name.clone(), path.clone())
+            && other != path
+        {
+            atomic::remove(&other).map_err(failed("remove", &other))?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites a moment with its mark; one that is not there needs none.
+    fn mark(&mut self, name: &str, current: bool) -> Result<()> {
+        let Some(path) = self.files.get(name).cloned() else { return Ok(()) };
+        let (def, _) = read_moment(&path).map_err(|what| {
+            let message = format!("'{}' cannot be read: {what}", path.display());
+            Error::new(Condition::OperationFailed, message)
+        })?;
+        self.write(&path, &def.to_stored_element(current).to_string())
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<()> {
+        atomic::replace(path, text.as_bytes()).map_err(failed("write", path))
+    }
+
+    fn read_own(&mut self, bad: &mut Vec<BadFile>) -> Result<()> {
+        let path = self.directory.join(OWN);
+        let Some(text) = exists(&path)?.then(|| read_text(&path)) else { return Ok(()) };
+        match text.and_then(|text| v1::from_json(text.as_bytes())) {
+            Ok(own) => self.own = own,
+            Err(what) => {
+                self.own_is_bad = true;
+                bad.push(BadFile { path, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Err: there is one, but it cannot be read.
+    fn read_config(
+        &self,
+        uuid: Uuid,
+        bad: &mut Vec<BadFile>,
+    ) -> Result<std::result::Result<Option<Element>, ()>> {
+        let path = self.directory.join(CONFIG);
+        if !exists(&path)? {
+            return Ok(Ok(None));
+        }
+        let read = read_element(&path).and_then(|config| {
+            if config.name() != "domain" || domain::name(&config).is_none() {
+                return Err("it is not a <domain> with a name".to_owned());
+            }
+            if domain::uuid(&config) != Some(uuid) {
+                return Err(format!("its uuid is not {uuid}, that of its directory"));
+            }
+            Ok(config)
+        });
+        match read {
+            Ok(config) => Ok(Ok(Some(config))),
+            Err(what) => {
+                bad.push(BadFile { path, what });
+                Ok(Err(()))
+            }
+        }
+    }
+
+    fn read_moments(&mut self, bad: &mut Vec<BadFile>) -> Result<Vec<Definition>> {
+        let directory = self.directory.join(MOMENTS);
+        let mut moments = Vec::new();
+        for path in files(&directory).map_err(failed("read the directory", &directory))? {
+            if path.extension().is_none_or(|extension| extension != "xml") {
+                continue;
+            }
+            match read_moment(&path) {
+                Ok((def, _)) if self.files.contains_key(&def.name) => {
+                    let what = format!("snapshot '{}' stands in another file too", def.name);
+                    bad.push(BadFile { path, what });
+                }
+                Ok((def, current)) => {
+                    if current && self.current.is_some() {
+                        let what = format!("'{}' is a second current snapshot", def.name);
+                        bad.push(BadFile { path: path.clone(), what });
+                    } else if current {
+                        self.current = Some(def.name.clone());
+                    }
+                    self.files.insert(def.name.clone(), path);
+                    moments.push(def);
+                }
+                Err(what) => bad.push(BadFile { path, what }),
+            }
+        }
+        Ok(moments)
+    }
+}
+
+/// Ordinary files of a directory that need not exist, in the order of their names.
+fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(err) => return Err(err),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if !atomic::is_leftover(&entry.file_name()) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(failed("look for", path))
+}
+
+fn read_text(path: &Path) -> std::result::Result<String, String> {
+    let size = fs::metadata(path).map_err(|err| err.to_string())?.len();
+    if size > MAX_BYTES as u64 {
+        return Err(format!("it has {size} bytes"));
+    }
+    fs::read_to_string(path).map_err(|err| err.to_string())
+}
+
+fn read_element(path: &Path) -> std::result::Result<Element, String> {
+    Element::parse(&read_text(path)?).map_err(|err| err.to_string())
+}
+
+fn read_moment(path: &Path) -> std::result::Result<(Definition, bool), String> {
+    Definition::parse_stored(&read_element(path)?).map_err(|err| err.to_string())
+}
+
+fn set_aside(path: &Path) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(ASIDE);
+    let aside = PathBuf::from(aside);
+    tracing::warn!("'{}' cannot be read: it is now '{}'", path.display(), aside.display());
+    atomic::rename(path, &aside).map_err(failed("set aside", path))
+}
