@@ -153,6 +153,7 @@ enum FinishV1 {
     Record { write: Vec<String>, forget: Vec<String>, current: Option<String> },
     RemoveImage(PathBuf),
     KeepImage(PathBuf),
+    HandOver(PathBuf),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -366,6 +367,7 @@ impl From<Finish> for FinishV1 {
             }
             Finish::RemoveImage(path) => FinishV1::RemoveImage(path),
             Finish::KeepImage(path) => FinishV1::KeepImage(path),
+            Finish::HandOver(path) => FinishV1::HandOver(path),
         }
     }
 }
@@ -395,6 +397,7 @@ impl TryFrom<FinishV1> for Finish {
             }
             FinishV1::RemoveImage(path) => Finish::RemoveImage(path),
             FinishV1::KeepImage(path) => Finish::KeepImage(path),
+            FinishV1::HandOver(path) => Finish::HandOver(path),
         })
     }
 }
