@@ -306,12 +306,12 @@ fn disk(disk: &mut Element, q35: bool) -> Result<()> {
     }
     if disk.child("address").is_none() {
         drive_address(disk, &bus, disk_index(&name).unwrap_or_default());
-    } else if let Some(address) = disk.child_mut("address") {
-        if address.attr("type") == Some("drive") {
-            for part in ["controller", "bus", "target", "unit"] {
-                let value = checked_number(address, part)?.unwrap_or(0);
-                address.set_attr(part, value.to_string());
-            }
+    } else if let Some(address) = disk.child_mut("address")
+        && address.attr("type") == Some("drive")
+    {
+        for part in ["controller", "bus", "target", "unit"] {
+            let value = checked_number(address, part)?.unwrap_or(0);
+            address.set_attr(part, value.to_string());
         }
     }
     Ok(())
@@ -375,10 +375,8 @@ fn drive_address(disk: &mut Element, bus: &str, index: u32) {
 fn controller(controller: &mut Element, lsi: bool) {
     match controller.attr("type") {
         Some("usb") => set_default(controller, "model", "piix3-uhci"),
-        Some("scsi") => {
-            if controller.attr("model").is_none_or(|model| model == "auto") {
-                controller.set_attr("model", scsi_model(lsi));
-            }
+        Some("scsi") if controller.attr("model").is_none_or(|model| model == "auto") => {
+            controller.set_attr("model", scsi_model(lsi));
         }
         _ => {}
     }
@@ -545,10 +543,11 @@ fn spice_port(graphics: &mut Element) -> Result<()> {
     }
     graphics.set_attr("autoport", if auto { "yes" } else { "no" });
     let nowhere = graphics.attr("port").is_none() && graphics.attr("tlsPort").is_none() && !auto;
-    if let Some(listen) = graphics.child_mut("listen") {
-        if nowhere && listen.attr("type") == Some("address") {
-            *listen = Element::new("listen").with_attr("type", "none");
-        }
+    if let Some(listen) = graphics.child_mut("listen")
+        && nowhere
+        && listen.attr("type") == Some("address")
+    {
+        *listen = Element::new("listen").with_attr("type", "none");
     }
     Ok(())
 }

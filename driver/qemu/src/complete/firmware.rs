@@ -13,10 +13,10 @@ pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
     let wanted = Wanted::of(draft);
     let os = draft.root.child_or_insert("os");
     let auto = os.attr("firmware") == Some("efi");
-    if let Some(loader) = os.child_mut("loader") {
-        if !loader.text().trim().is_empty() {
-            set_default(loader, "type", "rom");
-        }
+    if let Some(loader) = os.child_mut("loader")
+        && !loader.text().trim().is_empty()
+    {
+        set_default(loader, "type", "rom");
     }
     let path = os.child_text("loader").unwrap_or_default();
     let rom = os.child("loader").is_some_and(|l| l.attr("type") == Some("rom"));

@@ -27,9 +27,7 @@ pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
         if label.attr("type") == Some("none") {
             set_default(label, "model", "none");
         }
-        for runtime in ["imagelabel"] {
-            label.remove_children(runtime);
-        }
+        label.remove_children("imagelabel");
     }
     namespaces(&mut draft.root);
     Ok(())

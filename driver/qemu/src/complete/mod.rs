@@ -7,15 +7,23 @@
 //! PCI slots, USB ports. Completing a completed definition changes nothing.
 //!
 //! Pure: all that must be known of the host comes as [`Host`]. What is generated is a uuid and MAC
-//! addresses. Expected results under `fixtures/domain/complete` were recorded from libvirtd 11.3.
+//! addresses.
+//!
+//! [`live`] is start time: ids of devices, ports and sockets. [`abi_difference`] tells whether two
+//! definitions are the same machine to a guest.
+//!
+//! Expected results under `fixtures/domain/complete` were recorded from libvirtd 11.3.
 
+mod abi;
 mod chardev;
 mod devices;
 mod draft;
 mod firmware;
 mod general;
 mod host;
+mod live;
 mod pci;
+mod ports;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -25,7 +33,10 @@ mod vocabulary;
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
 
+pub use abi::abi_difference;
 pub use host::{Devices, Firmware, Host};
+pub use live::{Runtime, live};
+pub use ports::{DISPLAY_PORTS, HostPorts, Ports, WEBSOCKET_PORTS};
 
 use draft::Draft;
 

@@ -393,10 +393,12 @@ fn mark_multifunction(draft: &mut Draft<'_>) {
         let shared = |other: &Address| {
             other.function != 0 && other.bus == here.bus && other.slot == here.slot
         };
-        if here.function == 0 && !here.is_empty() && addresses.iter().any(shared) {
-            if let Some(address) = device.child_mut("address") {
-                super::draft::set_default(address, "multifunction", "on");
-            }
+        if here.function == 0
+            && !here.is_empty()
+            && addresses.iter().any(shared)
+            && let Some(address) = device.child_mut("address")
+        {
+            super::draft::set_default(address, "multifunction", "on");
         }
     }
 }

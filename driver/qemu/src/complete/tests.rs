@@ -19,10 +19,10 @@ fn read(path: &Path) -> Element {
 fn borrow_chance(ours: &mut Element, input: &Element, recorded: &Element) {
     for name in ["uuid", "genid"] {
         let asked = input.child_text(name).unwrap_or_default();
-        if let (true, Some(text)) = (asked.is_empty(), recorded.child_text(name)) {
-            if let Some(ours) = ours.child_mut(name) {
-                ours.set_text(text);
-            }
+        if let (true, Some(text)) = (asked.is_empty(), recorded.child_text(name))
+            && let Some(ours) = ours.child_mut(name)
+        {
+            ours.set_text(text);
         }
     }
     let macs: Vec<Element> = recorded
@@ -78,6 +78,105 @@ fn completes_as_libvirtd_does() {
     }
     assert!(wrong.is_empty(), "{} of {count}\n{}", wrong.len(), wrong.join("\n"));
     assert!(count >= 20, "only {count} pairs found");
+}
+
+/// Ports as on a host where nothing listens.
+#[derive(Debug, Default)]
+struct Fresh(std::sync::Mutex<std::collections::BTreeSet<u16>>);
+
+impl Ports for Fresh {
+    fn take(&self, range: std::ops::RangeInclusive<u16>) -> Option<u16> {
+        let mut taken = self.0.lock().unwrap();
+        let port = range.into_iter().find(|port| !taken.contains(port))?;
+        taken.insert(port);
+        Some(port)
+    }
+}
+
+/// What the runtime adds later, or only libvirt's cgroups and security drivers do.
+fn without_later_parts(live: &mut Element) {
+    for name in ["resource", "seclabel", "cpu"] {
+        live.remove_children(name);
+    }
+    let devices = live.child_mut("devices").unwrap();
+    for disk in devices.children_mut("disk") {
+        disk.remove_children("backingStore");
+        let empty = disk.child("source").is_none();
+        for source in disk.children_mut("source") {
+            source.remove_attr("index");
+        }
+        if empty {
+            disk.child_mut("driver").unwrap().remove_attr("type");
+        }
+    }
+    for device in devices.elements_mut().filter(|device| device.attr("type") == Some("pty")) {
+        device.remove_children("source");
+        device.remove_attr("tty");
+    }
+}
+
+#[test]
+fn the_live_form_is_libvirtds() {
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for entry in std::fs::read_dir(fixtures()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = path.to_string_lossy().into_owned();
+        let Some(stem) = text.strip_suffix(".live.xml") else { continue };
+        count += 1;
+        let mut recorded = read(&path);
+        let config = complete(read(Path::new(&format!("{stem}.xml"))), &Host::for_test()).unwrap();
+        let id: i32 = recorded.attr("id").unwrap().parse().unwrap();
+        let name = config.child_text("name").unwrap();
+        let ports = Fresh::default();
+        let runtime = Runtime {
+            channel_dir: format!("/run/libvirt/qemu/channel/{id}-{name}").into(),
+            socket_dir: format!("/var/lib/libvirt/qemu/domain-{id}-{name}").into(),
+            vnc_listen: "127.0.0.1".to_owned(),
+            spice_listen: "127.0.0.1".to_owned(),
+            ports: &ports,
+        };
+        let mut ours = live(&config, id, &runtime).unwrap();
+        assert_eq!(abi_difference(&ours, &recorded), None);
+        without_later_parts(&mut ours);
+        without_later_parts(&mut recorded);
+        if ours.to_string() != recorded.to_string() {
+            wrong
+                .push(format!("{stem}:\n{}", difference(&ours.to_string(), &recorded.to_string())));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count}\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count >= 3, "only {count} live forms found");
+}
+
+#[test]
+fn what_a_guest_would_see_is_told() {
+    let base = complete(read(&fixtures().join("hand-disks-pc.xml")), &Host::for_test()).unwrap();
+    assert_eq!(abi_difference(&base, &base), None);
+    let change = |edit: &dyn Fn(&mut Element)| {
+        let mut other = base.clone();
+        edit(&mut other);
+        abi_difference(&base, &other).unwrap_or_default()
+    };
+    let machine = change(&|domain| {
+        let kind = domain.child_mut("os").unwrap().child_mut("type").unwrap();
+        kind.set_attr("machine", "pc-i440fx-7.2");
+    });
+    assert!(machine.contains("machine type"), "{machine}");
+    let memory = change(&|domain| domain.child_mut("memory").unwrap().set_text("4096"));
+    assert!(memory.contains("<memory>"), "{memory}");
+    let disk = change(&|domain| {
+        let disk = domain.child_mut("devices").unwrap().child_mut("disk").unwrap();
+        disk.child_mut("address").unwrap().set_attr("unit", "1");
+    });
+    assert!(disk.contains("disk hda"), "{disk}");
+    let gone = change(&|domain| domain.child_mut("devices").unwrap().remove_children("memballoon"));
+    assert!(gone.contains("memballoon"), "{gone}");
+    let path = change(&|domain| {
+        let disk = domain.child_mut("devices").unwrap().child_mut("disk").unwrap();
+        disk.child_mut("source").unwrap().set_attr("file", "/elsewhere");
+    });
+    assert_eq!(path, "");
 }
 
 /// The lines around the first that differ.

@@ -108,10 +108,10 @@ fn ports(controller: &Element) -> usize {
 fn add_hubs(draft: &mut Draft<'_>) -> Result<()> {
     for controller in draft.controllers("usb") {
         let xhci = controller.attr("model").is_some_and(|model| model.ends_with("xhci"));
-        if let Some(ports) = checked_number(controller, "ports")?.filter(|_| xhci) {
-            if ports == 0 || ports > 15 {
-                return Err(unsupported("an xhci controller has 1 to 15 ports"));
-            }
+        if let Some(ports) = checked_number(controller, "ports")?.filter(|_| xhci)
+            && (ports == 0 || ports > 15)
+        {
+            return Err(unsupported("an xhci controller has 1 to 15 ports"));
         }
     }
     let available: usize = draft.controllers("usb").map(ports).sum();
