@@ -144,9 +144,8 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
         if left.is_empty() { Failure::RolledBack(cause) } else { Failure::Stuck { cause, left } }
     }
 
-    /// Every step is tried, also after one that failed, while what it needs is not in doubt: the
-    /// order of `finish` is the order of need, so the first failure ends it, except that a guest
-    /// is thawed and resumed whatever happens (these come first).
+    /// In the order of the plan, in which the guest comes first (thaw, resume) and each step finds
+    /// what it needs done. The first failure ends it: recovery goes on from there.
     pub(crate) async fn finish(
         &self,
         plan: &Plan,

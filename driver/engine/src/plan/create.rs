@@ -356,6 +356,12 @@ fn plan_overlay(
             ));
         }
     }
+    if facts_of.transient && facts.state.is_active() {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            format!("disk '{target}' is transient: its layers go when the domain stops"),
+        ));
+    }
     if facts_of.shareable && image.format == Format::Raw {
         return unsupported(format!("disk '{target}' is shared, and an overlay cannot be"));
     }
