@@ -183,7 +183,22 @@ say "   Once a second the guest reads its number back from its disk, past every 
 say "   it with what its memory says it wrote: MATCH n. Then it writes the next."
 guest_says '^MATCH' 4
 
-title "2. A snapshot of memory and disk, inside the qcow2"
+title "2. A snapshot of the disk only: an overlay"
+virsh_ suspend demo
+virsh_ snapshot-create-as demo disk --disk-only --atomic
+base=$(number_on_disk "$dir/demo.qcow2")
+virsh_ resume demo
+virsh_ domblklist demo
+overlay=$(disk_now)
+[ "$overlay" != "$dir/demo.qcow2" ] || fail "the guest still writes to the old file"
+look_from_now
+guest_says '^MATCH' 4
+[ "$(number_on_disk "$dir/demo.qcow2")" = "$base" ] || fail "the old file still changes"
+ok "the old file stays at $base while the guest counts on to $last in the overlay"
+printf '$ qemu-img info --backing-chain %s\n' "$overlay"
+qemu-img info -U --backing-chain "$overlay" 9>&- | grep -E '^(image|file format|backing file):' | sed 's/^/  /'
+
+title "3. A snapshot of memory and disk, inside the qcow2"
 virsh_ snapshot-create-as demo whole
 look_from_now
 guest_says '^MATCH'
@@ -192,9 +207,12 @@ say "   The guest runs on; the snapshot holds it at about $whole."
 look_from_now
 guest_says '^MATCH' 5
 late=$last
-shown qemu-img snapshot -U -l "$dir/demo.qcow2"
+shown qemu-img snapshot -U -l "$overlay"
+virsh_ snapshot-list demo
+virsh_ snapshot-list demo --tree
+virsh_ snapshot-current demo --name
 
-title "3. Back to it, from $late"
+title "4. Back to it, from $late"
 virsh_ snapshot-revert demo whole
 look_from_now
 guest_says '^MATCH' 3
@@ -205,38 +223,14 @@ first=$(awk '/^MATCH/ { print $2; exit }' <<< "$heard")
 ok "memory went back: it counts from $first again, not from $late, and it did not boot (no START)"
 ok "the disk went back with it: MATCH compares the two"
 virsh_ suspend demo
-before=$(number_on_disk "$dir/demo.qcow2")
+before=$(number_on_disk "$(disk_now)")
 [ "$before" -lt "$late" ] || fail "the image says $before"
 ok "the host reads $before from the image itself, past the guest"
 virsh_ resume demo
 
-title "4. A snapshot of the disk only: an overlay"
-virsh_ snapshot-create-as demo disk --disk-only --atomic
-virsh_ domblklist demo
-overlay=$(disk_now)
-[ "$overlay" != "$dir/demo.qcow2" ] || fail "the guest still writes to the old file"
-base=$(number_on_disk "$dir/demo.qcow2")
-look_from_now
-guest_says '^MATCH' 4
-[ "$(number_on_disk "$dir/demo.qcow2")" = "$base" ] || fail "the old file still changes"
-ok "the old file stays at $base while the guest counts on to $last in the overlay"
-printf '$ qemu-img info --backing-chain %s\n' "$overlay"
-qemu-img info -U --backing-chain "$overlay" 9>&- | grep -E '^(image|file format|backing file):' | sed 's/^/  /'
-virsh_ snapshot-list demo
-virsh_ snapshot-list demo --tree
-virsh_ snapshot-current demo --name
-
-title "5. Back to that disk: it has no memory, so the guest boots"
-look_from_now
-virsh_ snapshot-revert demo disk --running
-guest_says '^MATCH' 2
-found=$(awk '/^START/ { print $2; exit }' <<< "$heard")
-[ "$found" = "$base" ] || fail "it found '$found' on its disk, not $base"
-ok "START $found: exactly what the disk held when the snapshot was taken"
-
-title "6. Would it notice? The negative control"
+title "5. Would it notice? The negative control"
 terminal=$(quietly ttyconsole demo)
-say "   We make another program in the guest write a wrong number behind the counter's back:"
+say "   A command on the guest's console writes a wrong number to its disk, not to its memory:"
 look_from_now
 exec 8<> "$terminal"
 printf 'lie\n' >&8
@@ -244,23 +238,36 @@ guest_says '^MISMATCH'
 exec 8>&-
 ok "MISMATCH is really detected when memory and disk disagree"
 
-title "7. Deleting: the overlay is merged, the guest does not stop for it"
-virsh_ snapshot-delete demo disk
+title "6. Deleting the one with memory; the guest does not stop for it"
+look_from_now
 virsh_ snapshot-delete demo whole
+guest_says '^MATCH' 2
+[ -z "$(qemu-img snapshot -U -l "$(disk_now)")" ] || fail "the image still holds it"
+ok "no internal snapshot is left in the image"
+
+title "7. Back to the disk of the first snapshot: it has no memory, so the guest boots"
+look_from_now
+virsh_ snapshot-revert demo disk --running
+guest_says '^MATCH' 2
+found=$(awk '/^START/ { print $2; exit }' <<< "$heard")
+[ "$found" = "$base" ] || fail "it found '$found' on its disk, not $base"
+ok "START $found: exactly what the disk held when that snapshot was taken"
+
+title "8. Deleting that one too: its overlays are merged under the running guest"
+virsh_ snapshot-delete demo disk
 look_from_now
 guest_says '^MATCH' 2
-virsh_ snapshot-list demo --name
 [ -z "$(quietly snapshot-list demo --name | tr -d '[:space:]')" ] || fail "a snapshot is still listed"
 virsh_ domblklist demo
-if [ -z "${KEEP:-}" ] || [ "${KEEP}" = 0 ]; then
+if [ -n "${KEEP:-}" ] && [ "${KEEP}" != 0 ]; then
+    virsh_ snapshot-create-as demo kept
+else
     image=$(disk_now)
     virsh_ destroy demo
     shown qemu-img check "$image"
     [ "$(number_on_disk "$image")" -ge "$last" ] || fail "the image lost what the guest wrote"
     ok "the image is consistent and holds the guest's last number ($(number_on_disk "$image"))"
     virsh_ undefine demo
-else
-    virsh_ snapshot-create-as demo kept
 fi
 printf '\n'
 done_well=yes
