@@ -25,6 +25,8 @@
 mod atomic;
 mod journal;
 mod names;
+#[cfg(test)]
+mod sample;
 mod shelf;
 mod v1;
 

@@ -94,7 +94,7 @@ pub(crate) struct PlanV1 {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 enum OperationV1 {
     Create { moment: String },
     Revert { moment: String },
@@ -102,7 +102,7 @@ enum OperationV1 {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 enum StepV1 {
     Pause,
     FreezeFilesystems,
@@ -129,7 +129,7 @@ enum StepV1 {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 enum PivotV1 {
     Record,
     SwitchToOverlays { disks: Vec<(String, PathBuf)> },
@@ -138,7 +138,7 @@ enum PivotV1 {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 enum FinishV1 {
     ThawFilesystems,
     Resume(ResumeReasonV1),
@@ -157,13 +157,13 @@ enum FinishV1 {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 enum ConcludeV1 {
     Start { xml: String, paused: bool, from: StartFromV1 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 enum StartFromV1 {
     Boot,
     BootSnapshot,

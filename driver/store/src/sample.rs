@@ -1,0 +1,152 @@
+//! Content for tests: one of everything that is stored.
+
+use std::path::PathBuf;
+
+use uuid::Uuid;
+use virtsnap_engine::domain::{ShutOffReason, Start, StartFrom};
+use virtsnap_engine::facts::Format;
+use virtsnap_engine::plan::{
+    Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step,
+};
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State};
+
+pub(crate) const SHOP: Uuid = Uuid::from_u128(0x5f2b_1c1e_0a5c_4d8e_9a57_3c1b_7a0d_4e11);
+pub(crate) const TRANSIENT: Uuid = Uuid::from_u128(0x0c0f_fee0_0000_4000_8000_0000_0000_0001);
+
+pub(crate) fn config(uuid: Uuid, name: &str) -> Element {
+    Element::new("domain")
+        .with_attr("type", "qemu")
+        .with_child(Element::new("name").with_text(name))
+        .with_child(Element::new("uuid").with_text(uuid.to_string()))
+        .with_child(Element::new("memory").with_attr("unit", "KiB").with_text("24576"))
+}
+
+pub(crate) fn moment(name: &str, parent: Option<&str>) -> Definition {
+    Definition {
+        name: name.to_owned(),
+        description: None,
+        state: State::DiskSnapshot,
+        parent: parent.map(str::to_owned),
+        creation_time: 1_795_309_776,
+        memory: Memory::No,
+        disks: vec![
+            Disk::overlay("vda", format!("/srv/images/a.{name}"), "qcow2"),
+            Disk::new("vdb", Location::No),
+        ],
+        domain: Some(config(SHOP, "shop & co")),
+        inactive_domain: None,
+        revert_disks: Vec::new(),
+        cookie: None,
+        extra: Vec::new(),
+    }
+}
+
+fn path(path: &str) -> PathBuf {
+    PathBuf::from(path)
+}
+
+/// A snapshot of a running domain into an overlay, as it is often taken.
+pub(crate) fn plan() -> Plan {
+    let overlay = path("/srv/images/a.s3");
+    Plan {
+        operation: Operation::Create { moment: "s3".to_owned() },
+        prepare: vec![
+            Step::CreateOverlay {
+                overlay: overlay.clone(),
+                format: Format::Qcow2,
+                backing: path("/srv/images/a.s2"),
+                backing_format: Format::Qcow2,
+                virtual_size: 8 << 20,
+            },
+            Step::AttachOverlay {
+                disk: "vda".to_owned(),
+                overlay: overlay.clone(),
+                format: Format::Qcow2,
+            },
+        ],
+        pivot: Pivot::SwitchToOverlays { disks: vec![("vda".to_owned(), overlay.clone())] },
+        finish: vec![
+            Finish::KeepImage(overlay),
+            Finish::SetConfig(config(SHOP, "shop & co")),
+            Finish::Record(MomentChange {
+                write: vec![moment("s3", Some("s2"))],
+                forget: Vec::new(),
+                current: Some("s3".to_owned()),
+            }),
+        ],
+        conclude: Vec::new(),
+    }
+}
+
+/// Plans that have every word of the format in them.
+pub(crate) fn every_word() -> Vec<Plan> {
+    let (image, tag) = (path("/i"), "t".to_owned());
+    let disks = || vec!["vda".to_owned()];
+    let start = |from| Conclude::Start {
+        definition: config(TRANSIENT, "t"),
+        start: Start { paused: true, from },
+    };
+    let finish = |finish| Plan {
+        operation: Operation::Revert { moment: "m".to_owned() },
+        prepare: Vec::new(),
+        pivot: Pivot::Record,
+        finish,
+        conclude: Vec::new(),
+    };
+    let mut plans = vec![plan()];
+    plans.push(Plan {
+        prepare: vec![
+            Step::Pause,
+            Step::FreezeFilesystems,
+            Step::CopyImage { from: image.clone(), to: path("/j") },
+            Step::SnapshotImage { image: image.clone(), tag: tag.clone() },
+        ],
+        pivot: Pivot::SaveVmState { tag: tag.clone(), vmstate: "vda".to_owned(), disks: disks() },
+        conclude: vec![
+            start(StartFrom::Boot),
+            start(StartFrom::BootSnapshot),
+            start(StartFrom::VmState {
+                tag: tag.clone(),
+                vmstate: "vda".to_owned(),
+                disks: disks(),
+            }),
+        ],
+        ..finish(vec![
+            Finish::ThawFilesystems,
+            Finish::Resume(ResumeReason::Unpaused),
+            Finish::Resume(ResumeReason::FromSnapshot),
+            Finish::ApplySnapshot { image: image.clone(), tag: tag.clone() },
+            Finish::DeleteSnapshot { image: image.clone(), tag: tag.clone() },
+            Finish::Commit { disk: "vda".to_owned(), top: image.clone(), base: path("/b") },
+            Finish::Stream { disk: "vda".to_owned(), top: image.clone(), base: Some(path("/b")) },
+            Finish::Stream { disk: "vda".to_owned(), top: image.clone(), base: None },
+            Finish::Repoint {
+                image: image.clone(),
+                backing: path("/b"),
+                backing_format: Format::Other("luks".to_owned()),
+            },
+            Finish::SetLive(config(TRANSIENT, "t")),
+            Finish::RemoveImage(image.clone()),
+            Finish::HandOver(image.clone()),
+        ])
+    });
+    let reasons = [
+        ShutOffReason::Unknown,
+        ShutOffReason::Shutdown,
+        ShutOffReason::Destroyed,
+        ShutOffReason::Crashed,
+        ShutOffReason::Migrated,
+        ShutOffReason::Saved,
+        ShutOffReason::Failed,
+        ShutOffReason::FromSnapshot,
+        ShutOffReason::Daemon,
+    ];
+    plans.push(Plan {
+        operation: Operation::Delete { moments: vec!["m".to_owned(), "n".to_owned()] },
+        pivot: Pivot::LoadVmState { tag, vmstate: "vda".to_owned(), disks: disks() },
+        ..finish(reasons.map(Finish::Stop).to_vec())
+    });
+    plans.push(finish(Vec::new()));
+    plans
+}
