@@ -136,9 +136,12 @@ impl Build<'_> {
                     .with("bus", format!("{controller}.{}", number("bus")?))
                     .with("nr", number("port")?))
             }
-            "ccid" => Ok(props
-                .with("bus", format!("{}.0", self.topology.alias("ccid", number("controller")?)?))
-                .some("slot", address.number("slot")?)),
+            "ccid" => {
+                // There is one slot, and libvirt leaves it to QEMU.
+                number("slot")?;
+                let controller = self.topology.alias("ccid", number("controller")?)?;
+                Ok(props.with("bus", format!("{controller}.0")))
+            }
             "dimm" => {
                 Ok(props.with("slot", number("slot")?).positive("addr", address.number("base")?))
             }

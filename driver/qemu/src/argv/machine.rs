@@ -227,16 +227,15 @@ impl Build<'_> {
             boot.need("dev")?;
         }
         let mut option = String::new();
-        if let Some(menu) = os.child("bootmenu") {
-            if let Some(enable) = menu.switch("enable")? {
-                option.push_str(&format!("menu={},", on_off(enable)));
-            }
-            if let Some(timeout) = menu.number("timeout")? {
-                option.push_str(&format!("splash-time={timeout},"));
-            }
+        let menu = os.child("bootmenu");
+        if let Some(enable) = menu.map(|menu| menu.switch("enable")).transpose()?.flatten() {
+            option.push_str(&format!("menu={},", on_off(enable)));
         }
         if let Some(timeout) = os.child("bios").and_then(|bios| bios.attr("rebootTimeout")) {
-            option.insert_str(0, &format!("reboot-timeout={timeout},"));
+            option.push_str(&format!("reboot-timeout={timeout},"));
+        }
+        if let Some(timeout) = menu.map(|menu| menu.number("timeout")).transpose()?.flatten() {
+            option.push_str(&format!("splash-time={timeout},"));
         }
         option.push_str("strict=on");
         self.arg("-boot", option);
