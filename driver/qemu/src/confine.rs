@@ -105,6 +105,11 @@ impl Borrowed {
         Ok(true)
     }
 
+    /// Whose a borrowed file was.
+    pub(crate) fn owner_before(&self, path: &Path) -> Option<Owner> {
+        self.0.get(path).copied()
+    }
+
     /// Takes over the duty to hand back.
     pub(crate) fn inherit(&mut self, path: &Path, owner: Owner) {
         self.0.entry(path.to_owned()).or_insert(owner);

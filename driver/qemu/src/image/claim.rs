@@ -355,3 +355,28 @@ fn hash(bytes: &[u8]) -> u64 {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renamed_claim_is_undone_by_its_inode() {
+        let dir = tempfile::tempdir().unwrap();
+        let claim = Claim::new(Uuid::nil(), &dir.path().join("t")).unwrap();
+        for _ in 0..2 {
+            claim.begin(dir.path()).unwrap();
+            claim.rename().unwrap();
+            assert!(claim.last.exists() && !claim.file.exists());
+            claim.undo().unwrap();
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        fs::write(&claim.last, "precious").unwrap();
+        claim.begin(dir.path()).unwrap_err();
+        fs::write(&claim.file, "ours").unwrap();
+        assert_eq!(claim.rename().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        claim.undo().unwrap();
+        assert_eq!(fs::read(&claim.last).unwrap(), b"precious");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -45,18 +45,20 @@ impl Qemu {
         image: &Path,
         tag: &str,
     ) -> Result<()> {
-        let Some(instance) = self.instance(domain) else {
-            return self.image_tool().delete_snapshot(image, &Qcow2, tag).await;
-        };
-        let Some((target, layer)) = instance.layer_of(image) else {
+        let instance = self.instance(domain);
+        let used = instance.as_ref().and_then(|i| Some((i, i.layer_of(image)?)));
+        let Some((instance, (target, layer))) = used else {
+            if !image.exists() {
+                return Ok(());
+            }
             return self.image_tool().delete_snapshot(image, &Qcow2, tag).await;
         };
         let chain = instance.chain(&target).ok_or_else(|| nodes::no_disk(&target))?;
         let depth = chain.layers.iter().position(|other| *other == layer).unwrap_or(0);
         if depth == 0 {
-            return delete_live(&instance, &layer, tag).await;
+            return delete_live(instance, &layer, tag).await;
         }
-        self.delete_below(&instance, &chain, depth, tag).await
+        self.delete_below(instance, &chain, depth, tag).await
     }
 
     /// A backing layer is open for reading only; to delete in it, it is opened for writing.

@@ -92,7 +92,8 @@ impl Qemu {
     }
 
     async fn commit_files(&self, domain: Uuid, top: &Path, base: &Path) -> Result<()> {
-        if claim::is_committed(domain, top, base).await? {
+        // What a later step has removed was merged before.
+        if !top.exists() || claim::is_committed(domain, top, base).await? {
             return Ok(());
         }
         self.image_tool().commit(top, &super::format_of(top)?, base).await
@@ -156,6 +157,9 @@ impl Qemu {
     }
 
     async fn stream_files(&self, top: &Path, base: Option<&Path>) -> Result<()> {
+        if !top.exists() {
+            return Ok(());
+        }
         let tool = self.image_tool();
         let format = super::format_of(top)?;
         let Some(base) = base else { return tool.stream(top, &format, None).await };
@@ -223,7 +227,7 @@ impl Qemu {
         backing: &Path,
         backing_format: &Format,
     ) -> Result<()> {
-        if names(image, backing, backing_format).await? {
+        if !image.exists() || names(image, backing, backing_format).await? {
             return Ok(());
         }
         let format = super::format_of(image)?;

@@ -23,11 +23,17 @@ impl Qemu {
         format: &Format,
     ) -> Result<()> {
         let instance = self.running(domain)?;
-        if instance.chain(target).is_none() {
-            return Err(nodes::no_disk(target));
-        }
+        let below = nodes::active_image(&instance, target)?;
         detach(&instance, overlay).await?;
         self.lend(&instance, overlay, Use::Own)?;
+        {
+            // It was made like the layer below, which may itself be lent.
+            let mut inner = instance.lock();
+            if let Some(owner) = inner.borrowed.owner_before(&below) {
+                inner.borrowed.inherit(overlay, owner);
+                instance.save_locked(&inner)?;
+            }
+        }
         nodes::add(&instance, target, overlay, format.as_str()).await
     }
 

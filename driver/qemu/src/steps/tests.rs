@@ -2,6 +2,7 @@
 //! the guest's own device by QEMU's `qemu-io` command.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +16,7 @@ use virtsnap_engine::ports::{EventSink, PivotError, Subject};
 use virtsnap_xml::element::Element;
 
 use crate::blocks::{job, nodes};
+use crate::confine::Owner;
 use crate::hypervisor::{Qemu, QemuConfig};
 use crate::image::tests::{base, holds, tool, write};
 use crate::instance::Instance;
@@ -40,6 +42,10 @@ struct Bed {
 impl Bed {
     /// None where the programs are missing: said loudly, and a failure in CI.
     fn new() -> Option<Self> {
+        Self::with_user(None)
+    }
+
+    fn with_user(user: Option<Owner>) -> Option<Self> {
         tool()?;
         if !Path::new(EMULATOR).exists() {
             assert!(std::env::var_os("CI").is_none(), "{EMULATOR} is missing");
@@ -49,7 +55,8 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let told = Arc::new(Told::default());
         let sub = |name: &str| dir.path().join(name);
-        let config = QemuConfig::new(sub("run"), sub("state"), sub("log"));
+        let mut config = QemuConfig::new(sub("run"), sub("state"), sub("log"));
+        config.user = user;
         let qemu = Qemu::new(config, told.clone());
         Some(Self { dir, told, qemu, uuid: Uuid::new_v4() })
     }
@@ -529,6 +536,38 @@ async fn a_branch_that_qemu_does_not_have_is_merged_beside_it() {
     bed.stop().await;
     assert!(holds(&b3, 1, "0 64k") && holds(&b3, 2, "64k 64k") && holds(&b3, 3, "128k 64k"));
     bed.check(&[&a, &b3]).await;
+}
+
+#[tokio::test]
+async fn merges_work_for_an_ordinary_qemu_user_and_all_is_handed_back() {
+    let nobody = Owner { uid: 65534, gid: 65534 };
+    if Owner::ours().uid != 0 {
+        eprintln!("SKIPPED: only root can run QEMU as another user");
+        return;
+    }
+    let Some(bed) = Bed::with_user(Some(nobody)) else { return };
+    fs::set_permissions(bed.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let a = bed.image("a").await;
+    fs::set_permissions(&a, fs::Permissions::from_mode(0o600)).unwrap();
+    bed.act(&Step::SnapshotImage { image: a.clone(), tag: "s".to_owned() }).await;
+    let instance = bed.start(&[&a]).await;
+    assert!(guest(&instance, 0, "write -P 1 0 64k").await);
+    let mid = bed.overlay("mid").await;
+    assert!(guest(&instance, 0, "write -P 2 64k 64k").await);
+    let top = bed.overlay("top").await;
+    assert_eq!(Owner::of(&top).unwrap(), nobody);
+    assert!(guest(&instance, 0, "write -P 3 128k 64k").await);
+    bed.finish(&Finish::DeleteSnapshot { image: a.clone(), tag: "s".to_owned() }).await;
+    bed.finish(&commit(&mid, &a)).await;
+    bed.finish(&Finish::RemoveImage(mid)).await;
+    bed.finish(&stream(&top, None)).await;
+    let last = bed.overlay("last").await;
+    bed.finish(&commit(&last, &top)).await;
+    bed.stop().await;
+    assert!(holds(&top, 1, "0 64k") && holds(&top, 2, "64k 64k") && holds(&top, 3, "128k 64k"));
+    for image in [&a, &top, &last] {
+        assert_eq!(Owner::of(image).unwrap(), Owner::ours(), "{image:?}");
+    }
 }
 
 // -- memory -------------------------------------------------------------------------------------
