@@ -15,7 +15,7 @@ mod parse;
 mod print;
 mod scope;
 
-pub use parse::{MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_NODES, XmlError};
+pub use parse::{MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_NAMESPACES, MAX_NODES, XmlError};
 pub use scope::Scope;
 
 /// One element: qualified name, attributes (`xmlns` among them) and children, in document order.

@@ -182,7 +182,7 @@ impl Shelf {
             None if path.exists() => set_aside(&path)?,
             None => {}
         }
-        self.write(&path, &def.to_stored_element(current).to_string())?;
+        self.write(&path, &stored_text(def, current)?)?;
         // The moment had been read from a file of another name.
         if let Some(other) = self.files.insert(def.name.clone(), path.clone())
             && other != path
@@ -199,7 +199,7 @@ impl Shelf {
             let message = format!("'{}' cannot be read: {what}", path.display());
             Error::new(Condition::OperationFailed, message)
         })?;
-        self.write(&path, &def.to_stored_element(current).to_string())
+        self.write(&path, &stored_text(&def, current)?)
     }
 
     fn write(&self, path: &Path, text: &str) -> Result<()> {
@@ -312,6 +312,19 @@ fn read_element(path: &Path) -> std::result::Result<Element, String> {
 
 fn read_moment(path: &Path) -> std::result::Result<(Definition, bool), String> {
     Definition::parse_stored(&read_element(path)?).map_err(|err| err.to_string())
+}
+
+/// What cannot be read back is not written.
+fn stored_text(def: &Definition, current: bool) -> Result<String> {
+    let text = def.to_stored_element(current).to_string();
+    let read = Element::parse(&text).map_err(|err| err.to_string());
+    match read.and_then(|root| Definition::parse_stored(&root).map_err(|err| err.to_string())) {
+        Ok(_) => Ok(text),
+        Err(what) => Err(Error::snapshot(
+            Condition::Internal,
+            format!("snapshot '{}' cannot be recorded: {what}", def.name),
+        )),
+    }
 }
 
 fn set_aside(path: &Path) -> Result<()> {

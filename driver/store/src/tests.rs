@@ -242,6 +242,21 @@ fn changes_of_moments_are_durable_and_can_be_repeated() {
 }
 
 #[test]
+fn a_moment_that_could_not_be_read_back_is_not_written() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    store.set_name(SHOP, "n").unwrap();
+    let before = tree(home.path());
+    let mut deep = moment("deep", None);
+    deep.extra = vec![(0..400).fold(Element::new("a"), |e, _| Element::new("a").with_child(e))];
+    for bad in [deep, moment(".hidden", None)] {
+        let change = MomentChange { write: vec![bad], ..MomentChange::default() };
+        store.record(SHOP, &change).unwrap_err();
+    }
+    assert_eq!(tree(home.path()), before);
+}
+
+#[test]
 fn two_names_with_one_escaped_beginning_are_two_files() {
     let home = tempfile::tempdir().unwrap();
     let store = Store::open(home.path()).unwrap();

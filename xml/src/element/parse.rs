@@ -22,6 +22,9 @@ pub const MAX_ATTRIBUTES: usize = 256;
 /// Elements, attributes, comments and pieces of text of one document.
 pub const MAX_NODES: usize = 1 << 18;
 
+/// Namespace declarations in force at one place: each name inside is looked up among them.
+pub const MAX_NAMESPACES: usize = 256;
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
     #[error("{0}")]
@@ -36,6 +39,8 @@ pub enum XmlError {
     Attributes,
     #[error("the document has more than {MAX_NODES} elements, attributes and texts")]
     Nodes,
+    #[error("more than {MAX_NAMESPACES} namespaces are declared around an element")]
+    Namespaces,
     #[error("encoding '{0}' is not accepted: use UTF-8")]
     Encoding(String),
 }
@@ -95,6 +100,8 @@ struct Builder {
     open: Vec<Element>,
     /// How many open elements bind each prefix.
     bound: HashMap<String, usize>,
+    /// The sum of `bound`.
+    in_force: usize,
     nodes: usize,
 }
 
@@ -188,6 +195,10 @@ impl Builder {
                 return Err(malformed(format_args!("{key}='{uri}' cannot be declared")));
             }
             *self.bound.entry(prefix.to_owned()).or_default() += 1;
+            self.in_force += 1;
+        }
+        if self.in_force > MAX_NAMESPACES {
+            return Err(XmlError::Namespaces);
         }
         let prefixed = element.attributes().map(|(key, _)| key);
         for name in prefixed.chain([element.name()]) {
@@ -205,6 +216,7 @@ impl Builder {
             let Some(prefix) = declared_prefix(key) else { continue };
             if let Some(count) = self.bound.get_mut(prefix) {
                 *count -= 1;
+                self.in_force -= 1;
                 if *count == 0 {
                     self.bound.remove(prefix);
                 }

@@ -116,6 +116,16 @@ fn limits_hold_at_their_edges() {
     assert!(Element::parse(&attributes(MAX_ATTRIBUTES)).is_ok());
     assert_eq!(refused(&attributes(MAX_ATTRIBUTES + 1)), XmlError::Attributes);
 
+    let nested = |count: usize| {
+        let open: String =
+            (0..count).map(|n| format!("<a xmlns:p{n}='u' xmlns:q{n}='u'>")).collect();
+        format!("{open}{}", "</a>".repeat(count))
+    };
+    assert!(Element::parse(&nested(MAX_NAMESPACES / 2)).is_ok());
+    assert_eq!(refused(&nested(MAX_NAMESPACES / 2 + 1)), XmlError::Namespaces);
+    let beside = format!("<a>{}</a>", "<b xmlns='u' xmlns:p='u'/>".repeat(MAX_NAMESPACES));
+    assert!(Element::parse(&beside).is_ok());
+
     let wide = |count: usize| format!("<a>{}</a>", "<b/>".repeat(count));
     assert!(Element::parse(&wide(MAX_NODES - 1)).is_ok());
     assert_eq!(refused(&wide(MAX_NODES)), XmlError::Nodes);
