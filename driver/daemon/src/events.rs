@@ -12,7 +12,7 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_rpc::remote::{self as wire, DomainRef, Event as Message};
 
-use crate::session::Sessions;
+use crate::handle::Sessions;
 
 /// The engine's events, told to every session that registered for them.
 #[derive(Debug)]

@@ -1,9 +1,8 @@
-//! A hypervisor and a library in memory, for the daemon's own tests: life cycle only.
+//! A hypervisor in memory, for the daemon's own tests: life cycle only.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use uuid::Uuid;
 use virtsnap_engine::domain::{
@@ -12,28 +11,27 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, PathKind};
-use virtsnap_engine::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
-use virtsnap_engine::ports::{
-    EventSink, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
-};
+use virtsnap_engine::inspect::Inspect;
+use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
+use virtsnap_engine::ports::{EventSink, Hypervisor, PivotError, Subject};
+use virtsnap_store::Store;
 use virtsnap_xml::element::Element;
 
 use crate::domains::definition;
-use crate::domains::library::{Library, Parts, Stored, new_book};
 use crate::domains::{Domains, Table};
 use crate::events::Events;
-use crate::session::Sessions;
+use crate::handle::Sessions;
 
 #[derive(Default)]
 pub(crate) struct FakeHypervisor {
     active: Mutex<BTreeMap<Uuid, Active>>,
     next_id: AtomicI32,
-    sink: OnceLock<Arc<Table<FakeLibrary>>>,
+    sink: OnceLock<Weak<Table>>,
 }
 
 impl FakeHypervisor {
     fn tell(&self, active: &Active, id: i32, event: Event) {
-        if let Some(sink) = self.sink.get() {
+        if let Some(sink) = self.sink.get().and_then(Weak::upgrade) {
             sink.emit(active.uuid, &active.name, id, event);
         }
     }
@@ -164,93 +162,17 @@ impl Hypervisor for FakeHypervisor {
     }
 }
 
-/// Definitions in memory. No journals: the fake hypervisor has no snapshots.
-#[derive(Default)]
-pub(crate) struct FakeLibrary(Mutex<BTreeMap<Uuid, Kept>>);
-
-#[derive(Clone, Default)]
-struct Kept {
-    name: String,
-    config: Option<Element>,
-    autostart: bool,
+impl Inspect for FakeHypervisor {
+    const NAME: &'static str = "QEMU";
+    const ERROR_DOMAIN: i32 = 10;
 }
 
-impl FakeLibrary {
-    fn change(&self, uuid: Uuid, change: impl FnOnce(&mut Kept)) -> Result<()> {
-        change(self.0.lock().unwrap().entry(uuid).or_default());
-        Ok(())
-    }
-}
-
-impl Records for FakeLibrary {
-    fn set_config(&self, domain: Uuid, config: &Element) -> Result<()> {
-        self.change(domain, |kept| kept.config = Some(config.clone()))
-    }
-
-    fn record(&self, _: Uuid, _: &MomentChange) -> Result<()> {
-        Ok(())
-    }
-
-    fn set_owned(&self, _: Uuid, _: &BTreeSet<PathBuf>) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl Journals for FakeLibrary {
-    fn begin(&self, _: Uuid, _: &Plan) -> Result<Box<dyn Journal>> {
-        not_here()
-    }
-
-    fn unfinished(&self) -> Result<Vec<Unfinished>> {
-        Ok(Vec::new())
-    }
-
-    fn resume(&self, _: Uuid) -> Result<Box<dyn Journal>> {
-        not_here()
-    }
-}
-
-impl Library for FakeLibrary {
-    fn load(&self) -> Result<Vec<Stored>> {
-        let all = self.0.lock().unwrap();
-        let stored = all.iter().map(|(uuid, kept)| {
-            let mut book = new_book(*uuid, kept.name.clone()).into_inner().unwrap();
-            book.config = kept.config.clone();
-            Stored { book, autostart: kept.autostart }
-        });
-        Ok(stored.collect())
-    }
-
-    fn set_name(&self, domain: Uuid, name: &str) -> Result<()> {
-        self.change(domain, |kept| kept.name = name.to_owned())
-    }
-
-    fn set_autostart(&self, domain: Uuid, autostart: bool) -> Result<()> {
-        self.change(domain, |kept| kept.autostart = autostart)
-    }
-
-    fn remove_config(&self, domain: Uuid) -> Result<()> {
-        self.change(domain, |kept| kept.config = None)
-    }
-
-    fn forget(&self, domain: Uuid) -> Result<()> {
-        self.0.lock().unwrap().remove(&domain);
-        Ok(())
-    }
-}
-
-pub(crate) struct Fakes;
-
-impl Parts for Fakes {
-    type Hypervisor = FakeHypervisor;
-    type Library = FakeLibrary;
-}
-
-/// A daemon's domains over the fakes; the library outlives it, as files do.
-pub(crate) fn domains(library: &Arc<FakeLibrary>) -> Domains<Fakes> {
+/// A daemon's domains over the fake; what is stored in `directory` outlives them.
+pub(crate) fn domains(directory: &std::path::Path) -> Domains<FakeHypervisor> {
     let events = Events::new(Arc::new(Sessions::default()));
-    let table = Arc::new(Table::load(library.clone(), events).unwrap());
-    let hypervisor = FakeHypervisor::default();
-    hypervisor.sink.set(table.clone()).ok().unwrap();
-    Domains::new(Arc::new(hypervisor), table)
+    let store = Arc::new(Store::open(directory).unwrap());
+    let table = Arc::new(Table::load(store, events).unwrap());
+    let hypervisor = Arc::new(FakeHypervisor::default());
+    hypervisor.sink.set(Arc::downgrade(&table)).unwrap();
+    Domains::new(hypervisor, table)
 }

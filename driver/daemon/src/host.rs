@@ -85,6 +85,60 @@ pub(crate) fn cells() -> BTreeSet<u32> {
     if cells.is_empty() { BTreeSet::from([0]) } else { cells }
 }
 
+/// Free pages of that size in KiB.
+pub(crate) fn free_pages(cell: u32, kib: u32) -> Result<u64> {
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096) / 1024;
+    if u64::from(kib) == page {
+        let free = cell_memory(cell)?.map_or(0, |memory| memory.free);
+        return Ok(free / page.max(1));
+    }
+    let path =
+        format!("/sys/devices/system/node/node{cell}/hugepages/hugepages-{kib}kB/free_hugepages");
+    let count = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    count.ok_or_else(|| {
+        let message = format!("NUMA cell {cell} has no pages of {kib} KiB");
+        Error::new(Condition::OperationFailed, message)
+    })
+}
+
+/// What went through a network device, as the host sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InterfaceStats {
+    pub(crate) received: Traffic,
+    pub(crate) sent: Traffic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) bytes: u64,
+    pub(crate) packets: u64,
+    pub(crate) errors: u64,
+    pub(crate) dropped: u64,
+}
+
+/// None: there is no such device.
+pub(crate) fn interface_stats(name: &str) -> Option<InterfaceStats> {
+    parse_interface(&fs::read_to_string("/proc/net/dev").ok()?, name)
+}
+
+fn parse_interface(text: &str, name: &str) -> Option<InterfaceStats> {
+    let numbers = text.lines().find_map(|line| {
+        let (device, numbers) = line.split_once(':')?;
+        (device.trim() == name).then_some(numbers)
+    })?;
+    let numbers: Vec<u64> =
+        numbers.split_whitespace().map_while(|number| number.parse().ok()).collect();
+    let traffic = |from: usize| {
+        Some(Traffic {
+            bytes: *numbers.get(from)?,
+            packets: *numbers.get(from + 1)?,
+            errors: *numbers.get(from + 2)?,
+            dropped: *numbers.get(from + 3)?,
+        })
+    };
+    Some(InterfaceStats { received: traffic(0)?, sent: traffic(8)? })
+}
+
 /// Nanoseconds in each state, of one processor or of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CpuTime {
@@ -281,6 +335,15 @@ mod tests {
         let cell = "Node 0 MemTotal: 100 kB\nNode 0 MemFree: 40 kB\nNode 0 FilePages: 5 kB\n";
         assert_eq!(parse_memory(cell).map(|memory| memory.cached), Some(5));
         assert_eq!(parse_memory(""), None);
+    }
+
+    #[test]
+    fn traffic_of_a_device() {
+        let text = "Inter-| x\n vnet0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n";
+        let stats = parse_interface(text, "vnet0").unwrap();
+        assert_eq!(stats.received, Traffic { bytes: 1, packets: 2, errors: 3, dropped: 4 });
+        assert_eq!(stats.sent.dropped, 8);
+        assert_eq!(parse_interface(text, "vnet"), None);
     }
 
     #[test]

@@ -1,7 +1,16 @@
-//! virtsnapd.
-#![allow(dead_code, reason = "parts are landed before they are wired")]
+//! virtsnapd: libvirt's protocol on a socket, snapshots behind it.
+//!
+//! - [`config`], [`startup`], [`systemd`]: from the command line to a daemon that serves;
+//! - [`server`], [`session`], [`stream`], …: the transport, which knows no procedure;
+//! - [`dispatch`]: every procedure; flag words end and errors get their numbers there;
+//! - [`domains`]: the registry of domains and their life;
+//! - [`events`], [`vir_error`]: what happened and what went wrong, in libvirt's numbers;
+//! - [`host`], [`consoles`]: what the daemon itself asks of the host.
+
+#![allow(dead_code, reason = "until the QEMU driver is wired")]
 
 mod config;
+mod consoles;
 mod dispatch;
 mod domains;
 mod events;
@@ -15,31 +24,66 @@ mod read_only;
 mod server;
 mod service;
 mod session;
+mod startup;
 mod stream;
+mod systemd;
 mod vir_error;
 mod wire;
 
-use std::sync::Arc;
+use std::error::Error;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-/// Serves the socket named on the command line.
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
-    let path = std::env::args_os().nth(1).ok_or("usage: virtsnapd SOCKET")?;
-    let endpoint =
-        server::Endpoint { path: path.into(), mode: 0o660, group: None, read_only: false };
-    let listener = server::Listener::bind(&endpoint)?;
-    let sessions = Arc::new(session::Sessions::default());
-    let daemon = Arc::new(dispatch::Daemon { sessions: Arc::clone(&sessions) });
-    let (stop, shutdown) = tokio::sync::watch::channel(false);
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stop.send_replace(true);
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, Mode};
+
+/// A libvirt-compatible hypervisor daemon, made for snapshots
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Read this configuration instead of the usual one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Run for this user alone, in the user's own directories (the default unless root)
+    #[arg(long)]
+    session: bool,
+}
+
+fn main() -> ExitCode {
+    match start(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            complain(&*err);
+            ExitCode::FAILURE
         }
-    });
-    server::serve(vec![listener], daemon, sessions, server::Limits::default(), shutdown).await;
-    Ok(())
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let root = rustix::process::geteuid().is_root();
+    let mode = if root && !arguments.session { Mode::System } else { Mode::Session };
+    let config = Config::load(mode, arguments.config.as_deref())?;
+    // RUST_LOG wins over the configuration.
+    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    Err("no hypervisor driver is built in".into())
+}
+
+/// The error and its causes in one line, on the terminal or in the journal.
+fn complain(err: &dyn Error) {
+    let mut text = format!("virtsnapd: {err}");
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text.push_str(&format!(": {err}"));
+        cause = err.source();
+    }
+    // There is nobody left to tell if this fails.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

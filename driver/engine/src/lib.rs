@@ -13,6 +13,7 @@
 //! - [`snapshots`]: the calls, from a request to a recorded change;
 //! - [`execute`], [`recover`]: the only interpreter of a plan, and the fold over its journal;
 //! - `testing`: a simulated world for tests (feature `testing`);
+//! - [`inspect`]: questions about a running guest that no snapshot needs;
 //! - [`ports`]: the traits that backends, the store and the daemon implement.
 
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ pub mod domain;
 pub mod error;
 pub mod execute;
 pub mod facts;
+pub mod inspect;
 pub mod moment;
 pub mod options;
 pub mod plan;

@@ -1,35 +1,77 @@
 //! The connection: opening, features, events.
 
+use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
-use super::{Answer, Context};
+use super::{Answer, Context, Outcome};
+use crate::handle::Connection;
 use crate::service::{ERR_INTERNAL, FROM_RPC, RpcError, Subscription, Topic};
-use crate::session::Connection;
 
 const OPEN_READ_ONLY: u32 = 1;
+const NO_ALIASES: u32 = 2;
 /// VIR_DOMAIN_EVENT_ID_LAST: `virsh event --all` registers every one below it.
 const DOMAIN_EVENTS: i32 = 28;
 
-pub(super) async fn auth_list(_: Context<'_>, _: AuthListArgs) -> Result<AuthListRet, RpcError> {
+pub(super) async fn auth_list<H: Inspect>(
+    _: Context<'_, H>,
+    _: AuthListArgs,
+) -> Outcome<AuthListRet> {
     const NONE: i32 = 0;
     Ok(AuthListRet { types: vec![NONE].into() })
 }
 
-pub(super) async fn open(cx: Context<'_>, args: ConnectOpenArgs) -> Result<(), RpcError> {
-    cx.session.open(Connection {
-        uri: args.name.unwrap_or_default(),
-        read_only: args.flags & OPEN_READ_ONLY != 0,
-    })
+/// The client's URI without what it used up itself. None at all: the server picks.
+pub(super) async fn open<H: Inspect>(cx: Context<'_, H>, args: ConnectOpenArgs) -> Outcome<()> {
+    const NO_CONNECT: i32 = 5;
+    const FROM_NONE: i32 = 0;
+    super::flags::only(args.flags, OPEN_READ_ONLY | NO_ALIASES, "virConnectOpen")?;
+    let uri = args.name.unwrap_or_default();
+    if !uri.is_empty() && !is_ours::<H>(&uri) {
+        let message = format!("no connection driver available for {uri}");
+        return Err(RpcError::new(NO_CONNECT, FROM_NONE, message).into());
+    }
+    let read_only = args.flags & OPEN_READ_ONLY != 0;
+    Ok(cx.session.open(Connection { uri, read_only })?)
 }
 
-pub(super) async fn close(_: Context<'_>, _: ConnectCloseArgs) -> Result<(), RpcError> {
+/// `qemu:///system` or `qemu:///session`, with whatever parameters.
+fn is_ours<H: Inspect>(uri: &str) -> bool {
+    let scheme = H::NAME.to_ascii_lowercase();
+    let Some(rest) = uri.strip_prefix(&format!("{scheme}://")) else { return false };
+    let path = rest.split_once('?').map_or(rest, |(path, _)| path);
+    matches!(path, "/system" | "/session")
+}
+
+pub(super) async fn get_uri<H: Inspect>(
+    cx: Context<'_, H>,
+    _: ConnectGetUriArgs,
+) -> Outcome<ConnectGetUriRet> {
+    let opened = cx.session.connection().map(|open| open.uri.clone()).unwrap_or_default();
+    let uri = if opened.is_empty() {
+        let path = if rustix::process::geteuid().is_root() { "system" } else { "session" };
+        format!("{}:///{path}", H::NAME.to_ascii_lowercase())
+    } else {
+        opened
+    };
+    Ok(ConnectGetUriRet { uri })
+}
+
+/// A unix socket counts as secure.
+pub(super) async fn is_secure<H: Inspect>(
+    _: Context<'_, H>,
+    _: ConnectIsSecureArgs,
+) -> Outcome<ConnectIsSecureRet> {
+    Ok(ConnectIsSecureRet { secure: 1 })
+}
+
+pub(super) async fn close<H: Inspect>(_: Context<'_, H>, _: ConnectCloseArgs) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn supports_feature(
-    cx: Context<'_>,
+pub(super) async fn supports_feature<H: Inspect>(
+    cx: Context<'_, H>,
     args: ConnectSupportsFeatureArgs,
-) -> Result<ConnectSupportsFeatureRet, RpcError> {
+) -> Outcome<ConnectSupportsFeatureRet> {
     const FD_PASSING: i32 = 8;
     const TYPED_PARAM_STRING: i32 = 9;
     const PROGRAM_KEEPALIVE: i32 = 10;
@@ -51,34 +93,35 @@ pub(super) async fn supports_feature(
     Ok(ConnectSupportsFeatureRet { supported: supported.into() })
 }
 
-pub(super) async fn get_type(
-    _: Context<'_>,
+pub(super) async fn get_type<H: Inspect>(
+    _: Context<'_, H>,
     _: ConnectGetTypeArgs,
-) -> Result<ConnectGetTypeRet, RpcError> {
-    Ok(ConnectGetTypeRet { kind: "QEMU".to_owned() })
+) -> Outcome<ConnectGetTypeRet> {
+    Ok(ConnectGetTypeRet { kind: H::NAME.to_owned() })
 }
 
-pub(super) async fn get_version(
-    _: Context<'_>,
+pub(super) async fn get_version<H: Inspect>(
+    cx: Context<'_, H>,
     _: ConnectGetVersionArgs,
-) -> Result<ConnectGetVersionRet, RpcError> {
-    Ok(ConnectGetVersionRet { hv_ver: 10_000_002 })
+) -> Outcome<ConnectGetVersionRet> {
+    Ok(ConnectGetVersionRet { hv_ver: cx.daemon.domains.hypervisor.version().await? })
 }
 
-pub(super) async fn get_lib_version(
-    _: Context<'_>,
+/// The version of libvirt whose protocol and behaviour this daemon follows.
+pub(super) async fn get_lib_version<H: Inspect>(
+    _: Context<'_, H>,
     _: ConnectGetLibVersionArgs,
-) -> Result<ConnectGetLibVersionRet, RpcError> {
+) -> Outcome<ConnectGetLibVersionRet> {
     Ok(ConnectGetLibVersionRet { lib_ver: 11_003_000 })
 }
 
-pub(super) async fn register_domain_event(
-    cx: Context<'_>,
+pub(super) async fn register_domain_event<H: Inspect>(
+    cx: Context<'_, H>,
     args: ConnectDomainEventCallbackRegisterAnyArgs,
-) -> Result<Answer<ConnectDomainEventCallbackRegisterAnyRet>, RpcError> {
+) -> Outcome<Answer<ConnectDomainEventCallbackRegisterAnyRet>> {
     if !(0..DOMAIN_EVENTS).contains(&args.event_id) {
         let message = format!("unsupported event ID {}", args.event_id);
-        return Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message));
+        return Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message).into());
     }
     let callback_id = cx.session.next_callback_id();
     let answer = Answer::from(ConnectDomainEventCallbackRegisterAnyRet { callback_id });
@@ -89,10 +132,10 @@ pub(super) async fn register_domain_event(
     }))
 }
 
-pub(super) async fn deregister_domain_event(
-    cx: Context<'_>,
+pub(super) async fn deregister_domain_event<H: Inspect>(
+    cx: Context<'_, H>,
     args: ConnectDomainEventCallbackDeregisterAnyArgs,
-) -> Result<(), RpcError> {
+) -> Outcome<()> {
     let known = cx.session.unsubscribe(|subscription| {
         subscription.callback_id == args.callback_id
             && matches!(subscription.topic, Topic::Domain(_))
@@ -101,13 +144,13 @@ pub(super) async fn deregister_domain_event(
         return Ok(());
     }
     let message = format!("domain event callback {} not registered", args.callback_id);
-    Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message))
+    Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message).into())
 }
 
-pub(super) async fn register_close_callback(
-    cx: Context<'_>,
+pub(super) async fn register_close_callback<H: Inspect>(
+    cx: Context<'_, H>,
     _: ConnectRegisterCloseCallbackArgs,
-) -> Result<Answer<()>, RpcError> {
+) -> Outcome<Answer<()>> {
     let callback_id = cx.session.next_callback_id();
     Ok(Answer::from(()).with_subscription(Subscription {
         callback_id,
@@ -116,10 +159,10 @@ pub(super) async fn register_close_callback(
     }))
 }
 
-pub(super) async fn unregister_close_callback(
-    cx: Context<'_>,
+pub(super) async fn unregister_close_callback<H: Inspect>(
+    cx: Context<'_, H>,
     _: ConnectUnregisterCloseCallbackArgs,
-) -> Result<(), RpcError> {
+) -> Outcome<()> {
     cx.session.unsubscribe(|subscription| subscription.topic == Topic::ConnectionClosed);
     Ok(())
 }

@@ -12,18 +12,18 @@ use virtsnap_engine::domain::{
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::{EventSink, Hypervisor, Records};
 use virtsnap_engine::snapshots::Snapshots;
+use virtsnap_store::Store;
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
 use super::job::Operation;
-use super::library::{Library, Parts};
 use super::table::{Domain, Table};
 
 /// The domains of one hypervisor.
-pub(crate) struct Domains<P: Parts> {
-    pub(crate) hypervisor: Arc<P::Hypervisor>,
-    pub(crate) table: Arc<Table<P::Library>>,
-    pub(crate) snapshots: Snapshots<P::Hypervisor, P::Library, P::Library>,
+pub(crate) struct Domains<H> {
+    pub(crate) hypervisor: Arc<H>,
+    pub(crate) table: Arc<Table>,
+    pub(crate) snapshots: Snapshots<H, Store, Store>,
     changes: tokio::sync::Mutex<()>,
 }
 
@@ -52,10 +52,10 @@ fn failed(message: impl Into<String>) -> Error {
     Error::new(Condition::OperationFailed, message)
 }
 
-impl<P: Parts> Domains<P> {
-    pub(crate) fn new(hypervisor: Arc<P::Hypervisor>, table: Arc<Table<P::Library>>) -> Self {
-        let library = table.library().clone();
-        let snapshots = Snapshots::new(hypervisor.clone(), library.clone(), library);
+impl<H: Hypervisor> Domains<H> {
+    pub(crate) fn new(hypervisor: Arc<H>, table: Arc<Table>) -> Self {
+        let store = table.store().clone();
+        let snapshots = Snapshots::new(hypervisor.clone(), store.clone(), store);
         Self { hypervisor, table, snapshots, changes: tokio::sync::Mutex::default() }
     }
 
@@ -149,8 +149,8 @@ impl<P: Parts> Domains<P> {
         let _changes = self.changes.lock().await;
         let domain = self.admit(uuid, &name)?;
         let how = if domain.is_persistent() { Defined::Updated } else { Defined::Added };
-        self.table.library().set_name(uuid, &name)?;
-        self.table.library().set_config(uuid, &config)?;
+        self.table.store().set_name(uuid, &name)?;
+        self.table.store().set_config(uuid, &config)?;
         domain.book().config = Some(config);
         self.table.insert(domain.clone());
         self.table.emit(uuid, &name, self.id(&domain), Event::Defined(how));
@@ -187,10 +187,10 @@ impl<P: Parts> Domains<P> {
         }
         let name = domain.name();
         if active {
-            self.table.library().remove_config(domain.uuid)?;
+            self.table.store().remove_config(domain.uuid)?;
             domain.book().config = None;
         } else {
-            self.table.library().forget(domain.uuid)?;
+            self.table.store().forget(domain.uuid)?;
             self.table.remove(domain.uuid);
         }
         self.table.emit(domain.uuid, &name, self.id(domain), Event::Undefined);
@@ -224,20 +224,25 @@ impl<P: Parts> Domains<P> {
         }
     }
 
-    /// Changes the persistent definition in place.
-    pub(crate) async fn change_config(
+    /// Changes the persistent definition. The caller has the domain's job.
+    pub(crate) fn store_config(
         &self,
         domain: &Domain,
-        what: &'static str,
         change: impl FnOnce(&mut Element) -> Result<()>,
     ) -> Result<()> {
-        let _job = self.job(domain, Operation::Change(what)).await?;
         let mut config = self.persistent(domain)?;
         change(&mut config)?;
         let config = self.hypervisor.complete(config)?;
-        self.table.library().set_config(domain.uuid, &config)?;
+        self.table.store().set_config(domain.uuid, &config)?;
         domain.book().config = Some(config);
         Ok(())
+    }
+
+    /// A transient domain that an operation left without a process is gone.
+    pub(crate) fn drop_if_gone(&self, domain: &Domain) {
+        if !domain.is_persistent() && self.active(domain).is_none() {
+            self.table.forget(domain.uuid);
+        }
     }
 
     pub(crate) async fn rename(&self, domain: &Domain, new_name: &str) -> Result<()> {
@@ -258,8 +263,8 @@ impl<P: Parts> Domains<P> {
             return Err(invalid(format!("domain with name '{new_name}' already exists")));
         }
         config.child_or_insert("name").set_text(new_name);
-        self.table.library().set_name(domain.uuid, new_name)?;
-        self.table.library().set_config(domain.uuid, &config)?;
+        self.table.store().set_name(domain.uuid, new_name)?;
+        self.table.store().set_config(domain.uuid, &config)?;
         {
             let mut book = domain.book();
             book.config = Some(config);
@@ -274,7 +279,7 @@ impl<P: Parts> Domains<P> {
         if !domain.is_persistent() {
             return Err(invalid("cannot set autostart for transient domain"));
         }
-        self.table.library().set_autostart(domain.uuid, autostart)?;
+        self.table.store().set_autostart(domain.uuid, autostart)?;
         domain.set_autostart(autostart);
         Ok(())
     }
@@ -419,22 +424,22 @@ impl<P: Parts> Domains<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{self, FakeLibrary, Fakes};
+    use crate::fake::{self, FakeHypervisor};
 
     fn xml(name: &str, uuid: u128, inside: &str) -> String {
         let uuid = Uuid::from_u128(uuid);
         format!("<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>{inside}</domain>")
     }
 
-    fn domains() -> (Arc<FakeLibrary>, Domains<Fakes>) {
-        let library = Arc::new(FakeLibrary::default());
-        let domains = fake::domains(&library);
-        (library, domains)
+    fn domains() -> (tempfile::TempDir, Domains<FakeHypervisor>) {
+        let directory = tempfile::tempdir().unwrap();
+        let domains = fake::domains(directory.path());
+        (directory, domains)
     }
 
     #[tokio::test]
     async fn names_and_uuids_belong_to_one_domain() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         domains.define(&xml("a", 1, "")).await.unwrap();
         let err = domains.define(&xml("b", 1, "")).await.unwrap_err();
         assert_eq!(err.condition, Condition::OperationFailed);
@@ -445,7 +450,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_definition_changes_nothing() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let vm = domains.define(&xml("a", 1, "<title>old</title>")).await.unwrap();
         assert!(domains.define(&xml("a", 1, "<unknown/>")).await.is_err());
         let shown = domains.xml(&vm, View::default()).unwrap();
@@ -454,7 +459,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_running_domain_is_redefined_for_its_next_start() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let vm = domains.define(&xml("a", 1, "<title>old</title>")).await.unwrap();
         domains.start(&vm, false).await.unwrap();
         domains.define(&xml("a", 1, "<title>new</title>")).await.unwrap();
@@ -467,7 +472,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_transient_domain_is_gone_when_it_stops() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let (vm, active) = domains.create(&xml("a", 1, ""), false).await.unwrap();
         assert_eq!(domains.with_id(active.id).unwrap().uuid, vm.uuid);
         assert!(domains.create(&xml("a", 1, ""), false).await.is_err());
@@ -478,7 +483,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_transient_domain_that_does_not_start_was_never_there() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         assert!(domains.create(&xml("a", 1, "<fails/>"), false).await.is_err());
         assert!(domains.table.all().is_empty());
         let vm = domains.define(&xml("a", 1, "")).await.unwrap();
@@ -488,7 +493,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_definition_makes_a_transient_domain_persistent() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let (vm, _) = domains.create(&xml("a", 1, ""), false).await.unwrap();
         domains.define(&xml("a", 1, "")).await.unwrap();
         domains.destroy(&vm).await.unwrap();
@@ -498,7 +503,7 @@ mod tests {
 
     #[tokio::test]
     async fn undefine_of_a_running_domain_makes_it_transient() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let vm = domains.define(&xml("a", 1, "")).await.unwrap();
         domains.start(&vm, false).await.unwrap();
         domains.undefine(&vm, Undefine::default()).await.unwrap();
@@ -510,7 +515,7 @@ mod tests {
 
     #[tokio::test]
     async fn undefine_asks_what_to_do_with_nvram() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let file = tempfile::NamedTempFile::new().unwrap();
         let os = format!("<os><nvram>{}</nvram></os>", file.path().display());
         let vm = domains.define(&xml("a", 1, &os)).await.unwrap();
@@ -523,7 +528,7 @@ mod tests {
 
     #[tokio::test]
     async fn wrong_states_are_refused_in_libvirts_words() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let vm = domains.define(&xml("a", 1, "")).await.unwrap();
         for refused in [
             domains.destroy(&vm).await,
@@ -542,12 +547,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_defined_and_marked_outlives_the_daemon() {
-        let (library, first) = domains();
+        let (directory, first) = domains();
         let vm = first.define(&xml("a", 1, "")).await.unwrap();
         first.set_autostart(&vm, true).await.unwrap();
         first.rename(&vm, "b").await.unwrap();
         drop(first);
-        let second = fake::domains(&library);
+        let second = fake::domains(directory.path());
         assert!(second.named("a").is_err());
         second.autostart().await;
         assert!(second.active(&second.named("b").unwrap()).is_some());
@@ -555,7 +560,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_rename_needs_a_free_name_and_a_domain_at_rest() {
-        let (_, domains) = domains();
+        let (_directory, domains) = domains();
         let a = domains.define(&xml("a", 1, "")).await.unwrap();
         domains.define(&xml("b", 2, "")).await.unwrap();
         assert!(domains.rename(&a, "b").await.is_err());

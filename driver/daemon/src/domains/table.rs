@@ -7,24 +7,25 @@
 //! Locks: the map (short, never across an await or a file), then a domain's `book` or `life`,
 //! never both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use uuid::Uuid;
 use virtsnap_engine::book::Book;
 use virtsnap_engine::domain::{Event, ShutOffReason};
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::moment::MomentList;
 use virtsnap_engine::ports::EventSink;
+use virtsnap_store::{Store, StoredDomain};
 use virtsnap_xml::element::Element;
 
 use super::job::{Jobs, Operation};
-use super::library::{Library, Stored, new_book};
 use crate::events::Events;
 
 #[derive(Debug)]
-pub(crate) struct Table<L> {
+pub(crate) struct Table {
     domains: RwLock<BTreeMap<Uuid, Arc<Domain>>>,
-    library: Arc<L>,
+    store: Arc<Store>,
     events: Events,
 }
 
@@ -47,11 +48,18 @@ struct Life {
 impl Domain {
     pub(crate) fn new(uuid: Uuid, name: String) -> Self {
         let life = Life { autostart: false, off: ShutOffReason::Unknown };
-        let book = new_book(uuid, name);
-        Self { uuid, jobs: Jobs::default(), book, life: Mutex::new(life) }
+        let book = Book {
+            uuid,
+            name,
+            config: None,
+            moments: MomentList::default(),
+            owned: BTreeSet::new(),
+            has_managed_save: false,
+        };
+        Self { uuid, jobs: Jobs::default(), book: Mutex::new(book), life: Mutex::new(life) }
     }
 
-    fn stored(stored: Stored) -> Self {
+    fn stored(stored: StoredDomain) -> Self {
         let life = Life { autostart: stored.autostart, off: ShutOffReason::Unknown };
         Self {
             uuid: stored.book.uuid,
@@ -103,16 +111,16 @@ impl Domain {
     }
 }
 
-impl<L: Library> Table<L> {
-    pub(crate) fn load(library: Arc<L>, events: Events) -> Result<Self> {
-        let stored = library.load()?.into_iter();
+impl Table {
+    pub(crate) fn load(store: Arc<Store>, events: Events) -> Result<Self> {
+        let stored = store.load()?.domains.into_iter();
         let domains =
             stored.map(|stored| (stored.book.uuid, Arc::new(Domain::stored(stored)))).collect();
-        Ok(Self { domains: RwLock::new(domains), library, events })
+        Ok(Self { domains: RwLock::new(domains), store, events })
     }
 
-    pub(crate) fn library(&self) -> &Arc<L> {
-        &self.library
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     pub(crate) fn events(&self) -> &Events {
@@ -151,7 +159,7 @@ impl<L: Library> Table<L> {
     /// The domain leaves, and what is stored of it with it: nobody could start it again.
     pub(crate) fn forget(&self, uuid: Uuid) {
         self.remove(uuid);
-        if let Err(err) = self.library.forget(uuid) {
+        if let Err(err) = self.store.forget(uuid) {
             tracing::error!(%uuid, error = %err.chain(), "cannot remove what was stored");
         }
     }
@@ -165,7 +173,7 @@ impl<L: Library> Table<L> {
     }
 }
 
-impl<L: Library> EventSink for Table<L> {
+impl EventSink for Table {
     fn emit(&self, uuid: Uuid, name: &str, id: i32, event: Event) {
         if let Event::Stopped(reason) = event
             && let Some(domain) = self.get(uuid)

@@ -1,0 +1,87 @@
+//! Flag words, and where a change takes effect. They end here: below dispatch there are types.
+
+use virtsnap_engine::error::{Condition, Error};
+use virtsnap_engine::inspect::Inspect;
+
+use super::Outcome;
+use crate::domains::{Domain, Domains};
+use crate::service::RpcError;
+
+const INVALID_ARG: i32 = 8;
+const FROM_QEMU: i32 = 10;
+
+/// Refuses bits the function does not know, in the words libvirt's own clients look for.
+pub(super) fn only(flags: u32, known: u32, function: &str) -> Outcome<()> {
+    match flags & !known {
+        0 => Ok(()),
+        unknown => {
+            let message = format!("unsupported flags (0x{unknown:x}) in function {function}");
+            Err(RpcError::new(INVALID_ARG, FROM_QEMU, message).into())
+        }
+    }
+}
+
+/// A flag's bit and name.
+pub(super) type Flag = (u32, &'static str);
+
+pub(super) fn exclusive(flags: u32, one: Flag, other: Flag, from: i32) -> Outcome<()> {
+    if flags & one.0 != 0 && flags & other.0 != 0 {
+        let message = format!("Flags '{}' and '{}' are mutually exclusive", one.1, other.1);
+        return Err(RpcError::new(INVALID_ARG, from, message).into());
+    }
+    Ok(())
+}
+
+pub(super) fn requires(flags: u32, flag: Flag, required: Flag, from: i32) -> Outcome<()> {
+    if flags & flag.0 != 0 && flags & required.0 == 0 {
+        let message = format!("Flag '{}' is required by flag '{}'", required.1, flag.1);
+        return Err(RpcError::new(INVALID_ARG, from, message).into());
+    }
+    Ok(())
+}
+
+pub(super) const LIVE: u32 = 1;
+pub(super) const CONFIG: u32 = 2;
+/// Clients add it to every call that returns typed parameters.
+pub(super) const STRING_OKAY: u32 = 4;
+
+/// VIR_DOMAIN_AFFECT_*, resolved: with neither bit, what is current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Affect {
+    pub(super) live: bool,
+    pub(super) config: bool,
+}
+
+pub(super) fn affect<H: Inspect>(
+    domains: &Domains<H>,
+    domain: &Domain,
+    flags: u32,
+) -> Outcome<Affect> {
+    let active = domains.active(domain).is_some();
+    let affect = match flags & (LIVE | CONFIG) {
+        0 => Affect { live: active, config: !active },
+        bits => Affect { live: bits & LIVE != 0, config: bits & CONFIG != 0 },
+    };
+    if affect.live && !active {
+        return Err(Error::new(Condition::OperationInvalid, "domain is not running").into());
+    }
+    if affect.config && !domain.is_persistent() {
+        return Err(Error::new(
+            Condition::OperationInvalid,
+            "transient domains do not have any persistent config",
+        )
+        .into());
+    }
+    Ok(affect)
+}
+
+/// For questions: one of the two.
+pub(super) fn either<H: Inspect>(
+    domains: &Domains<H>,
+    domain: &Domain,
+    flags: u32,
+) -> Outcome<Affect> {
+    let both = (LIVE, "VIR_DOMAIN_AFFECT_LIVE");
+    exclusive(flags, both, (CONFIG, "VIR_DOMAIN_AFFECT_CONFIG"), 20)?;
+    affect(domains, domain, flags)
+}

@@ -1,0 +1,193 @@
+//! The host and the hypervisor: capabilities, processors, memory.
+
+use virtsnap_engine::error::{Condition, Error};
+use virtsnap_engine::inspect::{Inspect, Platform};
+use virtsnap_engine::ports::Hypervisor;
+use virtsnap_rpc::remote::*;
+use virtsnap_rpc::xdr::Opaque;
+
+use super::{Context, Outcome, flags};
+use crate::host;
+
+fn number(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+pub(super) async fn info<H: Inspect>(
+    _: Context<'_, H>,
+    _: NodeGetInfoArgs,
+) -> Outcome<NodeGetInfoRet> {
+    let info = host::node_info()?;
+    let mut model = [0i8; 32];
+    // The last place stays NUL.
+    for (to, from) in model.iter_mut().take(31).zip(info.model.bytes()) {
+        *to = i8::try_from(from).unwrap_or(b'?'.cast_signed());
+    }
+    Ok(NodeGetInfoRet {
+        model,
+        memory: info.memory_kib,
+        cpus: number(info.cpus),
+        mhz: number(info.mhz),
+        nodes: number(info.topology.nodes),
+        sockets: number(info.topology.sockets),
+        cores: number(info.topology.cores),
+        threads: number(info.topology.threads),
+    })
+}
+
+pub(super) async fn hostname<H: Inspect>(
+    _: Context<'_, H>,
+    _: ConnectGetHostnameArgs,
+) -> Outcome<ConnectGetHostnameRet> {
+    Ok(ConnectGetHostnameRet { hostname: host::hostname() })
+}
+
+pub(super) async fn sysinfo<H: Inspect>(
+    _: Context<'_, H>,
+    args: ConnectGetSysinfoArgs,
+) -> Outcome<ConnectGetSysinfoRet> {
+    flags::only(args.flags, 0, "qemuConnectGetSysinfo")?;
+    let sysinfo = host::sysinfo().ok_or_else(|| {
+        Error::new(Condition::OperationUnsupported, "host SMBIOS information is not available")
+    })?;
+    Ok(ConnectGetSysinfoRet { sysinfo: sysinfo.to_string() })
+}
+
+pub(super) async fn capabilities<H: Inspect>(
+    cx: Context<'_, H>,
+    _: ConnectGetCapabilitiesArgs,
+) -> Outcome<ConnectGetCapabilitiesRet> {
+    let capabilities = cx.daemon.domains.hypervisor.capabilities().await?.to_string();
+    Ok(ConnectGetCapabilitiesRet { capabilities })
+}
+
+pub(super) async fn domain_capabilities<H: Inspect>(
+    cx: Context<'_, H>,
+    args: ConnectGetDomainCapabilitiesArgs,
+) -> Outcome<ConnectGetDomainCapabilitiesRet> {
+    flags::only(args.flags, 0, "qemuConnectGetDomainCapabilities")?;
+    let platform = Platform {
+        emulator: args.emulatorbin,
+        arch: args.arch,
+        machine: args.machine,
+        virt_type: args.virt_type,
+    };
+    let found = cx.daemon.domains.hypervisor.domain_capabilities(&platform).await?;
+    Ok(ConnectGetDomainCapabilitiesRet { capabilities: found.to_string() })
+}
+
+/// QEMU's own limit for TCG and KVM guests of the usual machines.
+pub(super) async fn max_vcpus<H: Inspect>(
+    _: Context<'_, H>,
+    _: ConnectGetMaxVcpusArgs,
+) -> Outcome<ConnectGetMaxVcpusRet> {
+    Ok(ConnectGetMaxVcpusRet { max_vcpus: 255 })
+}
+
+pub(super) async fn cpu_map<H: Inspect>(
+    _: Context<'_, H>,
+    args: NodeGetCpuMapArgs,
+) -> Outcome<NodeGetCpuMapRet> {
+    flags::only(args.flags, 0, "nodeGetCPUMap")?;
+    let map = host::cpu_map()?;
+    let present = map.present.last().map_or(0, |last| last + 1);
+    let bytes = usize::try_from(present.div_ceil(8)).unwrap_or(0);
+    let cpumap = if args.need_map == 0 { Vec::new() } else { super::info::all_cpus(bytes)? };
+    let online = if args.need_online == 0 { 0 } else { map.online.len() };
+    let online = u32::try_from(online).unwrap_or(u32::MAX);
+    Ok(NodeGetCpuMapRet { cpumap: Opaque(cpumap), online, ret: number(present) })
+}
+
+/// A size-then-fetch reply: with none asked for, the number there are.
+fn fetch<T>(all: Vec<T>, asked: i32) -> (Vec<T>, i32) {
+    let count = i32::try_from(all.len()).unwrap_or(i32::MAX);
+    match super::lists::at_most(asked) {
+        0 => (Vec::new(), count),
+        most => {
+            let taken: Vec<T> = all.into_iter().take(most).collect();
+            let count = i32::try_from(taken.len()).unwrap_or(i32::MAX);
+            (taken, count)
+        }
+    }
+}
+
+pub(super) async fn cpu_stats<H: Inspect>(
+    _: Context<'_, H>,
+    args: NodeGetCpuStatsArgs,
+) -> Outcome<NodeGetCpuStatsRet> {
+    flags::only(args.flags, 0, "nodeGetCPUStats")?;
+    const ALL: i32 = -1;
+    let cpu = match args.cpu_num {
+        ALL => None,
+        cpu => Some(u32::try_from(cpu).map_err(|_| {
+            Error::new(Condition::InvalidArgument, format!("there is no processor {cpu}"))
+        })?),
+    };
+    let time = host::cpu_time(cpu)?;
+    let fields = [
+        ("kernel", time.kernel),
+        ("user", time.user),
+        ("idle", time.idle),
+        ("iowait", time.iowait),
+    ];
+    let all =
+        fields.map(|(field, value)| NodeGetCpuStats { field: field.to_owned(), value }).to_vec();
+    let (params, nparams) = fetch(all, args.nparams);
+    Ok(NodeGetCpuStatsRet { params: params.into(), nparams })
+}
+
+pub(super) async fn memory_stats<H: Inspect>(
+    _: Context<'_, H>,
+    args: NodeGetMemoryStatsArgs,
+) -> Outcome<NodeGetMemoryStatsRet> {
+    flags::only(args.flags, 0, "nodeGetMemoryStats")?;
+    const ALL: i32 = -1;
+    let cell = |cell: i32| {
+        Error::new(Condition::InvalidArgument, format!("the host has no NUMA cell {cell}"))
+    };
+    let fields = match args.cell_num {
+        ALL => {
+            let memory = host::memory()?;
+            vec![
+                ("total", memory.total),
+                ("free", memory.free),
+                ("buffers", memory.buffers),
+                ("cached", memory.cached),
+            ]
+        }
+        number => {
+            let known = u32::try_from(number).map_err(|_| cell(number))?;
+            let memory = host::cell_memory(known)?.ok_or_else(|| cell(number))?;
+            vec![("total", memory.total), ("free", memory.free)]
+        }
+    };
+    let all = fields.into_iter();
+    let all = all.map(|(field, value)| NodeGetMemoryStats { field: field.to_owned(), value });
+    let (params, nparams) = fetch(all.collect(), args.nparams);
+    Ok(NodeGetMemoryStatsRet { params: params.into(), nparams })
+}
+
+pub(super) async fn free_memory<H: Inspect>(
+    _: Context<'_, H>,
+    _: NodeGetFreeMemoryArgs,
+) -> Outcome<NodeGetFreeMemoryRet> {
+    Ok(NodeGetFreeMemoryRet { free_mem: host::memory()?.free.saturating_mul(1024) })
+}
+
+pub(super) async fn free_pages<H: Inspect>(
+    _: Context<'_, H>,
+    args: NodeGetFreePagesArgs,
+) -> Outcome<NodeGetFreePagesRet> {
+    flags::only(args.flags, 0, "nodeGetFreePages")?;
+    let mut counts = Vec::new();
+    let start = u32::try_from(args.start_cell).unwrap_or(0);
+    for cell in host::cells().into_iter().filter(|cell| *cell >= start) {
+        if counts.len() >= usize::try_from(args.cell_count).unwrap_or(0) * args.pages.len() {
+            break;
+        }
+        for size in args.pages.iter() {
+            counts.push(host::free_pages(cell, *size)?);
+        }
+    }
+    Ok(NodeGetFreePagesRet { counts: counts.into() })
+}

@@ -1,0 +1,462 @@
+//! All sixteen snapshot procedures.
+//!
+//! The rules that libvirt enforces before it asks a driver (which flags exclude each other) are
+//! here; everything else is the engine's. HALT has one of its own: a client that gets code 8 for it
+//! repeats the call without HALT and then destroys the domain itself, so it never gets code 8.
+
+use virtsnap_engine::domain::ShutOffReason;
+use virtsnap_engine::error::{Condition, Error, Origin};
+use virtsnap_engine::inspect::Inspect;
+use virtsnap_engine::options::{
+    Afterwards, CreateOptions, DeleteOptions, DeleteScope, ListFilter, ListRoot, Metadata, New,
+    Overlays, RevertOptions, RevertState, Scope,
+};
+use virtsnap_rpc::remote::*;
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Definition, ErrorKind, Request, SnapshotXmlError};
+
+use super::flags::{self, Flag};
+use super::{Context, Failure, Outcome};
+use crate::domains::{Domain, Operation};
+
+/// The error domain of the checks libvirt makes in its API (VIR_FROM_DOMAIN_SNAPSHOT).
+const API: i32 = 35;
+/// The error domain of the driver.
+const DRIVER: i32 = 10;
+
+const REDEFINE: Flag = (1, "VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE");
+const CURRENT: Flag = (2, "VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT");
+const NO_METADATA: Flag = (4, "VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA");
+const HALT: Flag = (8, "VIR_DOMAIN_SNAPSHOT_CREATE_HALT");
+const DISK_ONLY: Flag = (16, "VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY");
+const REUSE_EXT: Flag = (32, "VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT");
+const QUIESCE: Flag = (64, "VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE");
+/// Ours always are.
+const ATOMIC: Flag = (128, "VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC");
+const LIVE: Flag = (256, "VIR_DOMAIN_SNAPSHOT_CREATE_LIVE");
+const VALIDATE: Flag = (512, "VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE");
+
+/// The flag word of virDomainSnapshotCreateXML as options.
+fn create_options(bits: u32) -> Outcome<CreateOptions> {
+    flags::only(bits, 0x3ff, "qemuSnapshotCreateXML")?;
+    flags::requires(bits, CURRENT, REDEFINE, API)?;
+    flags::exclusive(bits, REDEFINE, NO_METADATA, API)?;
+    flags::exclusive(bits, REDEFINE, HALT, API)?;
+    flags::requires(bits, QUIESCE, DISK_ONLY, DRIVER)?;
+    flags::exclusive(bits, LIVE, REDEFINE, DRIVER)?;
+    let has = |flag: Flag| bits & flag.0 != 0;
+    let _ = (ATOMIC, VALIDATE);
+    if has(REDEFINE) {
+        return Ok(CreateOptions::Redefine { make_current: has(CURRENT) });
+    }
+    if has(LIVE) && has(DISK_ONLY) {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            "live snapshot creation is supported only during full system snapshots",
+        )
+        .into());
+    }
+    let scope = match has(DISK_ONLY) {
+        true => Scope::DiskOnly { quiesce: has(QUIESCE) },
+        false => Scope::FullSystem { live: has(LIVE) },
+    };
+    Ok(CreateOptions::New(New {
+        scope,
+        metadata: if has(NO_METADATA) { Metadata::Forget } else { Metadata::Keep },
+        afterwards: if has(HALT) { Afterwards::Halt } else { Afterwards::Continue },
+        overlays: if has(REUSE_EXT) { Overlays::Reuse } else { Overlays::Create },
+    }))
+}
+
+/// Never code 8 for a call with HALT.
+fn without_invalid_argument(failure: Failure) -> Failure {
+    const INVALID_ARG: i32 = 8;
+    const ARGUMENT_UNSUPPORTED: i32 = 74;
+    match failure {
+        Failure::Engine(mut err) => {
+            if err.condition == Condition::InvalidArgument {
+                err.condition = Condition::ArgumentUnsupported;
+            }
+            Failure::Engine(err)
+        }
+        Failure::Wire(mut err) => {
+            if err.code == INVALID_ARG {
+                err.code = ARGUMENT_UNSUPPORTED;
+            }
+            Failure::Wire(err)
+        }
+    }
+}
+
+fn refused(err: SnapshotXmlError) -> Error {
+    let condition = match err.kind {
+        ErrorKind::Xml => Condition::XmlError,
+        ErrorKind::XmlDetail => Condition::XmlDetail,
+        ErrorKind::ConfigUnsupported => Condition::ConfigUnsupported,
+        ErrorKind::Internal => Condition::Internal,
+    };
+    Error::snapshot(condition, err.message)
+}
+
+fn parse(text: &str) -> Result<Element, Error> {
+    Element::parse(text).map_err(|err| {
+        Error::snapshot(Condition::XmlError, "the snapshot description cannot be read")
+            .caused_by(err)
+    })
+}
+
+pub(super) async fn create<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotCreateXmlArgs,
+) -> Outcome<DomainSnapshotCreateXmlRet> {
+    let halt = args.flags & HALT.0 != 0;
+    match create_or_redefine(&cx, args).await {
+        Ok(snap) => Ok(DomainSnapshotCreateXmlRet { snap }),
+        Err(failure) if halt => Err(without_invalid_argument(failure)),
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn create_or_redefine<H: Inspect>(
+    cx: &Context<'_, H>,
+    args: DomainSnapshotCreateXmlArgs,
+) -> Outcome<SnapshotRef> {
+    let options = create_options(args.flags)?;
+    let domain = cx.domain(&args.dom)?;
+    let domains = &cx.daemon.domains;
+    let root = parse(&args.xml_desc)?;
+    if args.flags & VALIDATE.0 != 0 {
+        validate(&root)?;
+    }
+    let moment = match options {
+        CreateOptions::Redefine { make_current } => {
+            let asked = Definition::parse(&root).map_err(refused)?;
+            let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
+            domains.snapshots.redefine(&domain.book, asked, make_current)?
+        }
+        CreateOptions::New(new) => {
+            let request = Request::parse(&root).map_err(refused)?;
+            let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
+            domains.snapshots.create(&domain.book, &request, &new).await?
+        }
+    };
+    domains.drop_if_gone(&domain);
+    Ok(SnapshotRef { name: moment.name, dom: args.dom })
+}
+
+/// VALIDATE: what is not in the schema's top level is refused, not ignored.
+fn validate(root: &Element) -> Outcome<()> {
+    const KNOWN: [&str; 10] = [
+        "name",
+        "description",
+        "state",
+        "parent",
+        "creationTime",
+        "memory",
+        "disks",
+        "domain",
+        "inactiveDomain",
+        "cookie",
+    ];
+    match root.elements().find(|child| !KNOWN.contains(&child.name())) {
+        None => Ok(()),
+        Some(unknown) => Err(Error::snapshot(
+            Condition::XmlInvalidSchema,
+            format!("<domainsnapshot> has no element <{}>", unknown.name()),
+        )
+        .into()),
+    }
+}
+
+pub(super) async fn revert<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainRevertToSnapshotArgs,
+) -> Outcome<()> {
+    const RUNNING: Flag = (1, "VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING");
+    const PAUSED: Flag = (2, "VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED");
+    const FORCE: u32 = 4;
+    const RESET_NVRAM: u32 = 8;
+    flags::only(args.flags, 0xf, "qemuSnapshotRevert")?;
+    flags::exclusive(args.flags, RUNNING, PAUSED, API)?;
+    let options = RevertOptions {
+        state: match args.flags & 3 {
+            1 => RevertState::Running,
+            2 => RevertState::Paused,
+            _ => RevertState::AsSnapshot,
+        },
+        force: args.flags & FORCE != 0,
+        reset_nvram: args.flags & RESET_NVRAM != 0,
+    };
+    let domain = cx.domain(&args.snap.dom)?;
+    let domains = &cx.daemon.domains;
+    let reverted = {
+        let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
+        domains.snapshots.revert(&domain.book, &args.snap.name, &options).await
+    };
+    if reverted.is_ok() && domains.active(&domain).is_none() {
+        domain.set_off(ShutOffReason::FromSnapshot);
+    }
+    domains.drop_if_gone(&domain);
+    Ok(reverted?)
+}
+
+pub(super) async fn delete<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotDeleteArgs,
+) -> Outcome<()> {
+    const CHILDREN: Flag = (1, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN");
+    const METADATA_ONLY: u32 = 2;
+    const CHILDREN_ONLY: Flag = (4, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY");
+    flags::only(args.flags, 7, "qemuSnapshotDelete")?;
+    flags::exclusive(args.flags, CHILDREN, CHILDREN_ONLY, API)?;
+    let options = DeleteOptions {
+        scope: match args.flags & 5 {
+            1 => DeleteScope::WithDescendants,
+            4 => DeleteScope::DescendantsOnly,
+            _ => DeleteScope::Single,
+        },
+        metadata_only: args.flags & METADATA_ONLY != 0,
+    };
+    let domain = cx.domain(&args.snap.dom)?;
+    let domains = &cx.daemon.domains;
+    let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
+    Ok(domains.snapshots.delete(&domain.book, &args.snap.name, &options).await?)
+}
+
+pub(super) async fn xml_desc<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotGetXmlDescArgs,
+) -> Outcome<DomainSnapshotGetXmlDescRet> {
+    const SECURE: u32 = 1;
+    flags::only(args.flags, SECURE, "qemuDomainSnapshotGetXMLDesc")?;
+    let definition = cx.domain(&args.snap.dom)?.book().moments.expect(&args.snap.name)?.clone();
+    let shown = if args.flags & SECURE == 0 { definition.without_secrets() } else { definition };
+    Ok(DomainSnapshotGetXmlDescRet { xml: shown.to_element().to_string() })
+}
+
+// -- lists ---------------------------------------------------------------------------------------
+
+/// VIR_DOMAIN_SNAPSHOT_LIST_ROOTS and _DESCENDANTS are the same bit.
+const ROOTS_OR_DESCENDANTS: u32 = 1;
+
+fn filter(bits: u32, function: &str) -> Outcome<ListFilter> {
+    const BITS: [(u32, ListFilter); 10] = [
+        (2, ListFilter::METADATA),
+        (4, ListFilter::LEAVES),
+        (8, ListFilter::NO_LEAVES),
+        (16, ListFilter::NO_METADATA),
+        (32, ListFilter::INACTIVE),
+        (64, ListFilter::ACTIVE),
+        (128, ListFilter::DISK_ONLY),
+        (256, ListFilter::INTERNAL),
+        (512, ListFilter::EXTERNAL),
+        (1024, ListFilter::TOPOLOGICAL),
+    ];
+    flags::only(bits, 0x7ff, function)?;
+    let set = BITS.iter().filter(|(bit, _)| bits & bit != 0);
+    Ok(set.fold(ListFilter::default(), |all, (_, one)| all | *one))
+}
+
+fn names(domain: &Domain, root: ListRoot<'_>, bits: u32, function: &str) -> Outcome<Vec<String>> {
+    let filter = filter(bits, function)?;
+    let book = domain.book();
+    let found = book.moments.list(root, filter)?;
+    Ok(found.into_iter().map(|definition| definition.name.clone()).collect())
+}
+
+fn of_domain(domain: &Domain, bits: u32, function: &str) -> Outcome<Vec<String>> {
+    let root = if bits & ROOTS_OR_DESCENDANTS != 0 { ListRoot::Roots } else { ListRoot::All };
+    names(domain, root, bits, function)
+}
+
+fn below(domain: &Domain, name: &str, bits: u32, function: &str) -> Outcome<Vec<String>> {
+    let root = if bits & ROOTS_OR_DESCENDANTS != 0 {
+        ListRoot::DescendantsOf(name)
+    } else {
+        ListRoot::ChildrenOf(name)
+    };
+    names(domain, root, bits, function)
+}
+
+fn count(names: &[String]) -> i32 {
+    i32::try_from(names.len()).unwrap_or(i32::MAX)
+}
+
+pub(super) async fn num<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotNumArgs,
+) -> Outcome<DomainSnapshotNumRet> {
+    let domain = cx.domain(&args.dom)?;
+    let names = of_domain(&domain, args.flags, "qemuDomainSnapshotNum")?;
+    Ok(DomainSnapshotNumRet { num: count(&names) })
+}
+
+pub(super) async fn list_names<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotListNamesArgs,
+) -> Outcome<DomainSnapshotListNamesRet> {
+    let domain = cx.domain(&args.dom)?;
+    let names = of_domain(&domain, args.flags, "qemuDomainSnapshotListNames")?;
+    let most = super::lists::at_most(args.max_names);
+    Ok(DomainSnapshotListNamesRet { names: names.into_iter().take(most).collect() })
+}
+
+pub(super) async fn num_children<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotNumChildrenArgs,
+) -> Outcome<DomainSnapshotNumChildrenRet> {
+    let domain = cx.domain(&args.snap.dom)?;
+    let names = below(&domain, &args.snap.name, args.flags, "qemuDomainSnapshotNumChildren")?;
+    Ok(DomainSnapshotNumChildrenRet { num: count(&names) })
+}
+
+pub(super) async fn list_children_names<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotListChildrenNamesArgs,
+) -> Outcome<DomainSnapshotListChildrenNamesRet> {
+    let domain = cx.domain(&args.snap.dom)?;
+    let names = below(&domain, &args.snap.name, args.flags, "qemuDomainSnapshotListChildrenNames")?;
+    let most = super::lists::at_most(args.max_names);
+    Ok(DomainSnapshotListChildrenNamesRet { names: names.into_iter().take(most).collect() })
+}
+
+fn references(names: Vec<String>, dom: &DomainRef, need_results: i32) -> (Vec<SnapshotRef>, i32) {
+    let ret = count(&names);
+    let wanted = if need_results == 0 { Vec::new() } else { names };
+    let snapshots = wanted.into_iter().map(|name| SnapshotRef { name, dom: dom.clone() }).collect();
+    (snapshots, ret)
+}
+
+pub(super) async fn list_all<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainListAllSnapshotsArgs,
+) -> Outcome<DomainListAllSnapshotsRet> {
+    let domain = cx.domain(&args.dom)?;
+    let names = of_domain(&domain, args.flags, "qemuDomainListAllSnapshots")?;
+    let (snapshots, ret) = references(names, &args.dom, args.need_results);
+    Ok(DomainListAllSnapshotsRet { snapshots: snapshots.into(), ret })
+}
+
+pub(super) async fn list_all_children<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotListAllChildrenArgs,
+) -> Outcome<DomainSnapshotListAllChildrenRet> {
+    let SnapshotRef { name, dom } = &args.snapshot;
+    let domain = cx.domain(dom)?;
+    let names = below(&domain, name, args.flags, "qemuDomainSnapshotListAllChildren")?;
+    let (snapshots, ret) = references(names, dom, args.need_results);
+    Ok(DomainSnapshotListAllChildrenRet { snapshots: snapshots.into(), ret })
+}
+
+// -- single ones ---------------------------------------------------------------------------------
+
+pub(super) async fn lookup<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotLookupByNameArgs,
+) -> Outcome<DomainSnapshotLookupByNameRet> {
+    flags::only(args.flags, 0, "qemuDomainSnapshotLookupByName")?;
+    cx.domain(&args.dom)?.book().moments.expect(&args.name)?;
+    Ok(DomainSnapshotLookupByNameRet { snap: SnapshotRef { name: args.name, dom: args.dom } })
+}
+
+pub(super) async fn has_current<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainHasCurrentSnapshotArgs,
+) -> Outcome<DomainHasCurrentSnapshotRet> {
+    flags::only(args.flags, 0, "qemuDomainHasCurrentSnapshot")?;
+    let has = cx.domain(&args.dom)?.book().moments.current().is_some();
+    Ok(DomainHasCurrentSnapshotRet { result: has.into() })
+}
+
+fn no_snapshot(message: &str) -> Error {
+    Error::new(Condition::NoSnapshot, message).from_origin(Origin::Driver)
+}
+
+pub(super) async fn current<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotCurrentArgs,
+) -> Outcome<DomainSnapshotCurrentRet> {
+    flags::only(args.flags, 0, "qemuDomainSnapshotCurrent")?;
+    let domain = cx.domain(&args.dom)?;
+    let name = domain.book().moments.current().map(str::to_owned);
+    let name = name.ok_or_else(|| no_snapshot("the domain does not have a current snapshot"))?;
+    Ok(DomainSnapshotCurrentRet { snap: SnapshotRef { name, dom: args.dom } })
+}
+
+pub(super) async fn parent<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotGetParentArgs,
+) -> Outcome<DomainSnapshotGetParentRet> {
+    flags::only(args.flags, 0, "qemuDomainSnapshotGetParent")?;
+    let domain = cx.domain(&args.snap.dom)?;
+    let parent = domain.book().moments.expect(&args.snap.name)?.parent.clone();
+    let name = parent.ok_or_else(|| {
+        no_snapshot(&format!("snapshot '{}' does not have a parent", args.snap.name))
+    })?;
+    Ok(DomainSnapshotGetParentRet { snap: SnapshotRef { name, dom: args.snap.dom } })
+}
+
+pub(super) async fn is_current<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotIsCurrentArgs,
+) -> Outcome<DomainSnapshotIsCurrentRet> {
+    flags::only(args.flags, 0, "qemuDomainSnapshotIsCurrent")?;
+    let domain = cx.domain(&args.snap.dom)?;
+    let book = domain.book();
+    book.moments.expect(&args.snap.name)?;
+    let current = book.moments.current() == Some(args.snap.name.as_str());
+    Ok(DomainSnapshotIsCurrentRet { current: current.into() })
+}
+
+/// What is listed has metadata: the others are not listed.
+pub(super) async fn has_metadata<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSnapshotHasMetadataArgs,
+) -> Outcome<DomainSnapshotHasMetadataRet> {
+    flags::only(args.flags, 0, "qemuDomainSnapshotHasMetadata")?;
+    cx.domain(&args.snap.dom)?.book().moments.expect(&args.snap.name)?;
+    Ok(DomainSnapshotHasMetadataRet { metadata: 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(failure: Failure) -> i32 {
+        failure.told_by(10).code
+    }
+
+    #[test]
+    fn nonsense_in_create_flags_is_refused() {
+        for bits in [2, 1 | 4, 1 | 8, 64, 256 | 1, 1024] {
+            assert_eq!(code(create_options(bits).unwrap_err()), 8, "{bits:#x}");
+        }
+        assert_eq!(code(create_options(256 | 16).unwrap_err()), 84);
+    }
+
+    #[test]
+    fn create_flags_become_options() {
+        let CreateOptions::New(new) = create_options(16 | 64 | 128 | 4).unwrap() else {
+            panic!("not a redefine");
+        };
+        assert_eq!(new.scope, Scope::DiskOnly { quiesce: true });
+        assert_eq!(new.metadata, Metadata::Forget);
+        let redefine = create_options(3).unwrap();
+        assert_eq!(redefine, CreateOptions::Redefine { make_current: true });
+    }
+
+    #[test]
+    fn a_call_with_halt_never_gets_code_8() {
+        let failure = create_options(64 | 8).unwrap_err();
+        assert_eq!(code(without_invalid_argument(failure)), 74);
+        let engine = Error::snapshot(Condition::InvalidArgument, "no");
+        assert_eq!(code(without_invalid_argument(engine.into())), 74);
+    }
+
+    #[test]
+    fn each_list_bit_has_its_filter() {
+        assert_eq!(filter(0x7fe, "f").unwrap(), ListFilter::all());
+        assert_eq!(filter(1, "f").unwrap(), ListFilter::default());
+        assert!(filter(0x800, "f").is_err());
+    }
+}

@@ -1,0 +1,192 @@
+//! From a configuration to a daemon that serves, and back.
+//!
+//! The order matters. The store's lock keeps a second daemon out before anything is touched. Guests
+//! that outlived the last daemon are found before any unfinished operation is taken up, and both
+//! before the first client is heard. Autostart comes last, and once after each boot of the host.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use virtsnap_engine::error::Error;
+use virtsnap_engine::inspect::Inspect;
+use virtsnap_engine::ports::{EventSink, Journals};
+use virtsnap_store::Store;
+
+use crate::config::{Config, Mode};
+use crate::dispatch::Daemon;
+use crate::domains::{Domains, Operation, Table};
+use crate::events::Events;
+use crate::handle::Sessions;
+use crate::server::{self, BindError, Endpoint, Limits, Listener};
+use crate::systemd;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot make the directory {}", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    #[error("{}", .0.chain())]
+    Engine(Error),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("cannot use a socket that systemd passed")]
+    Inherited(#[source] io::Error),
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+}
+
+impl From<Error> for StartError {
+    fn from(err: Error) -> Self {
+        StartError::Engine(err)
+    }
+}
+
+/// Serves until SIGTERM or SIGINT. Guests go on without us.
+pub(crate) async fn run<H: Inspect>(
+    config: &Config,
+    hypervisor: impl FnOnce(Arc<dyn EventSink>) -> Result<H, Error>,
+) -> Result<(), StartError> {
+    let stop = stop_signal()?;
+    directory(&config.run_dir, 0o755)?;
+    let sessions = Arc::new(Sessions::default());
+    let domains = Arc::new(open(config, sessions.clone(), hypervisor)?);
+    let found = domains.reconnect().await?;
+    settle(&domains).await?;
+    let listeners = listen(config)?;
+    let limits = Limits { clients: config.max_clients, ..Limits::default() };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        domains = domains.table.all().len(),
+        running = found,
+        "ready"
+    );
+    systemd::ready();
+    let starting = tokio::spawn(autostart(domains.clone(), config.run_dir.join("autostarted")));
+    server::serve(listeners, Arc::new(Daemon::new(domains)), sessions, limits, stop).await;
+    systemd::stopping();
+    starting.abort();
+    tracing::info!("stopped; guests keep running");
+    Ok(())
+}
+
+fn open<H: Inspect>(
+    config: &Config,
+    sessions: Arc<Sessions>,
+    hypervisor: impl FnOnce(Arc<dyn EventSink>) -> Result<H, Error>,
+) -> Result<Domains<H>, StartError> {
+    let store = Arc::new(Store::open(&config.state_dir)?);
+    let table = Arc::new(Table::load(store, Events::new(sessions))?);
+    let hypervisor = hypervisor(table.clone())?;
+    Ok(Domains::new(Arc::new(hypervisor), table))
+}
+
+/// Completes or undoes what a crash left half done. What cannot be settled now is tried again at
+/// the next operation on that domain, and keeps the others from nothing.
+async fn settle<H: Inspect>(domains: &Domains<H>) -> Result<(), StartError> {
+    for unfinished in domains.table.store().unfinished()? {
+        let Some(domain) = domains.table.get(unfinished.domain) else {
+            tracing::error!(domain = %unfinished.domain, "an unfinished operation of no domain");
+            continue;
+        };
+        let name = domain.name();
+        let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
+        match domains.snapshots.recover(&domain.book, &unfinished).await {
+            Ok(()) => tracing::info!(domain = name, "an interrupted operation was settled"),
+            Err(err) => {
+                tracing::error!(domain = name, error = %err.chain(), "cannot settle it yet");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The marker lies in a directory that a boot of the host empties.
+async fn autostart<H: Inspect>(domains: Arc<Domains<H>>, marker: PathBuf) {
+    if marker.exists() {
+        return;
+    }
+    domains.autostart().await;
+    if let Err(err) = fs::write(&marker, "") {
+        tracing::warn!("cannot write {}: {err}", marker.display());
+    }
+}
+
+fn listen(config: &Config) -> Result<Vec<Listener>, StartError> {
+    let inherited = systemd::inherited().map_err(StartError::Inherited)?;
+    if !inherited.is_empty() {
+        let listeners = inherited
+            .into_iter()
+            .map(|one| Listener::inherited(one.socket, one.unit.as_deref()))
+            .collect::<io::Result<_>>();
+        return listeners.map_err(StartError::Inherited);
+    }
+    let (path, read_only) = config.sockets();
+    let group = group_of_users(config.mode);
+    let (mode, everyone) = match config.mode {
+        Mode::System => (0o660, 0o666),
+        Mode::Session => (0o600, 0o600),
+    };
+    let mut endpoints = vec![Endpoint { path, mode, group, read_only: false }];
+    endpoints.extend(read_only.map(|path| Endpoint {
+        path,
+        mode: everyone,
+        group: None,
+        read_only: true,
+    }));
+    endpoints.iter().map(|endpoint| Ok(Listener::bind(endpoint)?)).collect()
+}
+
+/// Who may use the read-write socket beside root: the group `virtsnap`, if there is one. Whoever
+/// may is root on this host.
+fn group_of_users(mode: Mode) -> Option<u32> {
+    if mode == Mode::Session {
+        return None;
+    }
+    group_number(&fs::read_to_string("/etc/group").ok()?, "virtsnap")
+}
+
+fn group_number(table: &str, name: &str) -> Option<u32> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    })
+}
+
+fn directory(path: &Path, mode: u32) -> Result<(), StartError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|err| StartError::Directory(path.to_owned(), err))
+}
+
+/// Turns true at the first SIGTERM or SIGINT.
+fn stop_signal() -> Result<watch::Receiver<bool>, StartError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let (tell, told) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tell.send_replace(true);
+    });
+    Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let table = "virtsnapx:x:1:\nvirtsnap:x:77:a,b\n";
+        assert_eq!(group_number(table, "virtsnap"), Some(77));
+        assert_eq!(group_number(table, "virt"), None);
+    }
+}

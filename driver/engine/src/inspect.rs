@@ -1,0 +1,202 @@
+//! Questions about a running guest, and small acts on it, that no snapshot needs.
+//!
+//! Apart from [`Hypervisor`] so that a new backend may begin without: everything here is refused
+//! by default, in a way that clients know how to live with.
+
+use std::os::fd::OwnedFd;
+
+use uuid::Uuid;
+use virtsnap_xml::element::Element;
+
+use crate::error::{Condition, Error, Result};
+use crate::facts::Target;
+use crate::ports::Hypervisor;
+
+fn unsupported<T>(what: &str) -> Result<T> {
+    Err(Error::new(Condition::NoSupport, format!("this hypervisor driver does not support {what}")))
+}
+
+/// What a client wants to know domain capabilities for; what is not said is the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Platform {
+    pub emulator: Option<String>,
+    pub arch: Option<String>,
+    pub machine: Option<String>,
+    pub virt_type: Option<String>,
+}
+
+/// Requests and bytes since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BlockStats {
+    pub read_requests: u64,
+    pub read_bytes: u64,
+    pub read_nanoseconds: u64,
+    pub write_requests: u64,
+    pub write_bytes: u64,
+    pub write_nanoseconds: u64,
+    pub flush_requests: u64,
+    pub flush_nanoseconds: u64,
+}
+
+/// One disk of a running guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskStats {
+    pub target: Target,
+    pub stats: BlockStats,
+}
+
+/// Sizes of an image in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSize {
+    pub virtual_size: u64,
+    /// The highest offset in use.
+    pub allocation: u64,
+    /// On the host's storage.
+    pub physical: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockJob {
+    pub kind: crate::domain::BlockJobKind,
+    /// Bytes a second; 0: no limit.
+    pub bandwidth: u64,
+    pub done: u64,
+    pub total: u64,
+}
+
+/// Processor time of a guest, in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CpuTimes {
+    pub total: u64,
+    pub user: u64,
+    pub system: u64,
+    /// Of each vCPU, where it can be told apart.
+    pub vcpus: Vec<VcpuTime>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VcpuTime {
+    pub number: u32,
+    pub nanoseconds: u64,
+    /// The host's processor it last ran on.
+    pub host_cpu: Option<u32>,
+}
+
+#[derive(Debug)]
+pub struct Screenshot {
+    pub mime: &'static str,
+    /// Open for reading, at its start; nobody else has a name for it.
+    pub image: OwnedFd,
+}
+
+/// See the module.
+pub trait Inspect: Hypervisor {
+    /// What virConnectGetType says, and the number of the driver's error domain.
+    const NAME: &'static str;
+    const ERROR_DOMAIN: i32;
+
+    /// Of the hypervisor: major * 1000000 + minor * 1000 + micro.
+    fn version(&self) -> impl Future<Output = Result<u64>> + Send {
+        async { unsupported("asking for its version") }
+    }
+
+    fn domain_capabilities(
+        &self,
+        platform: &Platform,
+    ) -> impl Future<Output = Result<Element>> + Send {
+        let _ = platform;
+        async { unsupported("domain capabilities") }
+    }
+
+    fn cpu_times(&self, domain: Uuid) -> Result<CpuTimes> {
+        let _ = domain;
+        unsupported("processor times")
+    }
+
+    /// Resident memory of the guest's process in KiB.
+    fn resident_memory(&self, domain: Uuid) -> Result<u64> {
+        let _ = domain;
+        unsupported("resident memory")
+    }
+
+    /// What the guest has now, in KiB; none without a balloon.
+    fn balloon(&self, domain: Uuid) -> impl Future<Output = Result<Option<u64>>> + Send {
+        let _ = domain;
+        async { Ok(None) }
+    }
+
+    fn set_balloon(&self, domain: Uuid, kib: u64) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, kib);
+        async { unsupported("a memory balloon") }
+    }
+
+    fn disk_stats(&self, domain: Uuid) -> impl Future<Output = Result<Vec<DiskStats>>> + Send {
+        let _ = domain;
+        async { unsupported("disk statistics") }
+    }
+
+    /// Of the active layer, running or not.
+    fn image_size(
+        &self,
+        domain: &Element,
+        target: &str,
+    ) -> impl Future<Output = Result<ImageSize>> + Send {
+        let _ = (domain, target);
+        async { unsupported("image sizes") }
+    }
+
+    fn block_job(
+        &self,
+        domain: Uuid,
+        target: &str,
+    ) -> impl Future<Output = Result<Option<BlockJob>>> + Send {
+        let _ = (domain, target);
+        async { Ok(None) }
+    }
+
+    fn screenshot(
+        &self,
+        domain: Uuid,
+        screen: u32,
+    ) -> impl Future<Output = Result<Screenshot>> + Send {
+        let _ = (domain, screen);
+        async { unsupported("screenshots") }
+    }
+
+    /// Key codes of Linux' `input-event-codes.h`, held for that many milliseconds.
+    fn send_keys(
+        &self,
+        domain: Uuid,
+        codes: &[u32],
+        hold: u32,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, codes, hold);
+        async { unsupported("sending keys") }
+    }
+
+    fn inject_nmi(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send {
+        let _ = domain;
+        async { unsupported("injecting an NMI") }
+    }
+
+    /// A new connection to the display server, as a socket for the client.
+    fn open_graphics(
+        &self,
+        domain: Uuid,
+        index: u32,
+    ) -> impl Future<Output = Result<OwnedFd>> + Send {
+        let _ = (domain, index);
+        async { unsupported("opening the display") }
+    }
+
+    /// A raw command for the guest's agent.
+    fn agent_command(
+        &self,
+        domain: Uuid,
+        command: &str,
+        seconds: Option<u32>,
+    ) -> impl Future<Output = Result<String>> + Send {
+        let _ = (domain, command, seconds);
+        async { unsupported("commands for the guest's agent") }
+    }
+}
