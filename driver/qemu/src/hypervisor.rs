@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
+use virtsnap_xml::element::Element;
 
+use crate::complete::{Devices, Firmware, Host, HostPorts};
 use crate::confine::{Owner, failed};
 use crate::instance::Instance;
 use crate::probe::{Cache, Probed};
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     starting: Mutex<BTreeSet<Uuid>>,
     probed: Mutex<Cache>,
     ids: Mutex<()>,
+    /// TCP ports of guests' graphics.
+    pub(crate) ports: HostPorts,
 }
 
 impl fmt::Debug for Qemu {
@@ -91,12 +95,21 @@ impl Qemu {
             starting: Mutex::default(),
             probed: Mutex::default(),
             ids: Mutex::default(),
+            ports: HostPorts::default(),
         };
         Self { shared: Arc::new(shared) }
     }
 
     pub fn config(&self) -> &QemuConfig {
         &self.shared.config
+    }
+
+    /// Checks a definition and completes it as libvirt would. The first call for an emulator runs
+    /// it, and blocks so long.
+    pub fn complete_definition(&self, domain: Element) -> Result<Element> {
+        let emulator = virtsnap_xml::domain::emulator(&domain).map(PathBuf::from);
+        let host = self.shared.host(emulator.as_deref())?;
+        crate::complete::complete(domain, &host)
     }
 
     /// The running QEMU of a domain.
@@ -132,6 +145,22 @@ impl Shared {
     /// What an emulator can do. The first call for a binary runs it, and blocks so long.
     pub(crate) fn probe(&self, emulator: Option<&Path>) -> Result<Arc<Probed>> {
         lock(&self.probed).get(emulator.unwrap_or(&self.config.emulator))
+    }
+
+    /// What completing a definition with this emulator depends on.
+    pub(crate) fn host(&self, emulator: Option<&Path>) -> Result<Host> {
+        let probed = self.probe(emulator)?;
+        let default = probed.default_machine().map(|machine| machine.name.clone());
+        Ok(Host {
+            emulator: self.config.emulator.to_string_lossy().into_owned(),
+            machine_aliases: probed.aliases(),
+            default_machine: default.unwrap_or_else(|| "pc".to_owned()),
+            machines: probed.machines.iter().map(|machine| machine.name.clone()).collect(),
+            firmware: Firmware::installed(),
+            nvram_dir: self.config.state_dir.join("nvram"),
+            channel_dirs: vec![self.config.run_dir.clone(), "/run/libvirt/qemu/channel".into()],
+            devices: Devices::of(&probed.facts.devices),
+        })
     }
 
     pub(crate) async fn probe_blocking(

@@ -194,6 +194,7 @@ impl Shared {
         if let Err(err) = std::fs::remove_dir_all(&instance.dir) {
             tracing::warn!(domain = instance.name, %err, "cannot remove the run directory");
         }
+        self.ports.release_all(&instance.live());
         self.instances().remove(&instance.uuid);
         if !is_silent {
             self.events.emit(instance.uuid, &instance.name, -1, Event::Stopped(reason));

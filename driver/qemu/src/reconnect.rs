@@ -113,6 +113,7 @@ impl Shared {
             Instance::new(identity, process, Arc::new(qmp), dir.to_owned(), helpers, inner);
         let instance = Arc::new(instance);
         let _ = gate.set((Arc::downgrade(self), Arc::downgrade(&instance)));
+        self.ports.hold_all(&instance.live());
         self.instances().insert(instance.uuid, Arc::clone(&instance));
         self.watch(&instance);
         self.catch_up(&instance).await?;

@@ -391,12 +391,19 @@ pub(crate) fn agent_is_open(live: &mut Element, chardevs: &Value) -> bool {
 
 /// The live form of a definition for this start.
 pub(crate) fn live_form(
-    _shared: &crate::hypervisor::Shared,
+    shared: &crate::hypervisor::Shared,
     definition: &Element,
     id: i32,
-    _dir: &Path,
+    dir: &Path,
 ) -> Result<Element> {
-    Ok(definition.clone().with_attr("id", id.to_string()))
+    let runtime = crate::complete::Runtime {
+        channel_dir: dir.join("qemu").join("channel"),
+        socket_dir: dir.join("qemu"),
+        vnc_listen: "127.0.0.1".to_owned(),
+        spice_listen: "127.0.0.1".to_owned(),
+        ports: &shared.ports,
+    };
+    crate::complete::live(definition, id, &runtime)
 }
 
 /// Chains into the live definition.

@@ -358,6 +358,7 @@ impl<'a> Launch<'a> {
         let (shared, uuid) = (self.shared, self.uuid);
         self.inner.borrowed.hand_back(|path, owner| shared.is_used_by_another(uuid, path, owner));
         network::remove_taps(&self.inner.taps).await;
+        shared.ports.release_all(&self.inner.live);
         if let Err(err) = fs::remove_dir_all(&self.dir) {
             tracing::warn!(domain = self.name, %err, "cannot remove the run directory");
         }

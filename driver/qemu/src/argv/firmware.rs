@@ -61,6 +61,10 @@ impl Build<'_> {
             }
             Some("pflash") => {}
             Some("rom") | None => {
+                // A ROM has no other format than raw.
+                if loader.attr("format").is_some_and(|format| format != "raw") {
+                    return refuse("a <loader> of type rom has the format raw");
+                }
                 let path = loader.text();
                 if !Path::new(&path).is_absolute() {
                     return refuse(format!("<loader>: '{path}' is not an absolute path"));

@@ -109,7 +109,8 @@ fn vcpus(a: &Element, b: &Element) -> Option<String> {
         .or_else(|| compare("the number of vcpus online", &online(a), &online(b)))
 }
 
-/// Model and topology. `check` and expanded features tell what QEMU made of the model.
+/// Model and topology. `check='full'` says that the model is what QEMU made of another, and
+/// `host-model` stands for whatever the host has: there only QEMU can tell.
 fn cpu(a: &Element, b: &Element) -> Option<String> {
     let part = |domain: &Element, name: &str| {
         let cpu = domain.child("cpu").and_then(|cpu| cpu.child(name));
@@ -119,8 +120,10 @@ fn cpu(a: &Element, b: &Element) -> Option<String> {
         let mode = domain.child("cpu").and_then(|cpu| cpu.attr("mode")).unwrap_or("custom");
         mode.to_owned()
     };
-    let expanded =
-        [a, b].iter().any(|d| d.child("cpu").and_then(|cpu| cpu.attr("check")) == Some("full"));
+    let expanded = [a, b].iter().any(|domain| {
+        let cpu = domain.child("cpu");
+        cpu.and_then(|cpu| cpu.attr("check")) == Some("full") || mode(domain) == "host-model"
+    });
     if !expanded {
         let model = compare("the cpu mode", &mode(a), &mode(b))
             .or_else(|| compare("the cpu model", &part(a, "model"), &part(b, "model")));

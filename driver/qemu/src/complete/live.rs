@@ -30,11 +30,15 @@ pub struct Runtime<'a> {
 /// Guest memory is a multiple of that, in KiB.
 const MEMORY_GRAIN: u64 = 1024;
 
+/// `sun_path` of a UNIX socket's address, terminator included.
+const SOCKET_PATH: usize = 108;
+
 /// The definition as this run has it.
 pub fn live(config: &Element, id: i32, runtime: &Runtime<'_>) -> Result<Element> {
     let mut live = config.clone();
     live.set_attr("id", id.to_string());
     align_memory(&mut live);
+    host_cpu(&mut live);
     let q35 = live.at(&["os", "type"]).and_then(|kind| kind.attr("machine")).is_some_and(is_q35);
     if let Some(devices) = live.child_mut("devices") {
         aliases(devices, q35);
@@ -91,6 +95,23 @@ fn align_memory(live: &mut Element) {
         if let Some(aligned) = aligned {
             max.set_text(aligned.to_string());
         }
+    }
+}
+
+/// `host-model` becomes the best that this host has: the host's own cpu under KVM, QEMU's fullest
+/// where it is emulated. libvirt would name a model of its list here, which is not ours.
+fn host_cpu(live: &mut Element) {
+    let kvm = live.attr("type") == Some("kvm");
+    let Some(cpu) = live.child_mut("cpu").filter(|cpu| cpu.attr("mode") == Some("host-model"))
+    else {
+        return;
+    };
+    cpu.set_attr("mode", if kvm { "host-passthrough" } else { "maximum" });
+    cpu.set_attr("check", "none");
+    cpu.remove_children("model");
+    cpu.remove_children("vendor");
+    if kvm {
+        set_default(cpu, "migratable", "on");
     }
 }
 
@@ -271,7 +292,10 @@ fn channel_path(channel: &mut Element, nth: usize, runtime: &Runtime<'_>) {
     if channel.attr("type") == Some("unix") && path.is_none() {
         let source = channel.child_or_insert("source");
         source.set_attr("mode", "bind");
-        source.set_attr("path", runtime.channel_dir.join(file).to_string_lossy());
+        let path = runtime.channel_dir.join(file);
+        let is_long = path.as_os_str().len() >= SOCKET_PATH;
+        let path = if is_long { runtime.channel_dir.join(nth.to_string()) } else { path };
+        source.set_attr("path", path.to_string_lossy());
     }
     if let Some(target) = channel.child_mut("target")
         && target.attr("type") == Some("virtio")

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use virtsnap_xml::element::Element;
+
 /// VNC and SPICE share a range, as in libvirt.
 pub const DISPLAY_PORTS: RangeInclusive<u16> = 5900..=65535;
 /// VNC over websocket.
@@ -32,18 +34,37 @@ impl Ports for HostPorts {
 }
 
 impl HostPorts {
-    /// The port belongs to a guest that was found running.
-    pub fn hold(&self, port: u16) {
-        self.lock().insert(port);
+    /// These belong to a guest that was found running.
+    pub fn hold_all(&self, live: &Element) {
+        self.lock().extend(given_ports(live));
     }
 
-    pub fn release(&self, port: u16) {
-        self.lock().remove(&port);
+    /// The guest has ended.
+    pub fn release_all(&self, live: &Element) {
+        let mut taken = self.lock();
+        for port in given_ports(live) {
+            taken.remove(&port);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeSet<u16>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The ports in a live definition that were given to it, not asked for.
+fn given_ports(live: &Element) -> Vec<u16> {
+    let devices =
+        live.child("devices").into_iter().flat_map(|devices| devices.children("graphics"));
+    let mut ports = Vec::new();
+    for graphics in devices {
+        let number = |name: &str| graphics.attr(name).and_then(|text| text.parse::<u16>().ok());
+        if graphics.attr("autoport") == Some("yes") {
+            ports.extend(number("port"));
+        }
+        ports.extend(number("websocket"));
+    }
+    ports
 }
 
 /// Nobody listens on it, on either protocol. Where IPv6 is not there, IPv4 alone decides.
@@ -77,7 +98,14 @@ mod tests {
         let ports = HostPorts::default();
         assert_eq!(ports.take(port..=port), Some(port));
         assert_eq!(ports.take(port..=port), None);
-        ports.release(port);
+        let text = format!(
+            "<domain><devices><graphics type='vnc' port='{port}' autoport='yes'/></devices></domain>"
+        );
+        let live = Element::parse(&text).unwrap();
+        ports.release_all(&live);
+        ports.hold_all(&live);
+        assert_eq!(ports.take(port..=port), None);
+        ports.release_all(&live);
         assert_eq!(ports.take(port..=port), Some(port));
     }
 }

@@ -5,7 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use std::collections::BTreeMap;
+
+use virtsnap_engine::facts::Target;
+
 use super::*;
+use crate::argv::{LaunchContext, QemuFacts};
+use crate::blocks::{Chain, Layer};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/domain/complete")
@@ -147,6 +153,78 @@ fn the_live_form_is_libvirtds() {
     }
     assert!(wrong.is_empty(), "{} of {count}\n{}", wrong.len(), wrong.join("\n"));
     assert!(count >= 3, "only {count} live forms found");
+}
+
+/// A guest that we define is one that we can start: nothing is accepted only to be refused then.
+#[test]
+fn what_is_completed_has_a_command_line() {
+    let mut wrong = Vec::new();
+    for entry in std::fs::read_dir(fixtures()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = path.to_string_lossy();
+        if text.ends_with(".expected.xml") || text.ends_with(".live.xml") {
+            continue;
+        }
+        let outcome = complete(read(&path), &Host::for_test()).and_then(|config| {
+            let ports = Fresh::default();
+            let live = live(&config, 1, &runtime(&ports, "/run/d"))?;
+            crate::argv::command_line(&live, &chains(&live), &context(&live))
+        });
+        // libvirt refuses that start too: without TLS there are no secure channels.
+        let expected = text.ends_with("vdsm-q35.xml");
+        match outcome {
+            Err(err) if !expected => wrong.push(format!("{text}: {}", err.message)),
+            Ok(_) if expected => wrong.push(format!("{text}: is not refused")),
+            _ => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn runtime<'a>(ports: &'a Fresh, dir: &str) -> Runtime<'a> {
+    Runtime {
+        channel_dir: dir.into(),
+        socket_dir: dir.into(),
+        vnc_listen: "127.0.0.1".to_owned(),
+        spice_listen: "127.0.0.1".to_owned(),
+        ports,
+    }
+}
+
+fn chains(live: &Element) -> BTreeMap<Target, Chain> {
+    let mut chains = BTreeMap::new();
+    for (number, disk) in (1..).zip(live.child("devices").unwrap().children("disk")) {
+        let source = disk.child("source");
+        let image = source.and_then(|s| s.attr("file").or_else(|| s.attr("dev")));
+        let Some(image) = image else { continue };
+        let target = Target::from(disk.child("target").unwrap().attr("dev").unwrap());
+        let layer = Layer {
+            image: image.into(),
+            format: disk.child("driver").unwrap().attr("type").unwrap().to_owned(),
+            is_block_device: disk.attr("type") == Some("block"),
+            number,
+        };
+        chains.insert(target.clone(), Chain { target, layers: vec![layer] });
+    }
+    chains
+}
+
+fn context(live: &Element) -> LaunchContext {
+    let tpms = live.child("devices").unwrap().children("tpm");
+    let sockets = tpms.filter_map(|tpm| Some(tpm.child("alias")?.attr("name")?.to_owned()));
+    LaunchContext {
+        monitor: "/run/d/monitor.sock".into(),
+        memory_dir: "/run/d".into(),
+        hugepages: vec![(2048, "/dev/hugepages".into())],
+        tpm_sockets: sockets.map(|alias| (alias, "/run/d/tpm.sock".into())).collect(),
+        network_bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
+        incoming: false,
+        sandbox: true,
+        now: 1_700_000_000,
+        local_offset: 0,
+        first_fd: 20,
+        qemu: QemuFacts { version: (10, 0, 2), ..QemuFacts::default() },
+    }
 }
 
 #[test]
