@@ -9,6 +9,7 @@
 
 #![allow(dead_code, reason = "until the QEMU driver is wired")]
 
+mod activation;
 mod config;
 mod consoles;
 mod dispatch;
