@@ -15,6 +15,7 @@
 pub mod argv;
 pub mod backing;
 pub mod blocks;
+mod capabilities;
 pub mod complete;
 pub mod confine;
 mod events;
@@ -25,6 +26,7 @@ pub mod instance;
 mod life;
 mod log;
 mod network;
+mod port;
 pub mod probe;
 pub mod process;
 pub mod qmp;
