@@ -21,7 +21,12 @@ use crate::hypervisor::{Qemu, QemuConfig};
 use crate::image::tests::{base, holds, tool, write};
 use crate::instance::Instance;
 
-const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
+/// As found on the way, so that another version can be put in front of it.
+fn emulator() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64"));
+    found.into_iter().find(|file| file.exists())
+}
 
 #[derive(Default)]
 struct Told(Mutex<Vec<Event>>);
@@ -47,16 +52,18 @@ impl Bed {
 
     fn with_user(user: Option<Owner>) -> Option<Self> {
         tool()?;
-        if !Path::new(EMULATOR).exists() {
-            assert!(std::env::var_os("CI").is_none(), "{EMULATOR} is missing");
-            eprintln!("SKIPPED: {EMULATOR} is missing");
+        let Some(emulator) = emulator() else {
+            assert!(std::env::var_os("CI").is_none(), "qemu-system-x86_64 is missing");
+            eprintln!("SKIPPED: qemu-system-x86_64 is missing");
             return None;
-        }
+        };
         let dir = tempfile::tempdir().unwrap();
         let told = Arc::new(Told::default());
         let sub = |name: &str| dir.path().join(name);
         let mut config = QemuConfig::new(sub("run"), sub("state"), sub("log"));
         config.user = user;
+        config.emulator = emulator;
+        config.qemu_img = "qemu-img".into();
         let qemu = Qemu::new(config, told.clone());
         Some(Self { dir, told, qemu, uuid: Uuid::new_v4() })
     }
@@ -90,13 +97,14 @@ impl Bed {
             ));
         }
         let uuid = self.uuid;
+        let emulator = self.qemu.config().emulator.display();
         let definition = Element::parse(&format!(
             "<domain type='qemu'><name>t</name><uuid>{uuid}</uuid>\
              <memory unit='KiB'>{memory}</memory><currentMemory unit='KiB'>{memory}</currentMemory>\
              <vcpu>1</vcpu><os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os>\
              <features><acpi/></features><clock offset='utc'/>\
              <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot>\
-             <on_crash>destroy</on_crash><devices><emulator>{EMULATOR}</emulator>{disks}\
+             <on_crash>destroy</on_crash><devices><emulator>{emulator}</emulator>{disks}\
              <controller type='usb' index='0' model='none'><alias name='usb'/></controller>\
              <controller type='pci' index='0' model='pci-root'><alias name='pci.0'/></controller>\
              <memballoon model='none'/></devices></domain>"
