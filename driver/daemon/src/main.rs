@@ -9,7 +9,6 @@
 
 #![allow(dead_code, reason = "until the QEMU driver is wired")]
 
-mod activation;
 mod config;
 mod consoles;
 mod dispatch;

@@ -93,23 +93,17 @@ fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next
         "STOP" => stopped(inner, told),
         "RESUME" => resumed(inner, told),
         "SHUTDOWN" => return shut_down(inner, event, told),
-        "RESET" => {
-            if inner.state != State::Paused(PausedReason::StartingUp) {
-                told.push(Event::Reboot);
-            }
+        "RESET" if inner.state != State::Paused(PausedReason::StartingUp) => {
+            told.push(Event::Reboot);
         }
         "GUEST_PANICKED" => return panicked(inner, told),
-        "SUSPEND" | "SUSPEND_DISK" => {
-            if inner.state.is_active() {
-                inner.state = State::PmSuspended;
-                told.push(Event::PmSuspended);
-            }
+        "SUSPEND" | "SUSPEND_DISK" if inner.state.is_active() => {
+            inner.state = State::PmSuspended;
+            told.push(Event::PmSuspended);
         }
-        "WAKEUP" => {
-            if inner.state == State::PmSuspended {
-                inner.state = State::Running(RunningReason::Wakeup);
-                told.push(Event::Started(Started::Wakeup));
-            }
+        "WAKEUP" if inner.state == State::PmSuspended => {
+            inner.state = State::Running(RunningReason::Wakeup);
+            told.push(Event::Started(Started::Wakeup));
         }
         "RTC_CHANGE" => rtc_changed(inner, event, told),
         "WATCHDOG" => watchdog(inner, event, told),

@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) agent_connected: bool,
     /// `adjustment=` of a variable clock when QEMU started: what it counts from.
     pub(crate) clock_base: i64,
+    /// Number and thread of each vCPU, as QEMU said when we connected.
+    pub(crate) vcpus: Vec<(u32, i32)>,
     /// A start that failed ends without an event.
     pub(crate) is_silent: bool,
 }
@@ -81,6 +83,7 @@ impl Inner {
             stopping: None,
             agent_connected: false,
             clock_base: 0,
+            vcpus: Vec::new(),
             is_silent: false,
         }
     }
@@ -158,6 +161,11 @@ impl Instance {
     /// Where QEMU may make sockets and files.
     pub fn qemu_dir(&self) -> PathBuf {
         self.dir.join("qemu")
+    }
+
+    /// Number and thread of each vCPU.
+    pub(crate) fn vcpu_threads(&self) -> Vec<(u32, i32)> {
+        self.lock().vcpus.clone()
     }
 
     pub fn agent_connected(&self) -> bool {

@@ -12,6 +12,7 @@
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
 //! - [`facts`], [`steps`]: what a plan is made from, and its acts.
 
+mod agent;
 pub mod argv;
 pub mod backing;
 pub mod blocks;
@@ -22,6 +23,7 @@ mod events;
 mod facts;
 pub mod hypervisor;
 pub mod image;
+mod inspect;
 pub mod instance;
 mod life;
 mod log;

@@ -1,4 +1,4 @@
-//! The engine's port: each call goes to the part of this crate that does it.
+//! The engine's ports, each call handed to the part that does it.
 
 use std::path::Path;
 
@@ -6,30 +6,31 @@ use uuid::Uuid;
 use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{DomainFacts, PathKind};
+use virtsnap_engine::inspect::{
+    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, Platform, Screenshot,
+};
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, PivotError, Subject};
 use virtsnap_xml::element::Element;
 
-use crate::capabilities;
 use crate::facts;
 use crate::hypervisor::Qemu;
 
 impl Hypervisor for Qemu {
-    fn complete(&self, definition: Element) -> Result<Element> {
-        self.complete_definition(definition)
+    fn complete(&self, domain: Element) -> Result<Element> {
+        self.complete_definition(domain)
     }
 
     async fn capabilities(&self) -> Result<Element> {
-        let probed = self.shared.probe_blocking(None).await?;
-        Ok(capabilities::of_host(&probed))
+        self.host_capabilities().await
     }
 
     async fn reconnect(&self) -> Result<Vec<Active>> {
         self.reconnect_all().await
     }
 
-    async fn start(&self, definition: Element, start: Start) -> Result<Active> {
-        self.start_domain(definition, start).await
+    async fn start(&self, domain: Element, start: Start) -> Result<Active> {
+        self.start_domain(domain, start).await
     }
 
     fn active(&self, domain: Uuid) -> Option<Active> {
@@ -102,10 +103,80 @@ impl Hypervisor for Qemu {
     }
 
     async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
-        let Conclude::Start { definition, start } = conclude;
-        if self.instance(domain).is_some() {
-            return Ok(());
+        match conclude {
+            Conclude::Start { .. } if self.instance(domain).is_some() => Ok(()),
+            Conclude::Start { definition, start } => {
+                self.start_domain(definition.clone(), start.clone()).await.map(|_| ())
+            }
         }
-        self.start_domain(definition.clone(), start.clone()).await.map(|_| ())
+    }
+}
+
+impl Inspect for Qemu {
+    const NAME: &'static str = "QEMU";
+    /// VIR_FROM_QEMU.
+    const ERROR_DOMAIN: i32 = 10;
+
+    async fn version(&self) -> Result<u64> {
+        let probed = self.shared.probe_blocking(None).await?;
+        let (major, minor, micro) = probed.facts.version;
+        Ok(u64::from(major) * 1_000_000 + u64::from(minor) * 1000 + u64::from(micro))
+    }
+
+    async fn domain_capabilities(&self, platform: &Platform) -> Result<Element> {
+        self.capabilities_for(platform).await
+    }
+
+    fn cpu_times(&self, domain: Uuid) -> Result<CpuTimes> {
+        self.process_times(domain)
+    }
+
+    fn resident_memory(&self, domain: Uuid) -> Result<u64> {
+        self.process_memory(domain)
+    }
+
+    async fn balloon(&self, domain: Uuid) -> Result<Option<u64>> {
+        self.balloon_size(domain).await
+    }
+
+    async fn set_balloon(&self, domain: Uuid, kib: u64) -> Result<()> {
+        self.set_balloon_size(domain, kib).await
+    }
+
+    async fn disk_stats(&self, domain: Uuid) -> Result<Vec<DiskStats>> {
+        self.all_disk_stats(domain).await
+    }
+
+    async fn image_size(&self, domain: &Element, target: &str) -> Result<ImageSize> {
+        self.size_of_image(domain, target).await
+    }
+
+    async fn block_job(&self, domain: Uuid, target: &str) -> Result<Option<BlockJob>> {
+        self.running_block_job(domain, target).await
+    }
+
+    async fn screenshot(&self, domain: Uuid, screen: u32) -> Result<Screenshot> {
+        self.take_screenshot(domain, screen).await
+    }
+
+    async fn send_keys(&self, domain: Uuid, codes: &[u32], hold: u32) -> Result<()> {
+        self.press_keys(domain, codes, hold).await
+    }
+
+    async fn inject_nmi(&self, domain: Uuid) -> Result<()> {
+        self.nmi(domain).await
+    }
+
+    async fn open_graphics(&self, domain: Uuid, index: u32) -> Result<std::os::fd::OwnedFd> {
+        self.graphics_connection(domain, index).await
+    }
+
+    async fn agent_command(
+        &self,
+        domain: Uuid,
+        command: &str,
+        seconds: Option<u32>,
+    ) -> Result<String> {
+        self.raw_agent_command(domain, command, seconds).await
     }
 }

@@ -125,6 +125,7 @@ impl Shared {
     async fn catch_up(&self, instance: &Arc<Instance>) -> Result<()> {
         let status = instance.qmp.execute("query-status", Value::Null).await?;
         let chardevs = instance.qmp.execute("query-chardev", Value::Null).await?;
+        setup::learn_vcpus(instance).await?;
         let is_down = {
             let mut inner = instance.lock();
             inner.state = setup::reconcile(inner.state, &status);

@@ -33,6 +33,7 @@ pub(crate) async fn through_monitor(instance: &Instance, command: &CommandLine) 
     }
     balloon(instance).await?;
     set_links(instance).await?;
+    learn_vcpus(instance).await?;
     let chardevs = instance.qmp.execute("query-chardev", Value::Null).await?;
     instance.update(|live, _| write_terminals(live, &chardevs))
 }
@@ -93,6 +94,18 @@ async fn balloon(instance: &Instance) -> Result<()> {
         });
         instance.qmp.execute("qom-set", arguments).await?;
     }
+    Ok(())
+}
+
+/// `[{"cpu-index": 0, "thread-id": 4711, …}, …]`
+pub(crate) async fn learn_vcpus(instance: &Instance) -> Result<()> {
+    let answer = instance.qmp.execute("query-cpus-fast", Value::Null).await?;
+    let number = |cpu: &Value, key: &str| cpu.get(key).and_then(Value::as_i64);
+    let vcpus = answer.as_array().into_iter().flatten().filter_map(|cpu| {
+        let index = u32::try_from(number(cpu, "cpu-index")?).ok()?;
+        Some((index, i32::try_from(number(cpu, "thread-id")?).ok()?))
+    });
+    instance.lock().vcpus = vcpus.collect();
     Ok(())
 }
 

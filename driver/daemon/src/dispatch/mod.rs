@@ -7,8 +7,6 @@
 //! arguments.
 
 mod connect;
-#[cfg(test)]
-mod coverage;
 mod disks;
 mod flags;
 mod guest;

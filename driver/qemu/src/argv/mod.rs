@@ -302,6 +302,4 @@ fn lacks(what: &str) -> Error {
 }
 
 #[cfg(test)]
-mod launch;
-#[cfg(test)]
 mod tests;

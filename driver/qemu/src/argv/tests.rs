@@ -11,7 +11,7 @@ use virtsnap_xml::element::Element;
 use super::{CommandLine, LaunchContext, QemuFacts, command_line};
 use crate::blocks::{Chain, Layer};
 
-pub(super) fn fixtures() -> PathBuf {
+fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/domain/argv")
 }
 
@@ -129,7 +129,8 @@ fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
 }
 
-pub(super) fn names() -> BTreeSet<String> {
+#[test]
+fn the_guest_sees_what_libvirt_shows() {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(fixtures()).unwrap() {
         let path = entry.unwrap().path();
@@ -137,12 +138,6 @@ pub(super) fn names() -> BTreeSet<String> {
             names.insert(path.file_stem().unwrap().to_str().unwrap().to_owned());
         }
     }
-    names
-}
-
-#[test]
-fn the_guest_sees_what_libvirt_shows() {
-    let names = names();
     assert!(!names.is_empty());
     let mut wrong = Vec::new();
     for name in &names {

@@ -172,7 +172,7 @@ impl Firmware {
         })
     }
 
-    pub(super) fn fits(&self, machine: &str) -> bool {
+    pub(crate) fn fits(&self, machine: &str) -> bool {
         self.machines.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(start) => machine.starts_with(start),
             None => pattern == machine,

@@ -146,18 +146,6 @@ impl Qemu {
         }
     }
 
-    /// Refused until there is a client of the guest agent: a guest that is not frozen must not be
-    /// called so.
-    async fn freeze_filesystems(&self, domain: Uuid) -> Result<()> {
-        self.running(domain)?;
-        Err(Error::new(Condition::NoSupport, "the guest agent cannot be talked to yet"))
-    }
-
-    /// Nothing was frozen.
-    async fn thaw_filesystems(&self, _domain: Uuid) -> Result<()> {
-        Ok(())
-    }
-
     /// Without an agent nothing was frozen, or it was by one that is gone and cannot be told.
     async fn undo_freeze(&self, domain: Uuid) -> Result<()> {
         let has_agent = self.instance(domain).is_some_and(|instance| instance.agent_connected());
