@@ -112,6 +112,13 @@ pub struct Guest<'w> {
 #[derive(Debug, Clone, Copy)]
 pub struct Mark(usize);
 
+impl Mark {
+    /// The beginning of the console.
+    pub fn start() -> Self {
+        Self(0)
+    }
+}
+
 impl World {
     /// Makes the images and defines the guest.
     #[track_caller]

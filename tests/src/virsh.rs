@@ -1,5 +1,6 @@
 //! The unmodified `virsh`, one process per command.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,8 @@ pub struct Virsh {
     pub program: PathBuf,
     pub uri: String,
     pub read_only: bool,
-    pub environment: Vec<(String, String)>,
+    /// Runs virsh as this user.
+    pub user: Option<u32>,
 }
 
 /// What a command came to.
@@ -28,8 +30,7 @@ pub struct Outcome {
 
 impl Virsh {
     pub fn new(uri: impl Into<String>) -> Self {
-        let (program, environment) = ("virsh".into(), Vec::new());
-        Self { program, uri: uri.into(), read_only: false, environment }
+        Self { program: "virsh".into(), uri: uri.into(), read_only: false, user: None }
     }
 
     pub fn read_only(&self, uri: impl Into<String>) -> Self {
@@ -38,9 +39,8 @@ impl Virsh {
 
     /// The command line, for tests that run it in their own way.
     pub fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = as_user(self.user, self.program.as_os_str());
         command.arg("-c").arg(&self.uri).env("LC_ALL", "C").env_remove("LIBVIRT_DEBUG");
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if self.read_only {
             command.arg("--readonly");
         }
@@ -75,6 +75,15 @@ impl Virsh {
         let text = self.ok(line);
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
+}
+
+/// A command that runs as somebody else, where that was asked for and is possible.
+pub fn as_user(user: Option<u32>, program: &OsStr) -> Command {
+    let Some(user) = user else { return Command::new(program) };
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--reuid={user}")).arg(format!("--regid={user}"));
+    command.arg("--clear-groups").arg("--").arg(program);
+    command
 }
 
 /// Runs to the end or to the deadline.

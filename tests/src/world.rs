@@ -11,8 +11,11 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::virsh::Virsh;
+use crate::virsh::{Virsh, as_user};
 use crate::{host, oracle};
+
+/// Debian's `nobody`.
+const NOBODY: u32 = 65534;
 
 /// Whose daemon answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,7 @@ pub struct World {
     /// What guests are run with; none: what the daemon finds by itself.
     pub emulator: Option<PathBuf>,
     dir: Option<TempDir>,
+    session: bool,
     process: Option<Child>,
     janitor: Child,
 }
@@ -57,13 +61,35 @@ impl World {
         world
     }
 
+    /// virtsnapd in session mode: as an ordinary user, whoever runs the tests.
+    pub fn as_user() -> Self {
+        let mut world = Self::stopped(Daemon::Virtsnapd);
+        world.virsh.uri = world.virsh.uri.replace(":///system", ":///session");
+        world.session = true;
+        if host::is_root() {
+            world.virsh.user = Some(NOBODY);
+        }
+        world.hand_over();
+        world.start();
+        world
+    }
+
+    /// Gives everything in the directory to the user that the daemon runs as.
+    pub fn hand_over(&self) {
+        let Some(user) = self.virsh.user else { return };
+        let owner = format!("{user}:{user}");
+        let status = Command::new("chown").arg("-R").arg(owner).arg(self.dir()).status();
+        assert!(status.is_ok_and(|status| status.success()), "chown");
+    }
+
     /// With the daemon not yet started.
     pub fn stopped(daemon: Daemon) -> Self {
         // Short: the path of a Unix socket has 107 bytes.
         let dir = tempfile::Builder::new().prefix("vs").tempdir_in("/tmp").expect("a directory");
         let janitor = janitor(dir.path());
         let virsh = Virsh::new(format!("qemu:///system?socket={}", socket(daemon, dir.path())));
-        Self { daemon, virsh, emulator: None, dir: Some(dir), process: None, janitor }
+        let (dir, emulator, process) = (Some(dir), None, None);
+        Self { daemon, virsh, emulator, dir, session: false, process, janitor }
     }
 
     pub fn dir(&self) -> &Path {
@@ -107,8 +133,20 @@ impl World {
             self.dir().display()
         );
         std::fs::write(&config, text).expect("the directory is ours");
-        let mut command = Command::new(host::virtsnapd());
+        if !self.session {
+            let mut command = Command::new(host::virtsnapd());
+            command.arg("--config").arg(config);
+            return command;
+        }
+        // The build directory may not be open to that user.
+        let program = self.path("virtsnapd");
+        std::fs::copy(host::virtsnapd(), &program).expect("the directory is ours");
+        let mut command = as_user(self.virsh.user, program.as_os_str());
         command.arg("--config").arg(config);
+        for name in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
+            command.env(name, self.dir());
+        }
+        command.env("XDG_CACHE_HOME", self.dir()).env("HOME", self.dir());
         command
     }
 

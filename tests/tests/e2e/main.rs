@@ -2,8 +2,11 @@
 //!
 //! Each module is a promise; its tests read like the session of somebody at a terminal.
 
+mod access;
+mod clients;
 mod domain;
 mod external;
 mod internal;
 mod metadata;
 mod survive;
+mod versions;

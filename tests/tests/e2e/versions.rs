@@ -1,0 +1,111 @@
+//! Other programs than the installed ones: the older (or newer) QEMU and virsh, and libvirtd,
+//! whose memory images must load here and back.
+
+use virtsnap_tests::{Daemon, Guest, GuestSpec, World, host, images, oracle, skip};
+
+/// A guest that is the same for two daemons.
+fn traveller() -> GuestSpec {
+    let uuid = Some("6b1a2c5e-1d37-4c58-9f0e-52c0d3f0a001".to_owned());
+    GuestSpec { uuid, ..GuestSpec::new("traveller") }
+}
+
+/// Moves disk and definition from one world into another, and tells it of the snapshot.
+fn move_to<'w>(from: &Guest, world: &'w World, snapshot: &str) -> Guest<'w> {
+    let xml = |line: &str| {
+        from.virsh(line)
+            .replace(&*from.world.dir().to_string_lossy(), &world.dir().to_string_lossy())
+    };
+    let definition = world.path("arrived.xml");
+    std::fs::write(&definition, xml("dumpxml {} --inactive --security-info")).expect("ours");
+    let moment = world.path("arrived-snapshot.xml");
+    let told = xml(&format!("snapshot-dumpxml {{}} {snapshot} --security-info"));
+    std::fs::write(&moment, told).expect("ours");
+    let guest = Guest { world, spec: from.spec.clone() };
+    std::fs::copy(from.disk("vda"), guest.disk("vda")).expect("copied");
+    world.virsh.ok(&format!("define {}", definition.display()));
+    guest.virsh(&format!("snapshot-create {{}} {} --redefine --current", moment.display()));
+    guest
+}
+
+/// Takes a snapshot with memory at one daemon and goes on from it at the other.
+fn travels(from: Daemon, to: Daemon, machine: &str) {
+    let here = World::with(from);
+    let vm = here.boot(traveller().machine(machine));
+    let at = vm.count_on(2);
+    vm.virsh("snapshot-create-as {} packed");
+    vm.next_match(vm.mark());
+    let late = vm.count_on(4);
+    vm.virsh("destroy {}");
+
+    let there = World::with(to);
+    let arrived = move_to(&vm, &there, "packed");
+    arrived.virsh("snapshot-revert {} packed");
+    assert_eq!(arrived.state(), "running");
+    let n = arrived.next_match(virtsnap_tests::guest::Mark::start());
+    assert!((at..late).contains(&n), "{n} is not of the snapshot at {at}");
+    arrived.reach(n + 3);
+    let lines = arrived.lines(virtsnap_tests::guest::Mark::start());
+    assert!(lines.iter().all(|line| !line.starts_with("START")), "it booted: {lines:?}");
+    arrived.never_mismatched();
+    arrived.virsh("destroy {}");
+    images::check(&arrived.disk("vda"));
+}
+
+#[test]
+fn a_memory_image_of_libvirtd_loads_here() {
+    if let Some(why) = oracle::unavailable() {
+        skip!("{why}");
+    }
+    travels(Daemon::Libvirtd, Daemon::chosen(), "pc");
+    travels(Daemon::Libvirtd, Daemon::chosen(), "q35");
+}
+
+#[test]
+fn a_memory_image_of_ours_loads_at_libvirtd() {
+    if let Some(why) = oracle::unavailable() {
+        skip!("{why}");
+    }
+    travels(Daemon::chosen(), Daemon::Libvirtd, "pc");
+    travels(Daemon::chosen(), Daemon::Libvirtd, "q35");
+}
+
+/// A short life with snapshots, whatever the programs' versions.
+fn short_life(world: &World) {
+    let vm = world.boot(GuestSpec::new("vm"));
+    vm.virsh("snapshot-create-as {} disk --disk-only");
+    let at = vm.count_on(2);
+    vm.virsh("snapshot-create-as {} whole");
+    vm.next_match(vm.mark());
+    let late = vm.count_on(3);
+    assert_eq!(world.virsh.lines("snapshot-list vm --name --topological"), ["disk", "whole"]);
+    vm.virsh("snapshot-revert {} whole");
+    let n = vm.next_match(vm.mark());
+    assert!((at..late).contains(&n), "{n} is not of the snapshot at {at}");
+    vm.virsh("snapshot-delete {} whole");
+    vm.virsh("snapshot-delete {} disk");
+    vm.count_on(1);
+    vm.never_mismatched();
+    vm.virsh("destroy {}");
+    images::check(&vm.disk("vda"));
+    vm.virsh("undefine {}");
+}
+
+#[test]
+fn the_other_qemu_works() {
+    let Some(emulator) = host::unpacked("other", "qemu-system-x86_64") else {
+        skip!("make sets has not run");
+    };
+    let mut world = World::new();
+    world.emulator = Some(emulator);
+    short_life(&world);
+}
+
+#[test]
+fn the_other_virsh_works() {
+    let Some(program) = host::unpacked("other", "virsh") else {
+        skip!("make sets has not run");
+    };
+    let mut world = World::new();
+    world.virsh.program = program;
+    short_life(&world);
+}
