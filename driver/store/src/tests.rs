@@ -1,3 +1,5 @@
+//! The store on a real file system.
+
 use std::os::unix::fs::PermissionsExt;
 
 use virtsnap_engine::ports::Entry;

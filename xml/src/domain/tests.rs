@@ -1,3 +1,5 @@
+//! The typed views over domains as libvirt writes them.
+
 use super::*;
 use crate::snapshot::Location;
 

@@ -1,3 +1,5 @@
+//! Snapshots, asked for and recorded, there and back.
+
 use proptest::prelude::*;
 use serde::Deserialize;
 

@@ -1,3 +1,5 @@
+//! The monitor's client against a scripted QEMU.
+
 use std::io::{BufRead, BufReader as StdReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::sync::atomic::AtomicUsize;

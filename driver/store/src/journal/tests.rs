@@ -1,3 +1,5 @@
+//! Journals: what is written comes back, and damage is told from absence.
+
 use std::io::Write;
 
 use proptest::prelude::*;
