@@ -305,3 +305,8 @@ impl Drop for Place<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod clients;
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,8 @@ pub(crate) async fn run<S: Service>(
     }
     drop(session);
     handle.close();
-    if tokio::time::timeout(FLUSH_DEADLINE, &mut writer).await.is_err() {
+    let lost = handle.outbox().is_broken();
+    if lost || tokio::time::timeout(FLUSH_DEADLINE, &mut writer).await.is_err() {
         writer.abort();
     }
     service.closed(&handle);
