@@ -23,7 +23,7 @@ use crate::domains::{Domains, Operation, Table};
 use crate::events::Events;
 use crate::handle::Sessions;
 use crate::server::{self, BindError, Endpoint, Limits, Listener};
-use crate::{activation, systemd};
+use crate::systemd;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -116,9 +116,13 @@ async fn autostart<H: Inspect>(domains: Arc<Domains<H>>, marker: PathBuf) {
 }
 
 fn listen(config: &Config) -> Result<Vec<Listener>, StartError> {
-    let inherited = activation::listeners().map_err(StartError::Inherited)?;
+    let inherited = systemd::inherited().map_err(StartError::Inherited)?;
     if !inherited.is_empty() {
-        return Ok(inherited);
+        let listeners = inherited
+            .into_iter()
+            .map(|one| Listener::inherited(one.socket, one.unit.as_deref()))
+            .collect::<io::Result<_>>();
+        return listeners.map_err(StartError::Inherited);
     }
     let (path, read_only) = config.sockets();
     let group = group_of_users(config.mode);
