@@ -82,6 +82,25 @@ pub struct VcpuTime {
     pub host_cpu: Option<u32>,
 }
 
+/// virDomainMemoryStatTags that a balloon driver fills; sizes in KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryStat {
+    SwapIn,
+    SwapOut,
+    MajorFaults,
+    MinorFaults,
+    Unused,
+    Available,
+    ActualBalloon,
+    ResidentSet,
+    Usable,
+    /// Seconds since the epoch.
+    LastUpdate,
+    DiskCaches,
+    HugetlbAllocations,
+    HugetlbFailures,
+}
+
 #[derive(Debug)]
 pub struct Screenshot {
     pub mime: &'static str,
@@ -177,6 +196,44 @@ pub trait Inspect: Hypervisor {
     fn inject_nmi(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send {
         let _ = domain;
         async { unsupported("injecting an NMI") }
+    }
+
+    /// Ends a suspension that the guest went into by itself.
+    fn wake_up(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send {
+        let _ = domain;
+        async { unsupported("waking up a guest") }
+    }
+
+    /// Makes the active layer of a running domain's disk larger, in bytes; the guest is told.
+    fn resize_disk(
+        &self,
+        domain: Uuid,
+        target: &str,
+        size: u64,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, target, size);
+        async { unsupported("resizing disks") }
+    }
+
+    /// What the guest's balloon driver tells of its memory.
+    fn memory_stats(
+        &self,
+        domain: Uuid,
+    ) -> impl Future<Output = Result<Vec<(MemoryStat, u64)>>> + Send {
+        let _ = domain;
+        async { unsupported("memory statistics") }
+    }
+
+    /// Puts what `disk` names into a drive for removable media, or takes out what is in it.
+    /// `force` does so though the guest has locked the tray.
+    fn change_medium(
+        &self,
+        domain: Uuid,
+        disk: &Element,
+        force: bool,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, disk, force);
+        async { unsupported("changing media") }
     }
 
     /// A new connection to the display server, as a socket for the client.

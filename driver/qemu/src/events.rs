@@ -94,6 +94,7 @@ fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next
         "RESUME" => resumed(inner, told),
         "SHUTDOWN" => return shut_down(inner, event, told),
         "RESET" if inner.state != State::Paused(PausedReason::StartingUp) => {
+            inner.rebooting = false;
             told.push(Event::Reboot);
         }
         "GUEST_PANICKED" => return panicked(inner, told),
@@ -141,7 +142,6 @@ fn stopped(inner: &mut Inner, told: &mut Vec<Event>) {
 
 fn resumed(inner: &mut Inner, told: &mut Vec<Event>) {
     let reason = inner.resuming.take().unwrap_or(RunningReason::Unpaused);
-    inner.rebooting = false;
     if matches!(inner.state, State::Running(_)) {
         return;
     }

@@ -11,7 +11,7 @@ use virtsnap_engine::domain::BlockJobKind;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::inspect::{
-    BlockJob, BlockStats, CpuTimes, DiskStats, ImageSize, Screenshot, VcpuTime,
+    BlockJob, BlockStats, CpuTimes, DiskStats, ImageSize, MemoryStat, Screenshot, VcpuTime,
 };
 use virtsnap_xml::element::Element;
 
@@ -82,6 +82,45 @@ impl Qemu {
             Some(DiskStats { target, stats: block_stats(found.get("stats")?) })
         });
         Ok(disks.collect())
+    }
+
+    pub(crate) async fn resize_active_layer(
+        &self,
+        domain: Uuid,
+        target: &str,
+        size: u64,
+    ) -> Result<()> {
+        let instance = self.running(domain)?;
+        let Some(layer) = instance.chain(target).and_then(|chain| chain.layers.first().cloned())
+        else {
+            let message = format!("disk '{target}' has no image that could be resized");
+            return Err(Error::new(Condition::InvalidArgument, message));
+        };
+        let arguments = json!({ "node-name": layer.format_node(), "size": size });
+        instance.qmp.execute("block_resize", arguments).await?;
+        Ok(())
+    }
+
+    /// `guest-stats` of the balloon, as it last told; where it never did, what the host knows.
+    pub(crate) async fn balloon_stats(&self, domain: Uuid) -> Result<Vec<(MemoryStat, u64)>> {
+        let instance = self.running(domain)?;
+        let mut found = Vec::new();
+        if let Some(actual) = self.balloon_size(domain).await? {
+            found.push((MemoryStat::ActualBalloon, actual));
+            let live = instance.live();
+            let alias =
+                live.at(&["devices", "memballoon"]).and_then(alias_of).unwrap_or("balloon0");
+            let arguments = json!({
+                "path": format!("/machine/peripheral/{alias}"),
+                "property": "guest-stats",
+            });
+            // Before the guest has told anything QEMU refuses.
+            if let Ok(answer) = instance.qmp.execute("qom-get", arguments).await {
+                found.extend(guest_stats(&answer));
+            }
+        }
+        found.push((MemoryStat::ResidentSet, self.process_memory(domain)?));
+        Ok(found)
     }
 
     /// `allocation` is what QEMU has written to, where it runs; else what the host has allocated.
@@ -235,6 +274,35 @@ fn block_stats(stats: &Value) -> BlockStats {
         flush_requests: number("flush_operations"),
         flush_nanoseconds: number("flush_total_time_ns"),
     }
+}
+
+/// Unknown ones are left out; -1, as u64, stands for what the guest did not tell.
+fn guest_stats(answer: &Value) -> Vec<(MemoryStat, u64)> {
+    const KIB: u64 = 1024;
+    let known = [
+        ("stat-swap-in", MemoryStat::SwapIn, KIB),
+        ("stat-swap-out", MemoryStat::SwapOut, KIB),
+        ("stat-major-faults", MemoryStat::MajorFaults, 1),
+        ("stat-minor-faults", MemoryStat::MinorFaults, 1),
+        ("stat-free-memory", MemoryStat::Unused, KIB),
+        ("stat-total-memory", MemoryStat::Available, KIB),
+        ("stat-available-memory", MemoryStat::Usable, KIB),
+        ("stat-disk-caches", MemoryStat::DiskCaches, KIB),
+        ("stat-htlb-pgalloc", MemoryStat::HugetlbAllocations, 1),
+        ("stat-htlb-pgfail", MemoryStat::HugetlbFailures, 1),
+    ];
+    let told = |name: &str| {
+        let value = answer.get("stats")?.get(name)?.as_u64()?;
+        (value != u64::MAX).then_some(value)
+    };
+    let mut found: Vec<_> = known
+        .into_iter()
+        .filter_map(|(name, stat, unit)| Some((stat, told(name)? / unit)))
+        .collect();
+    if let Some(when) = answer.get("last-update").and_then(Value::as_u64).filter(|when| *when > 0) {
+        found.push((MemoryStat::LastUpdate, when));
+    }
+    found
 }
 
 /// `wr_highest_offset` of the storage node under the active layer.

@@ -27,6 +27,7 @@ mod inspect;
 pub mod instance;
 mod life;
 mod log;
+mod media;
 mod network;
 mod port;
 pub mod probe;

@@ -7,7 +7,7 @@ use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{DomainFacts, PathKind};
 use virtsnap_engine::inspect::{
-    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, Platform, Screenshot,
+    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryStat, Platform, Screenshot,
 };
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, PivotError, Subject};
@@ -165,6 +165,22 @@ impl Inspect for Qemu {
 
     async fn inject_nmi(&self, domain: Uuid) -> Result<()> {
         self.nmi(domain).await
+    }
+
+    async fn wake_up(&self, domain: Uuid) -> Result<()> {
+        self.wake_domain(domain).await
+    }
+
+    async fn resize_disk(&self, domain: Uuid, target: &str, size: u64) -> Result<()> {
+        self.resize_active_layer(domain, target, size).await
+    }
+
+    async fn memory_stats(&self, domain: Uuid) -> Result<Vec<(MemoryStat, u64)>> {
+        self.balloon_stats(domain).await
+    }
+
+    async fn change_medium(&self, domain: Uuid, disk: &Element, force: bool) -> Result<()> {
+        self.swap_medium(domain, disk, force).await
     }
 
     async fn open_graphics(&self, domain: Uuid, index: u32) -> Result<std::os::fd::OwnedFd> {

@@ -8,9 +8,12 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 use virtsnap_engine::domain::*;
-use virtsnap_engine::ports::EventSink;
+use virtsnap_engine::error::Condition;
+use virtsnap_engine::inspect::{Inspect, Platform};
+use virtsnap_engine::ports::{EventSink, Hypervisor};
 use virtsnap_xml::element::Element;
 
+use crate::confine::Owner;
 use crate::hypervisor::{Qemu, QemuConfig};
 use crate::process::Process;
 
@@ -283,4 +286,246 @@ fn a_guest_that_ended_meanwhile_is_reported() {
         assert!(!bed.run_dir().exists());
         process.reap();
     });
+}
+
+/// What a client would write, with most of what a desktop guest has.
+fn desktop(bed: &Bed, image: &Path) -> Element {
+    let (uuid, image) = (bed.uuid, image.display());
+    let text = format!(
+        "<domain type='qemu'><name>desktop</name><uuid>{uuid}</uuid><memory>65536</memory>\
+         <vcpu>2</vcpu><os><type machine='q35'>hvm</type></os><features><acpi/></features>\
+         <devices><disk type='file'><driver name='qemu' type='qcow2'/><source file='{image}'/>\
+         <target dev='vda' bus='virtio'/></disk>\
+         <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>\
+         <interface type='user'><model type='virtio'/></interface>\
+         <serial type='pty'/><channel type='unix'>\
+         <target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
+         <graphics type='vnc' port='-1' autoport='yes'/><video><model type='vga'/></video>\
+         <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\
+         <memballoon model='virtio'/></devices></domain>"
+    );
+    Element::parse(&text).unwrap()
+}
+
+#[tokio::test]
+async fn a_desktop_guest_is_inspected() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    let definition = qemu.complete(desktop(&bed, &bed.image("a"))).unwrap();
+    let active = qemu.start(definition, boot()).await.unwrap();
+    let stats = qemu.disk_stats(bed.uuid).await.unwrap();
+    assert_eq!(stats.iter().map(|s| s.target.as_str()).collect::<Vec<_>>(), ["vda", "sda"]);
+    let size = qemu.image_size(&active.live, "vda").await.unwrap();
+    assert_eq!(size.virtual_size, 16 << 20);
+    assert_eq!(qemu.balloon(bed.uuid).await.unwrap(), Some(65536));
+    qemu.set_balloon(bed.uuid, 32768).await.unwrap();
+    assert_eq!(qemu.cpu_times(bed.uuid).unwrap().vcpus.len(), 2);
+    assert!(qemu.resident_memory(bed.uuid).unwrap() > 0);
+    qemu.send_keys(bed.uuid, &[29, 56, 111], 50).await.unwrap();
+    qemu.inject_nmi(bed.uuid).await.unwrap();
+    let shot = qemu.screenshot(bed.uuid, 0).await.unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::from(shot.image), &mut bytes).unwrap();
+    assert_eq!((shot.mime, bytes.get(1..4)), ("image/png", Some(&b"PNG"[..])));
+    let display = qemu.open_graphics(bed.uuid, 0).await.unwrap();
+    let mut greeting = [0; 4];
+    let mut display = std::os::unix::net::UnixStream::from(display);
+    display.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    std::io::Read::read_exact(&mut display, &mut greeting).unwrap();
+    assert_eq!(&greeting, b"RFB ");
+    qemu.memory_stats(bed.uuid).await.unwrap();
+    qemu.resize_disk(bed.uuid, "vda", 32 << 20).await.unwrap();
+    assert_eq!(qemu.image_size(&active.live, "vda").await.unwrap().virtual_size, 32 << 20);
+    change_media(&bed, &qemu).await;
+    let err = qemu.agent_command(bed.uuid, "{\"execute\":\"guest-ping\"}", None).await.unwrap_err();
+    assert_eq!(err.condition, Condition::AgentUnresponsive);
+    let answer =
+        qemu.monitor_command(bed.uuid, "{\"execute\":\"query-name\"}", false).await.unwrap();
+    assert_eq!(answer, "{\"return\":{\"name\":\"desktop\"}}".to_owned());
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+}
+
+async fn change_media(bed: &Bed, qemu: &Qemu) {
+    let instance = qemu.instance(bed.uuid).unwrap();
+    let drive = |source: &str| {
+        let text = format!(
+            "<disk type='file' device='cdrom'><driver name='qemu' type='qcow2'/>{source}\
+             <target dev='sda' bus='sata'/><readonly/></disk>"
+        );
+        Element::parse(&text).unwrap()
+    };
+    for name in ["cd1", "cd2"] {
+        let image = bed.image(name);
+        let source = format!("<source file='{}'/>", image.display());
+        qemu.change_medium(bed.uuid, &drive(&source), false).await.unwrap();
+        assert_eq!(instance.chain("sda").unwrap().layers[0].image, image);
+        assert!(instance.live().to_string().contains(&format!("{}' index=", image.display())));
+    }
+    let missing = drive("<source file='/nowhere/at/all'/>");
+    qemu.change_medium(bed.uuid, &missing, false).await.unwrap_err();
+    assert!(instance.chain("sda").is_some());
+    qemu.change_medium(bed.uuid, &drive(""), false).await.unwrap();
+    assert!(instance.chain("sda").is_none());
+    let nodes = instance.qmp.execute("query-named-block-nodes", serde_json::json!({"flat": true}));
+    let nodes = nodes.await.unwrap().to_string();
+    assert!(!nodes.contains("cd1") && !nodes.contains("cd2"), "{nodes}");
+}
+
+#[tokio::test]
+async fn memory_comes_back_from_a_snapshot_in_a_new_process() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    let definition = bed.domain(&bed.image("a"), "");
+    qemu.start(definition.clone(), boot()).await.unwrap();
+    let disks = vec!["vda".to_owned()];
+    let save = virtsnap_engine::plan::Pivot::SaveVmState {
+        tag: "s".to_owned(),
+        vmstate: "vda".to_owned(),
+        disks: disks.clone(),
+    };
+    qemu.pivot(bed.uuid, &save).await.unwrap();
+    qemu.destroy(bed.uuid, ShutOffReason::FromSnapshot).await.unwrap();
+    bed.told.take();
+    let from = |tag: &str| StartFrom::VmState {
+        tag: tag.to_owned(),
+        vmstate: "vda".to_owned(),
+        disks: disks.clone(),
+    };
+    let start = Start { paused: false, from: from("s") };
+    let active = qemu.start(definition.clone(), start).await.unwrap();
+    assert_eq!(active.state, State::Running(RunningReason::FromSnapshot));
+    assert_eq!(
+        bed.told.events(),
+        [Event::Started(Started::FromSnapshot), Event::Resumed(Resumed::FromSnapshot)]
+    );
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    bed.told.take();
+    let start = Start { paused: true, from: from("s") };
+    let active = qemu.start(definition.clone(), start).await.unwrap();
+    assert_eq!(active.state, State::Paused(PausedReason::FromSnapshot));
+    assert_eq!(
+        bed.told.events(),
+        [Event::Started(Started::FromSnapshot), Event::Suspended(Suspended::FromSnapshot)]
+    );
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    bed.told.take();
+    let start = Start { paused: false, from: from("absent") };
+    let err = qemu.start(definition, start).await.unwrap_err();
+    assert!(err.message.contains("absent"), "{}", err.message);
+    assert_eq!(bed.told.take(), []);
+    assert!(!bed.run_dir().exists());
+}
+
+#[tokio::test]
+async fn an_image_is_lent_to_qemus_user_and_handed_back() {
+    skip_without_qemu!();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can start QEMU as somebody else");
+        return;
+    }
+    let bed = Bed::new();
+    // QEMU's user has to reach the image and its run directory.
+    for dir in [bed.dir.path().to_owned(), bed.dir.path().join("run")] {
+        std::fs::create_dir_all(&dir).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(dir, mode).unwrap();
+    }
+    let nobody = Owner { uid: 65534, gid: 65534 };
+    let config = QemuConfig { user: Some(nobody), ..bed.config() };
+    let qemu = Qemu::new(config, bed.told.clone());
+    let image = bed.image("a");
+    let before = Owner::of(&image).unwrap();
+    qemu.start(bed.domain(&image, ""), boot()).await.unwrap();
+    assert_eq!(Owner::of(&image).unwrap(), nobody);
+    let pid = bed.pid(&qemu);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    assert_eq!(Owner::of(&image).unwrap(), before);
+}
+
+/// A disk that turns the machine off as soon as the firmware boots it: `out 0x604, 0x2000` is
+/// ACPI's S5 on an i440fx.
+fn image_that_shuts_down(bed: &Bed) -> PathBuf {
+    let mut sector = vec![0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd];
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector.resize(1 << 20, 0);
+    let (raw, image) = (bed.dir.path().join("raw"), bed.dir.path().join("off"));
+    std::fs::write(&raw, sector).unwrap();
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&image);
+    assert!(convert.status().unwrap().success());
+    image
+}
+
+#[tokio::test]
+async fn a_guest_that_turns_itself_off_is_shut_off() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    qemu.start(bed.domain(&image_that_shuts_down(&bed), ""), paused()).await.unwrap();
+    let instance = qemu.instance(bed.uuid).unwrap();
+    bed.told.take();
+    qemu.resume(bed.uuid).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), instance.wait_ended()).await.unwrap();
+    assert_eq!(
+        bed.told.take(),
+        [
+            (1, Event::Resumed(Resumed::Unpaused)),
+            (1, Event::Shutdown(ShutdownBy::Guest)),
+            (-1, Event::Stopped(ShutOffReason::Shutdown)),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_reboot_is_a_shutdown_that_starts_again() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    qemu.start(bed.domain(&image_that_shuts_down(&bed), ""), paused()).await.unwrap();
+    let instance = qemu.instance(bed.uuid).unwrap();
+    bed.told.take();
+    // No guest listens to the power button here: this one turns itself off anyway.
+    instance.lock().rebooting = true;
+    instance.qmp.execute("cont", serde_json::Value::Null).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), instance.wait_ended()).await.unwrap();
+    let mut told = bed.told.events();
+    // The firmware itself resets once more when it finds that it ran before.
+    told.dedup();
+    assert_eq!(
+        told,
+        [
+            Event::Resumed(Resumed::Unpaused),
+            Event::Reboot,
+            Event::Shutdown(ShutdownBy::Guest),
+            Event::Stopped(ShutOffReason::Shutdown),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn capabilities_name_what_clients_look_for() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    let host = qemu.capabilities().await.unwrap();
+    let arch = host.at(&["guest", "arch"]).unwrap();
+    assert_eq!(arch.child_text("emulator").as_deref(), Some(EMULATOR));
+    assert!(arch.children("machine").any(|machine| machine.text() == "q35"));
+    assert!(host.at(&["guest", "features", "externalSnapshot"]).is_some());
+    let platform = Platform {
+        machine: Some("q35".to_owned()),
+        virt_type: Some("qemu".to_owned()),
+        ..Platform::default()
+    };
+    let domain = qemu.domain_capabilities(&platform).await.unwrap();
+    assert!(domain.child_text("machine").unwrap().starts_with("pc-q35-"));
+    assert!(domain.to_string().contains("<value>virtio</value>"));
+    let platform = Platform { virt_type: Some("xen".to_owned()), ..Platform::default() };
+    assert!(qemu.domain_capabilities(&platform).await.is_err());
 }
