@@ -172,7 +172,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { clients: 5000, clients_per_user: 250 }
+        Self { clients: 500, clients_per_user: 100 }
     }
 }
 

@@ -54,6 +54,7 @@ impl Qemu {
             }
         }
         named_only(&tool, subject, &mut images).await?;
+        self.forget_vmstate_note(subject.uuid);
         for path in images.keys() {
             claim::unmark_committed(subject.uuid, path).await?;
         }

@@ -114,3 +114,115 @@ fn split_fd_count(payload: &[u8]) -> Result<(usize, &[u8]), FramingError> {
         _ => Err(FramingError::TooManyFds(wire_count)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::Status;
+
+    fn header(kind: MessageType) -> Header {
+        Header {
+            program: 1,
+            version: 1,
+            procedure: 3,
+            kind: kind as u32,
+            serial: 9,
+            status: Status::Ok as u32,
+        }
+    }
+
+    fn pipe() -> OwnedFd {
+        std::io::pipe().unwrap().0.into()
+    }
+
+    #[test]
+    fn lengths_outside_the_limits_are_refused_before_the_message_comes() {
+        for length in [0, 3, 4, 20, 27, MESSAGE_MAX as u32 + 1, 0x7fff_ffff, u32::MAX] {
+            let mut reader = FrameReader::default();
+            reader.push(&length.to_be_bytes(), []).unwrap();
+            assert_eq!(reader.next_frame().unwrap_err(), FramingError::Length(length));
+        }
+        let mut reader = FrameReader::default();
+        reader.push(&(MESSAGE_MAX as u32).to_be_bytes(), []).unwrap();
+        assert!(reader.next_frame().unwrap().is_none());
+        assert!(reader.bytes.capacity() < 1024, "allocated for a promise");
+        reader.set_limit(100);
+        assert!(reader.next_frame().is_err());
+    }
+
+    #[test]
+    fn dummy_bytes_belong_to_the_message_before_them() {
+        let first = header(MessageType::CallWithFds).frame_with_fds(2, b"args").unwrap();
+        let second = header(MessageType::Call).frame(&[]).unwrap();
+        let mut reader = FrameReader::default();
+        reader.push(&first, []).unwrap();
+        assert!(reader.next_frame().unwrap().is_none());
+        reader.push(&[0], [pipe()]).unwrap();
+        assert!(reader.next_frame().unwrap().is_none());
+        reader.push(&[0], [pipe()]).unwrap();
+        reader.push(&second, []).unwrap();
+        let frame = reader.next_frame().unwrap().unwrap();
+        assert_eq!((frame.payload.as_slice(), frame.fds.len()), (&b"args"[..], 2));
+        assert!(reader.next_frame().unwrap().unwrap().fds.is_empty());
+    }
+
+    #[test]
+    fn descriptors_and_their_number_must_agree() {
+        let announced = header(MessageType::CallWithFds).frame_with_fds(1, &[]).unwrap();
+        let mut reader = FrameReader::default();
+        reader.push(&announced, []).unwrap();
+        reader.push(&[0], []).unwrap();
+        assert_eq!(reader.next_frame().unwrap_err(), FramingError::MissingFds);
+
+        let mut reader = FrameReader::default();
+        reader.push(&header(MessageType::Call).frame(&[]).unwrap(), [pipe()]).unwrap();
+        assert_eq!(reader.next_frame().unwrap_err(), FramingError::UnexpectedFds);
+
+        for count in [33, u32::MAX] {
+            let many = header(MessageType::CallWithFds).frame(&count.to_be_bytes()).unwrap();
+            let mut reader = FrameReader::default();
+            reader.push(&many, []).unwrap();
+            assert_eq!(reader.next_frame().unwrap_err(), FramingError::TooManyFds(count));
+        }
+        assert!(header(MessageType::ReplyWithFds).frame_with_fds(33, &[]).is_err());
+    }
+
+    #[test]
+    fn too_long_a_message_is_not_sent() {
+        let longest = vec![0; MESSAGE_MAX - HEADER_LEN];
+        assert!(header(MessageType::Reply).frame(&longest).is_ok());
+        let longer = vec![0; MESSAGE_MAX - HEADER_LEN + 1];
+        assert!(header(MessageType::Reply).frame(&longer).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_the_same_however_they_are_cut(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 1..5),
+            piece in 1usize..40,
+        ) {
+            let mut wire = Vec::new();
+            for payload in &payloads {
+                wire.extend(header(MessageType::Stream).frame(payload).unwrap());
+            }
+            let mut reader = FrameReader::default();
+            let mut got = Vec::new();
+            for bytes in wire.chunks(piece) {
+                reader.push(bytes, []).unwrap();
+                while let Some(frame) = reader.next_frame().unwrap() {
+                    got.push(frame.payload);
+                }
+            }
+            prop_assert_eq!(got, payloads);
+        }
+
+        #[test]
+        fn noise_does_no_harm(noise in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut reader = FrameReader::default();
+            reader.push(&noise, []).unwrap();
+            while let Ok(Some(_)) = reader.next_frame() {}
+        }
+    }
+}

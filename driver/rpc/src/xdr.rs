@@ -342,3 +342,111 @@ macro_rules! xdr_struct {
     )*};
 }
 pub(crate) use xdr_struct;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::WireError;
+    use crate::remote::{
+        ConnectGetAllDomainStatsArgs, DomainRef, DomainSnapshotListNamesArgs,
+        DomainSnapshotListNamesRet, NodeGetInfoRet, ParamValue, TypedParam,
+    };
+
+    #[test]
+    fn known_bytes() {
+        let args = DomainSnapshotListNamesArgs {
+            dom: DomainRef { name: "vm".to_owned(), uuid: Uuid::from_bytes([0x11; 16]), id: -1 },
+            max_names: 10,
+            flags: 1,
+        };
+        let mut expected = vec![0, 0, 0, 2, b'v', b'm', 0, 0];
+        expected.extend([0x11; 16]);
+        expected.extend([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 10, 0, 0, 0, 1]);
+        assert_eq!(args.to_bytes().unwrap(), expected);
+
+        let param = TypedParam::new("disk.0.allocation", 42u64);
+        let mut expected = vec![0, 0, 0, 17];
+        expected.extend(b"disk.0.allocation\0\0\0");
+        expected.extend([0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 42]);
+        assert_eq!(param.to_bytes().unwrap(), expected);
+    }
+
+    #[test]
+    fn characters_take_four_bytes() {
+        let info = NodeGetInfoRet {
+            model: [-1; 32],
+            memory: 1,
+            cpus: 2,
+            mhz: 3,
+            nodes: 4,
+            sockets: 5,
+            cores: 6,
+            threads: 7,
+        };
+        let bytes = info.to_bytes().unwrap();
+        assert_eq!(bytes.len(), 188 - crate::message::HEADER_LEN);
+        assert_eq!(bytes[..4], [0xff; 4]);
+    }
+
+    #[test]
+    fn strings_are_bounded_text() {
+        let string =
+            |len: u32, bytes: &[u8]| String::from_bytes(&[&len.to_be_bytes()[..], bytes].concat());
+        assert_eq!(string(3, b"abc\0").as_deref(), Ok("abc"));
+        assert_eq!(string(3, b"abcx"), Err(XdrError::BadPadding));
+        assert_eq!(string(4, b"a\0bc"), Err(XdrError::BadString));
+        assert_eq!(string(4, b"\xff\xfe\xfd\xfc"), Err(XdrError::BadString));
+        assert_eq!(string(u32::MAX, b"abc\0"), too_long(u32::MAX as usize, STRING_MAX));
+        assert_eq!(string(STRING_MAX as u32, b"abc\0"), Err(XdrError::Truncated));
+        assert_eq!("a\0b".to_owned().to_bytes(), Err(XdrError::BadString));
+        assert!("a".repeat(STRING_MAX).to_bytes().is_ok());
+        assert!("a".repeat(STRING_MAX + 1).to_bytes().is_err());
+    }
+
+    fn too_long<T>(count: usize, limit: usize) -> Result<T> {
+        Err(XdrError::TooLong { count, limit })
+    }
+
+    #[test]
+    fn a_count_is_checked_before_it_is_believed() {
+        for (count, expected) in [
+            (u32::MAX, too_long(u32::MAX as usize, 16384)),
+            (16385, too_long(16385, 16384)),
+            (16384, Err(XdrError::Truncated)),
+            (3, Err(XdrError::Truncated)),
+        ] {
+            let bytes = [&count.to_be_bytes()[..], &[0; 8]].concat();
+            assert_eq!(DomainSnapshotListNamesRet::from_bytes(&bytes), expected);
+            assert!(ConnectGetAllDomainStatsArgs::from_bytes(&bytes).is_err());
+        }
+        assert!(List::<i32, 2>(vec![1, 2, 3]).to_bytes().is_err());
+        assert!(Opaque::<2>(vec![1, 2, 3]).to_bytes().is_err());
+    }
+
+    #[test]
+    fn discriminants_nobody_defined_are_refused() {
+        assert_eq!(Option::<u32>::from_bytes(&[0, 0, 0, 2]), Err(XdrError::BadValue(2)));
+        for number in [0u32, 8, u32::MAX] {
+            let bytes = [&number.to_be_bytes()[..], &[0; 8]].concat();
+            assert_eq!(ParamValue::from_bytes(&bytes), Err(XdrError::BadValue(number)));
+        }
+        assert_eq!(u8::from_bytes(&[0, 0, 1, 0]), Err(XdrError::BadValue(256)));
+        assert_eq!(i8::from_bytes(&[0, 0, 0, 128]), Err(XdrError::BadValue(128)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_decodes_encodes_to_the_same_bytes(
+            bytes in prop::collection::vec(prop_oneof![Just(0u8), 0..8u8, any::<u8>()], 0..120),
+        ) {
+            if let Ok(error) = WireError::from_bytes(&bytes) {
+                prop_assert_eq!(error.to_bytes().unwrap(), bytes.clone());
+            }
+            if let Ok(params) = List::<TypedParam, 16>::from_bytes(&bytes) {
+                prop_assert_eq!(params.to_bytes().unwrap(), bytes);
+            }
+        }
+    }
+}

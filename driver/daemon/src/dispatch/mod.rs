@@ -7,6 +7,8 @@
 //! arguments.
 
 mod connect;
+#[cfg(test)]
+mod coverage;
 mod disks;
 mod flags;
 mod guest;

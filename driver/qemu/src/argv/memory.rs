@@ -186,6 +186,10 @@ impl Build<'_> {
             return Ok(None);
         };
         let mut chosen = tune.child("memory");
+        // Where every cell has a policy of its own, the general one is for the host alone.
+        if let Some(general) = chosen {
+            general.pass_over();
+        }
         for node in tune.children("memnode") {
             if cell.is_some() && node.number("cellid")? == cell {
                 chosen = Some(node);

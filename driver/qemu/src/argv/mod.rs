@@ -302,4 +302,6 @@ fn lacks(what: &str) -> Error {
 }
 
 #[cfg(test)]
+mod launch;
+#[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use virtsnap_xml::element::Element;
 use super::{CommandLine, LaunchContext, QemuFacts, command_line};
 use crate::blocks::{Chain, Layer};
 
-fn fixtures() -> PathBuf {
+pub(super) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/domain/argv")
 }
 
@@ -129,8 +129,7 @@ fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
 }
 
-#[test]
-fn the_guest_sees_what_libvirt_shows() {
+pub(super) fn names() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(fixtures()).unwrap() {
         let path = entry.unwrap().path();
@@ -138,6 +137,12 @@ fn the_guest_sees_what_libvirt_shows() {
             names.insert(path.file_stem().unwrap().to_str().unwrap().to_owned());
         }
     }
+    names
+}
+
+#[test]
+fn the_guest_sees_what_libvirt_shows() {
+    let names = names();
     assert!(!names.is_empty());
     let mut wrong = Vec::new();
     for name in &names {

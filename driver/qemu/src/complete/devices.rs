@@ -534,6 +534,11 @@ fn vnc_port(graphics: &mut Element) -> Result<()> {
 
 fn spice_port(graphics: &mut Element) -> Result<()> {
     let ports = [("port", port(graphics, "port")?), ("tlsPort", port(graphics, "tlsPort")?)];
+    if ports.iter().any(|(name, port)| *name == "tlsPort" && *port > 0) {
+        return Err(unsupported(
+            "graphics spice: a tlsPort needs TLS, which is not configured on this host",
+        ));
+    }
     let auto =
         graphics.attr("autoport") == Some("yes") || ports.iter().any(|(_, port)| *port == -1);
     for (attribute, number) in ports {

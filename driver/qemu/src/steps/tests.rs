@@ -21,7 +21,12 @@ use crate::hypervisor::{Qemu, QemuConfig};
 use crate::image::tests::{base, holds, tool, write};
 use crate::instance::Instance;
 
-const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
+/// As found on the way, so that another version can be put in front of it.
+fn emulator() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64"));
+    found.into_iter().find(|file| file.exists())
+}
 
 #[derive(Default)]
 struct Told(Mutex<Vec<Event>>);
@@ -47,16 +52,18 @@ impl Bed {
 
     fn with_user(user: Option<Owner>) -> Option<Self> {
         tool()?;
-        if !Path::new(EMULATOR).exists() {
-            assert!(std::env::var_os("CI").is_none(), "{EMULATOR} is missing");
-            eprintln!("SKIPPED: {EMULATOR} is missing");
+        let Some(emulator) = emulator() else {
+            assert!(std::env::var_os("CI").is_none(), "qemu-system-x86_64 is missing");
+            eprintln!("SKIPPED: qemu-system-x86_64 is missing");
             return None;
-        }
+        };
         let dir = tempfile::tempdir().unwrap();
         let told = Arc::new(Told::default());
         let sub = |name: &str| dir.path().join(name);
         let mut config = QemuConfig::new(sub("run"), sub("state"), sub("log"));
         config.user = user;
+        config.emulator = emulator;
+        config.qemu_img = "qemu-img".into();
         let qemu = Qemu::new(config, told.clone());
         Some(Self { dir, told, qemu, uuid: Uuid::new_v4() })
     }
@@ -73,6 +80,10 @@ impl Bed {
 
     /// Starts a domain with these disks, vda first, and leaves its vCPUs stopped.
     async fn start(&self, images: &[&Path]) -> Arc<Instance> {
+        self.start_with(images, 16384).await
+    }
+
+    async fn start_with(&self, images: &[&Path], memory: u32) -> Arc<Instance> {
         let mut disks = String::new();
         for (n, image) in images.iter().enumerate() {
             let target = char::from(b'a' + n as u8);
@@ -86,13 +97,14 @@ impl Bed {
             ));
         }
         let uuid = self.uuid;
+        let emulator = self.qemu.config().emulator.display();
         let definition = Element::parse(&format!(
             "<domain type='qemu'><name>t</name><uuid>{uuid}</uuid>\
-             <memory unit='KiB'>16384</memory><currentMemory unit='KiB'>16384</currentMemory>\
+             <memory unit='KiB'>{memory}</memory><currentMemory unit='KiB'>{memory}</currentMemory>\
              <vcpu>1</vcpu><os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os>\
              <features><acpi/></features><clock offset='utc'/>\
              <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot>\
-             <on_crash>destroy</on_crash><devices><emulator>{EMULATOR}</emulator>{disks}\
+             <on_crash>destroy</on_crash><devices><emulator>{emulator}</emulator>{disks}\
              <controller type='usb' index='0' model='none'><alias name='usb'/></controller>\
              <controller type='pci' index='0' model='pci-root'><alias name='pci.0'/></controller>\
              <memballoon model='none'/></devices></domain>"
@@ -338,6 +350,73 @@ async fn odd_names_reach_qemu_as_they_are() {
     bed.finish(&Finish::RemoveImage(mid)).await;
     bed.stop().await;
     assert!(holds(&bed.at("top:"), 5, "0 64k"));
+}
+
+#[test]
+fn what_the_daemon_did_not_live_to_note_is_found_out() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let ended = |runtime: tokio::runtime::Runtime| {
+        runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+    };
+    let Some(mut bed) = Bed::new() else { return };
+    let (a1, a2) = (bed.at("a1"), bed.at("a2"));
+    let pivot = Pivot::SwitchToOverlays { disks: vec![("vda".to_owned(), a1.clone())] };
+
+    // It dies between QEMU's transaction and the note of it.
+    let first = runtime();
+    let a = first.block_on(async {
+        let a = bed.image("a").await;
+        let instance = bed.start(&[&a]).await;
+        for step in new_overlay("vda", &a1, &a) {
+            bed.act(&step).await;
+        }
+        let node = instance.chain("vda").unwrap().layers[0].format_node();
+        let overlay = nodes::unused(&instance, &a1).await.unwrap()[0].format_node();
+        let data = json!({ "node": node, "overlay": overlay });
+        let actions = json!({ "actions": [{ "type": "blockdev-snapshot", "data": data }] });
+        instance.qmp.execute("transaction", actions).await.unwrap();
+        a
+    });
+    bed.qemu = Qemu::new(bed.qemu.config().clone(), bed.told.clone());
+    ended(first);
+
+    // Then with an overlay attached and a commit waiting for its end.
+    let second = runtime();
+    second.block_on(async {
+        bed.qemu.reconnect_all().await.unwrap();
+        assert_eq!(bed.chain(), ["a"]);
+        assert!(bed.pivoted(&pivot).await);
+        assert_eq!(bed.chain(), ["a1", "a"]);
+        let instance = bed.qemu.instance(bed.uuid).unwrap();
+        assert!(guest(&instance, 0, "write -P 4 0 64k").await);
+        for step in new_overlay("vda", &a2, &a1) {
+            bed.act(&step).await;
+        }
+        let layers = instance.chain("vda").unwrap().layers;
+        let arguments = json!({
+            "job-id": job::id("merge", "vda"), "device": layers[0].format_node(),
+            "base-node": layers[1].format_node(), "auto-dismiss": false, "auto-finalize": false,
+        });
+        instance.qmp.execute("block-commit", arguments).await.unwrap();
+    });
+    bed.qemu = Qemu::new(bed.qemu.config().clone(), bed.told.clone());
+    ended(second);
+
+    let third = runtime();
+    third.block_on(async {
+        bed.qemu.reconnect_all().await.unwrap();
+        let instance = bed.qemu.instance(bed.uuid).unwrap();
+        bed.undo(&new_overlay("vda", &a2, &a1)[1]).await;
+        bed.undo(&new_overlay("vda", &a2, &a1)[0]).await;
+        bed.finish(&commit(&a1, &a)).await;
+        assert_eq!(bed.chain(), ["a"]);
+        assert_eq!(our_nodes(&instance).await, 2);
+        bed.finish(&Finish::RemoveImage(a1)).await;
+        bed.stop().await;
+        assert!(holds(&a, 4, "0 64k"));
+        assert_eq!(bed.names(), ["a"]);
+    });
+    ended(third);
 }
 
 // -- merging --------------------------------------------------------------------------------------
@@ -643,6 +722,31 @@ async fn a_refused_load_leaves_the_guest_as_it_was() {
 }
 
 #[tokio::test]
+async fn a_load_that_broke_the_guest_never_lets_it_run() {
+    let Some(bed) = Bed::new() else { return };
+    let (a, b) = (bed.image("a").await, bed.image("b").await);
+    let instance = bed.start(&[&a, &b]).await;
+    assert!(guest(&instance, 1, "write -P 1 0 64k").await);
+    bed.pivot(&save("s", &["vda", "vdb"])).await.unwrap();
+    assert!(guest(&instance, 1, "write -P 2 0 64k").await);
+    bed.stop().await;
+    bed.qemu.domain_facts(&bed.subject(None, &[])).await.unwrap();
+    let load = load("s", &["vda", "vdb"]);
+    assert!(!bed.pivoted(&load).await, "nothing was begun");
+    // QEMU notices the other size of memory only after the disks have gone back.
+    bed.start_with(&[&a, &b], 32768).await;
+    assert!(matches!(bed.pivot(&load).await, Err(PivotError::InDoubt(_))));
+    assert!(bed.qemu.instance(bed.uuid).is_none());
+    write(&b, 3, "0 64k");
+    assert!(bed.pivoted(&load).await);
+    assert!(holds(&b, 1, "0 64k"));
+    bed.finish(&Finish::Resume(ResumeReason::FromSnapshot)).await;
+    assert!(bed.pivoted(&load).await, "until the operation is over");
+    bed.qemu.domain_facts(&bed.subject(None, &[])).await.unwrap();
+    assert!(!bed.pivoted(&load).await);
+}
+
+#[tokio::test]
 async fn a_save_that_qemu_did_not_survive_leaves_no_half() {
     let Some(bed) = Bed::new() else { return };
     let (a, b) = (bed.image("a").await, bed.image("b").await);
@@ -659,7 +763,6 @@ async fn a_save_that_qemu_did_not_survive_leaves_no_half() {
     fs::write(&note, json!({ "tag": "s", "images": [a, b] }).to_string()).unwrap();
     assert!(!bed.pivoted(&save).await);
     assert_eq!(tool.tagged(&a, &Qcow2, "s").await.unwrap(), None);
-    assert!(!note.exists());
 }
 
 // -- single images ---------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 //! QEMU's monitor is silent while such a job works; it cannot be cancelled.
 //!
 //! Before either job starts, a note of the images it works on is made in the state directory. It
-//! is for the case that QEMU dies with the job: then the files are all that can be asked.
+//! is for the case that QEMU dies with the job: then the files are all that can be asked. The note
+//! stays until facts are asked again, when the operation is over.
 
 use std::fs;
 use std::io::{self, Write};
@@ -60,7 +61,6 @@ impl Qemu {
         if let Err(err) = job::dismiss(&instance.qmp, SAVE).await {
             tracing::warn!(domain = instance.name, %err, "a job stays on QEMU's list");
         }
-        self.note(domain).forget();
         Ok(())
     }
 
@@ -95,7 +95,6 @@ impl Qemu {
                 tool.delete_snapshot(image, &Qcow2, tag).await?;
             }
         }
-        self.note(domain).forget();
         Ok(all)
     }
 
@@ -123,10 +122,7 @@ impl Qemu {
         self.note(domain).write(&Note::new(tag, &layers)).map_err(refused)?;
         let done = run(&instance, ("snapshot-load", LOAD), tag, vmstate, &layers).await?;
         match self.loaded(&instance, &done).await {
-            Ok(()) => {
-                self.note(domain).forget();
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(Failed::Before(err)) => Err(PivotError::Refused(err)),
             Err(Failed::Halfway(err)) => Err(PivotError::InDoubt(err)),
         }
@@ -138,10 +134,7 @@ impl Qemu {
             // Each load's job stays until the next one, so that there was none.
             let Some(done) = done else { return Ok(false) };
             match self.loaded(&instance, &done).await {
-                Ok(()) => {
-                    self.note(domain).forget();
-                    return Ok(true);
-                }
+                Ok(()) => return Ok(true),
                 Err(Failed::Before(_)) => return Ok(false),
                 Err(Failed::Halfway(_)) => {}
             }
@@ -152,7 +145,6 @@ impl Qemu {
         for image in &note.images {
             self.image_tool().apply(image, &Qcow2, tag).await?;
         }
-        self.note(domain).forget();
         Ok(true)
     }
 
@@ -169,6 +161,11 @@ impl Qemu {
             Ok(()) => Err(Failed::Halfway(err)),
             Err(also) => Err(Failed::Halfway(also.caused_by(err))),
         }
+    }
+
+    /// No operation is under way.
+    pub(crate) fn forget_vmstate_note(&self, domain: Uuid) {
+        self.note(domain).forget();
     }
 
     fn note(&self, domain: Uuid) -> NoteFile {

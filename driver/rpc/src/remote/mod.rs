@@ -52,8 +52,29 @@ macro_rules! calls {
         )*
 
         #[cfg(test)]
-        mod samples {
+        pub(crate) mod samples {
             use super::*;
+
+            /// Decodes and encodes the payload of a call, or of its reply, by number.
+            pub(crate) fn recode(
+                program: u32,
+                procedure: u32,
+                reply: bool,
+                payload: &[u8],
+            ) -> Option<$crate::xdr::Result<Vec<u8>>> {
+                $(
+                    if (program, procedure)
+                        == (<$args as $crate::remote::Call>::PROGRAM, <$args as $crate::remote::Call>::PROCEDURE)
+                    {
+                        return Some(if reply {
+                            $crate::sample::recode::<<$args as $crate::remote::Call>::Ret>(payload)
+                        } else {
+                            $crate::sample::recode::<$args>(payload)
+                        });
+                    }
+                )*
+                None
+            }
 
             #[test]
             fn every_call_survives_the_wire() {
@@ -82,8 +103,24 @@ macro_rules! events {
         )*
 
         #[cfg(test)]
-        mod event_samples {
+        pub(crate) mod event_samples {
             use super::*;
+
+            /// Decodes and encodes the payload of an event by number.
+            pub(crate) fn recode(
+                program: u32,
+                procedure: u32,
+                payload: &[u8],
+            ) -> Option<$crate::xdr::Result<Vec<u8>>> {
+                $(
+                    if (program, procedure)
+                        == (<$name as $crate::remote::Event>::PROGRAM, <$name as $crate::remote::Event>::PROCEDURE)
+                    {
+                        return Some($crate::sample::recode::<$name>(payload));
+                    }
+                )*
+                None
+            }
 
             #[test]
             fn every_event_survives_the_wire() {
@@ -94,3 +131,6 @@ macro_rules! events {
     ($($rows:tt)*) => { events! { in Procedure; $($rows)* } };
 }
 use events;
+
+#[cfg(test)]
+mod captured;
