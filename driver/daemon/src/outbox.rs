@@ -164,3 +164,37 @@ async fn write(socket: &UnixStream, message: &Message) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_pings_queues_one_pong() {
+        let outbox = Outbox::default();
+        for _ in 0..1000 {
+            outbox.pong(vec![0; 28]);
+        }
+        assert_eq!(outbox.lock().queue.len(), 1);
+    }
+
+    #[test]
+    fn too_many_events_break_the_connection_and_free_the_queue() {
+        let outbox = Outbox::default();
+        for _ in 0..EVENTS_MAX {
+            outbox.event(vec![0; 28]);
+        }
+        assert!(!outbox.is_broken());
+        outbox.event(vec![0; 28]);
+        assert!(outbox.is_broken());
+        assert!(outbox.lock().queue.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_queued_after_the_end() {
+        let outbox = Outbox::default();
+        outbox.finish();
+        outbox.reply(vec![0; 28], Vec::new());
+        assert!(outbox.lock().queue.is_empty());
+    }
+}

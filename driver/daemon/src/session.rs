@@ -29,7 +29,7 @@ use virtsnap_rpc::message::{
 use virtsnap_rpc::procedure::{KeepaliveProcedure, Procedure};
 use virtsnap_rpc::xdr::Xdr;
 
-pub(crate) use crate::handle::{Connection, SessionHandle, Sessions};
+pub(crate) use crate::handle::{SessionHandle, Sessions};
 use crate::keepalive::Keepalive;
 use crate::read_only;
 use crate::service::{
@@ -47,7 +47,7 @@ const BACKLOG_BYTES: usize = MESSAGE_MAX;
 /// The longest message before CONNECT_OPEN, and on a read-only connection, which anyone on the
 /// host may make.
 const UNOPENED_LIMIT: usize = 64 * 1024;
-const READ_ONLY_LIMIT: usize = 4 * 1024 * 1024;
+const READ_ONLY_LIMIT: usize = 2 * 1024 * 1024;
 /// A client that connects must open within this time.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a client that leaves may take to read its last answers.
