@@ -12,7 +12,10 @@ const WHOLE: [&str; 5] = ["memory", "maxMemory", "iothreads", "sysinfo", "featur
 
 /// Classes of devices the guest sees, with the attributes and children that make them what they
 /// are to it.
-const DEVICES: [(&str, &[&str], &[&str]); 19] = [
+const DEVICES: [(&str, &[&str], &[&str]); 22] = [
+    ("memory", &["model"], &["target", "address"]),
+    ("smartcard", &["mode"], &["address"]),
+    ("crypto", &["model"], &["address"]),
     ("disk", &["device", "model"], &["target@bus", "target@dev", "serial", "wwn", "address"]),
     (
         "controller",

@@ -26,6 +26,13 @@ pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
     }
     // Only ports that are called isa-serial: where nothing is said, the next number is taken.
     isa_ports(draft)?;
+    for smartcard in draft.of_mut("smartcard") {
+        match smartcard.attr("mode") {
+            Some("passthrough") => source(smartcard, &dirs)?,
+            Some(_) => {}
+            None => return Err(bad("a <smartcard> has no mode")),
+        }
+    }
     for serial in draft.of_mut("serial") {
         serial_target(serial)?;
     }
@@ -213,6 +220,30 @@ fn rename(device: Option<&Element>, name: &str) -> Element {
         *renamed.nodes_mut() = device.nodes().to_vec();
     }
     renamed
+}
+
+/// A slot in a card reader for each smart card, and the readers.
+pub(super) fn card_readers(draft: &mut Draft<'_>) {
+    for nth in 0..draft.positions("smartcard").len() {
+        let address = |card: &Element| {
+            let address = card.child("address")?;
+            Some((number_of(address, "controller").unwrap_or(0), number_of(address, "slot")?))
+        };
+        let given = draft.of("smartcard").nth(nth).and_then(address);
+        let in_first = draft.of("smartcard").filter_map(address).filter(|(index, _)| *index == 0);
+        let next = in_first.map(|(_, slot)| slot.saturating_add(1)).max().unwrap_or(0);
+        let (controller, slot) = given.unwrap_or((0, next));
+        if let Some(card) = draft.of_mut("smartcard").nth(nth) {
+            card.remove_children("address");
+            card.push(
+                Element::new("address")
+                    .with_attr("type", "ccid")
+                    .with_attr("controller", controller.to_string())
+                    .with_attr("slot", slot.to_string()),
+            );
+        }
+        draft.ensure_controller("ccid", controller, None);
+    }
 }
 
 /// How many ports a virtio-serial controller has where its definition says nothing.

@@ -25,6 +25,41 @@ pub(super) fn normalise(draft: &mut Draft<'_>) -> Result<()> {
     sort_controllers(draft)
 }
 
+/// Memory devices get slots; gives the sum of their sizes in KiB.
+pub(super) fn memory(draft: &mut Draft<'_>) -> Result<u64> {
+    let mut sum = 0_u64;
+    let slot = |device: &Element| number_of(device.child("address")?, "slot");
+    let mut used: std::collections::BTreeSet<u32> = draft.of("memory").filter_map(slot).collect();
+    for device in draft.of_mut("memory") {
+        if device.attr("model").is_none() {
+            return Err(bad("a <memory> device has no model"));
+        }
+        let target = device.child_mut("target").ok_or_else(|| bad("<memory> has no <target>"))?;
+        let size = target.child_mut("size").ok_or_else(|| bad("<memory> has no <size>"))?;
+        let value = super::general::kib(size)?;
+        super::general::set_kib(size, value);
+        sum = sum.saturating_add(value);
+        set_default_text(target, "node", "0");
+        if slot(device).is_none() {
+            let free = (0..).find(|slot| !used.contains(slot)).unwrap_or_default();
+            used.insert(free);
+            device.remove_children("address");
+            device.push(
+                Element::new("address")
+                    .with_attr("type", "dimm")
+                    .with_attr("slot", free.to_string()),
+            );
+        }
+    }
+    Ok(sum)
+}
+
+fn set_default_text(parent: &mut Element, name: &str, text: &str) {
+    if parent.child(name).is_none() {
+        parent.child_or_insert(name).set_text(text);
+    }
+}
+
 fn sort_disks(draft: &mut Draft<'_>) -> Result<()> {
     let mut sorted: Vec<Element> = Vec::new();
     let key = |disk: &Element| {
@@ -213,6 +248,10 @@ pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
             "watchdog" => set_default(device, "action", "reset"),
             "memballoon" => memballoon(device)?,
             "rng" => rng(device)?,
+            "filesystem" => {
+                set_default(device, "type", "mount");
+                set_default(device, "accessmode", "passthrough");
+            }
             "panic" => set_default(device, "model", "isa"),
             "vsock" => vsock(device),
             "hub" if device.attr("type").is_none() => return Err(bad("a <hub> has no type")),
@@ -399,6 +438,11 @@ fn interface(interface: &mut Element, rtl8139: bool) -> Result<()> {
             interface.child_or_insert("source").remove_attr("bridge");
         }
         Some(_) => {}
+        None if matches!(kind.as_str(), "mcast" | "server" | "client" | "udp") => {
+            if source.and_then(|source| source.attr("port")).is_none() {
+                return Err(bad(format!("an <interface> of type {kind} needs a source port")));
+            }
+        }
         None => interface.remove_children("source"),
     }
     let mac = interface.child_or_insert("mac");

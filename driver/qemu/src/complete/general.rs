@@ -11,11 +11,11 @@ const QEMU_NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
 /// The emulated cpu that a PC machine of QEMU has where nothing is asked for.
 const DEFAULT_CPU: &str = "qemu64";
 
-pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
+pub(super) fn complete(draft: &mut Draft<'_>, hotplugged: u64) -> Result<()> {
     draft.root.remove_attr("id");
     set_default(&mut draft.root, "type", "qemu");
     identity(&mut draft.root)?;
-    memory(&mut draft.root)?;
+    memory(&mut draft.root, hotplugged)?;
     vcpus(&mut draft.root)?;
     machine(draft)?;
     sysinfo(&mut draft.root);
@@ -94,20 +94,27 @@ fn scale(value: u64, unit: &str, name: &str) -> Result<u64> {
         .ok_or_else(|| bad(format!("<{name}> is larger than any machine")))
 }
 
-fn set_kib(element: &mut Element, value: u64) {
+pub(super) fn set_kib(element: &mut Element, value: u64) {
     element.set_attr("unit", "KiB");
     element.set_text(value.to_string());
 }
 
-fn memory(root: &mut Element) -> Result<()> {
+/// `hotplugged` is what memory devices have of it, in KiB: it comes on top of the NUMA cells.
+fn memory(root: &mut Element, hotplugged: u64) -> Result<()> {
     let cells = numa_cells(root)?;
     let total = match (cells, root.child("memory")) {
-        (Some(total), _) => total,
+        (Some(cells), _) => cells.saturating_add(hotplugged),
         (None, Some(memory)) => kib(memory)?,
         (None, None) => return Err(bad("the domain has no <memory>")),
     };
     if total == 0 {
         return Err(bad("the domain's <memory> is zero"));
+    }
+    if hotplugged >= total {
+        return Err(bad("the memory devices are larger than the domain's <memory>"));
+    }
+    if hotplugged > 0 && root.child("maxMemory").is_none() {
+        return Err(unsupported("memory devices need <maxMemory> with slots"));
     }
     set_kib(root.child_or_insert("memory"), total);
     let current = root.child("currentMemory").map(kib).transpose()?;
@@ -363,16 +370,19 @@ fn features(root: &mut Element) {
 
 fn cpu(draft: &mut Draft<'_>) -> Result<()> {
     let kvm = draft.kvm;
+    let emulator = draft.of("emulator").next().map(Element::text);
+    let i686 = emulator.as_ref().unwrap_or(&draft.host.emulator).ends_with("-i386");
     let cpu = draft.root.child_or_insert("cpu");
     set_default(cpu, "mode", "custom");
     if cpu.attr("mode") == Some("custom") {
         set_default(cpu, "match", "exact");
+        let default = if i686 { "qemu32" } else { DEFAULT_CPU };
         if cpu.child_text("model").is_none_or(|model| model.trim().is_empty()) {
             cpu.set_attr("check", "none");
             cpu.set_attr("match", "exact");
             let model = cpu.child_or_insert("model");
             model.set_attr("fallback", "forbid");
-            model.set_text(DEFAULT_CPU);
+            model.set_text(default);
         }
     } else {
         cpu.remove_attr("match");

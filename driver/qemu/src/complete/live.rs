@@ -80,7 +80,11 @@ fn align_memory(live: &mut Element) {
     let (Some(total), current) = (size(live, "memory"), size(live, "currentMemory")) else {
         return;
     };
-    let sum = if cells == 0 { total } else { cells };
+    let devices = live.child("devices").into_iter().flat_map(|devices| devices.children("memory"));
+    let dimms: u64 = devices
+        .filter_map(|dimm| dimm.at(&["target", "size"])?.text().trim().parse::<u64>().ok())
+        .fold(0, u64::saturating_add);
+    let sum = if cells == 0 { total } else { cells.saturating_add(dimms) };
     let Some(aligned) = sum.checked_next_multiple_of(MEMORY_GRAIN) else { return };
     if let Some(memory) = live.child_mut("memory") {
         memory.set_text(aligned.to_string());
@@ -158,6 +162,8 @@ fn aliases(devices: &mut Element, q35: bool) {
         ("parallel", "parallel"),
         ("serial", "serial"),
         ("channel", "channel"),
+        ("smartcard", "smartcard"),
+        ("crypto", "crypto"),
         ("hub", "hub"),
         ("watchdog", "watchdog"),
         ("tpm", "tpm"),
@@ -171,6 +177,10 @@ fn aliases(devices: &mut Element, q35: bool) {
     }
     for balloon in devices.children_mut("memballoon").filter(|b| b.attr("model") != Some("none")) {
         name(balloon, "balloon0".to_owned());
+    }
+    for dimm in devices.children_mut("memory") {
+        let slot = dimm.child("address").and_then(|address| number_of(address, "slot"));
+        name(dimm, format!("dimm{}", slot.unwrap_or_default()));
     }
     consoles(devices);
 }

@@ -46,13 +46,15 @@ pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
     vocabulary::arrange(&mut domain);
     let mut draft = Draft::new(domain, host);
     devices::normalise(&mut draft)?;
-    general::complete(&mut draft)?;
+    let hotplugged = devices::memory(&mut draft)?;
+    general::complete(&mut draft, hotplugged)?;
     firmware::complete(&mut draft)?;
     devices::add_implicit(&mut draft)?;
     devices::complete(&mut draft)?;
     chardev::complete(&mut draft)?;
     devices::disk_controllers(&mut draft);
     chardev::ensure_controllers(&mut draft);
+    chardev::card_readers(&mut draft);
     devices::primary_video(&mut draft)?;
     chardev::assign_ports(&mut draft)?;
     pci::assign(&mut draft)?;

@@ -351,7 +351,8 @@ fn connect(device: &Element, q35: bool) -> Connect {
         },
         "disk" if child("target", "bus") == Some("virtio") => virtio(model),
         "memballoon" | "rng" if model != Some("none") => virtio(model),
-        "vsock" => virtio(model),
+        "vsock" | "filesystem" => virtio(model),
+        "crypto" => pci,
         "watchdog" if model == Some("i6300esb") => pci,
         "video" => match child("model", "type") {
             Some("virtio" | "bochs") => pcie,
@@ -420,6 +421,8 @@ fn controller_defaults(draft: &mut Draft<'_>) -> Result<()> {
             "pcie-root-port" => "pcie-root-port",
             "pcie-switch-upstream-port" => "x3130-upstream",
             "pcie-switch-downstream-port" => "xio3130-downstream",
+            "pci-expander-bus" => "pxb",
+            "pcie-expander-bus" => "pxb-pcie",
             _ => continue,
         };
         super::draft::set_default(controller.child_or_insert("model"), "name", device);
@@ -438,12 +441,34 @@ fn controller_defaults(draft: &mut Draft<'_>) -> Result<()> {
             let target = controller.child_or_insert("target");
             super::draft::set_default(target, "chassisNr", &index.to_string());
         }
+        if model.ends_with("-expander-bus") {
+            expander_number(draft, at)?;
+            continue;
+        }
         if let Some(port) = port {
             let target = controller.child_or_insert("target");
             super::draft::set_default(target, "chassis", &index.to_string());
             let port = checked_number(target, "port")?.unwrap_or(port);
             target.set_attr("port", format!("0x{port:x}"));
         }
+    }
+    Ok(())
+}
+
+/// The bus number at which an expander's buses start: two below the lowest in use, which leaves
+/// the most room for others.
+fn expander_number(draft: &mut Draft<'_>, at: usize) -> Result<()> {
+    const END: u32 = 256;
+    let number = |controller: &Element| number_of(controller.child("target")?, "busNr");
+    if draft.devices.get(at).and_then(number).is_some() {
+        return Ok(());
+    }
+    let lowest = draft.controllers("pci").filter_map(number).min().unwrap_or(END);
+    let Some(free) = lowest.checked_sub(2).filter(|free| *free > 0) else {
+        return Err(unsupported("no bus number is free for an expander bus: give it a busNr"));
+    };
+    if let Some(controller) = draft.devices.get_mut(at) {
+        controller.child_or_insert("target").set_attr("busNr", free.to_string());
     }
     Ok(())
 }

@@ -82,7 +82,9 @@ impl Connect {
     const DMI_BRIDGE: Self = Self(1 << 5);
     const BRIDGE: Self = Self(1 << 6);
     const PCIE_BRIDGE: Self = Self(1 << 7);
-    const KINDS: u16 = (1 << 8) - 1;
+    const EXPANDER: Self = Self(1 << 11);
+    const PCIE_EXPANDER: Self = Self(1 << 12);
+    const KINDS: u16 = 0xff | (1 << 11) | (1 << 12);
     /// Devices without an address may be put there; the device is one.
     const AUTO: Self = Self(1 << 8);
     /// Several such devices share a slot.
@@ -118,6 +120,8 @@ impl Connect {
             "pcie-to-pci-bridge" => Self::PCIE_BRIDGE,
             "pcie-root-port" => Self::ROOT_PORT.and(Self::AGGREGATE),
             "pcie-switch-upstream-port" => Self::UPSTREAM,
+            "pci-expander-bus" => Self::EXPANDER,
+            "pcie-expander-bus" => Self::PCIE_EXPANDER,
             "pcie-switch-downstream-port" => Self::DOWNSTREAM,
             _ => Self::NONE,
         }
@@ -154,9 +158,12 @@ impl Bus {
     fn new(model: &str) -> Option<Self> {
         let pci = Connect::PCI.and(Connect::BRIDGE);
         let port = Connect::PCIE.and(Connect::UPSTREAM).and(Connect::PCIE_BRIDGE).auto();
-        let root = Connect::PCIE.and(Connect::ROOT_PORT).and(Connect::DMI_BRIDGE);
+        let ports = Connect::ROOT_PORT.and(Connect::DMI_BRIDGE);
+        let root = Connect::PCIE.and(ports).and(Connect::PCIE_EXPANDER);
         let (model, accepts, first, last) = match model {
-            "pci-root" => ("pci-root", pci.auto(), 1, 31),
+            "pci-root" => ("pci-root", pci.and(Connect::EXPANDER).auto(), 1, 31),
+            "pci-expander-bus" => ("pci-expander-bus", pci.auto(), 0, 31),
+            "pcie-expander-bus" => ("pcie-expander-bus", ports, 0, 31),
             "pci-bridge" => ("pci-bridge", pci.auto(), 1, 31),
             "pcie-root" => ("pcie-root", root, 1, 31),
             "dmi-to-pci-bridge" => ("dmi-to-pci-bridge", pci, 0, 31),

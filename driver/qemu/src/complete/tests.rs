@@ -227,6 +227,50 @@ fn context(live: &Element) -> LaunchContext {
     }
 }
 
+/// Live definitions that libvirt made for guests of many tools: defining one again gives the same
+/// machine, with the same names of devices.
+#[test]
+fn a_running_guests_definition_is_the_same_machine() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(fixtures().join("../argv")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "xml") {
+            continue;
+        }
+        count += 1;
+        let recorded = read(&path);
+        let outcome = complete(recorded.clone(), &Host::for_test()).and_then(|config| {
+            let ports = Fresh::default();
+            Ok((config.clone(), live(&config, 1, &runtime(&ports, "/run/d"))?))
+        });
+        match outcome {
+            Err(err) => wrong.push(format!("{}: {}", path.display(), err.message)),
+            Ok((config, ours)) => {
+                let difference = abi_difference(&recorded, &config);
+                if let Some(difference) = difference.or_else(|| aliases_differ(&recorded, &ours)) {
+                    wrong.push(format!("{}: {difference}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count}\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count >= 40, "only {count} definitions found");
+}
+
+fn aliases_differ(recorded: &Element, ours: &Element) -> Option<String> {
+    let aliases = |domain: &Element| {
+        let devices = domain.child("devices").unwrap().elements();
+        let mut names: Vec<String> = devices
+            .filter_map(|d| Some(format!("{} {}", d.name(), d.child("alias")?.attr("name")?)))
+            .collect();
+        names.sort();
+        names
+    };
+    let (recorded, ours) = (aliases(recorded), aliases(ours));
+    (recorded != ours).then(|| format!("{recorded:?}\n{ours:?}"))
+}
+
 #[test]
 fn what_a_guest_would_see_is_told() {
     let base = complete(read(&fixtures().join("hand-disks-pc.xml")), &Host::for_test()).unwrap();

@@ -11,7 +11,8 @@ const DEPTH: usize = 4;
 const MOST_BUSES: u32 = 256;
 
 /// Classes in the order in which their devices get ports.
-const ORDER: [&str; 7] = ["disk", "interface", "sound", "hostdev", "serial", "input", "redirdev"];
+const ORDER: [&str; 8] =
+    ["disk", "interface", "sound", "hostdev", "controller", "serial", "input", "redirdev"];
 
 pub(super) fn assign(draft: &mut Draft<'_>) -> Result<()> {
     add_hubs(draft)?;
@@ -85,6 +86,7 @@ fn is_usb(device: &Element) -> bool {
         "sound" => device.attr("model") == Some("usb"),
         "serial" => child("target", "type") == Some("usb-serial"),
         "input" | "redirdev" => device.attr("bus") == Some("usb"),
+        "controller" => device.attr("type") == Some("ccid"),
         "hub" => true,
         _ => false,
     }
