@@ -144,6 +144,22 @@ static void serve(struct timespec until, long memory)
 	}
 }
 
+/*
+ * The clock may have jumped, as after a revert under TCG that kept the process: QEMU never lets the
+ * TSC go back.  Missed seconds are not made up for.
+ */
+static struct timespec second_after(struct timespec last)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	last.tv_sec++;
+	if (now.tv_sec > last.tv_sec) {
+		last = now;
+		last.tv_sec++;
+	}
+	return last;
+}
+
 static void open_all(void)
 {
 	char path[] = "/dev/vda", input[] = "/dev/input/event0";
@@ -196,7 +212,7 @@ int main(void)
 		memory++;
 		for (int i = 0; i < disks; i++)
 			write_counter(i, memory);
-		next.tv_sec++;
+		next = second_after(next);
 		serve(next, memory);
 	}
 }
