@@ -1,0 +1,607 @@
+//! The daemon dies, or a call fails, at every call of an operation on a real QEMU; the guest
+//! writes on, and in one half of the cases dies as well before the daemon is back. Then the old
+//! world or the new one holds, on the disks and in every moment, and nothing is left lying about.
+//!
+//! `CRASHES=all` runs every kind of trouble, not only those that are hardest.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+use virtsnap_engine::book::Book;
+use virtsnap_engine::domain::{Active, Event, ShutOffReason, Start, StartFrom};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::{DomainFacts, PathKind};
+use virtsnap_engine::options::{
+    Afterwards, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
+    Scope,
+};
+use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step, moment_image};
+use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, PivotError, Records, Subject};
+use virtsnap_engine::snapshots::Snapshots;
+use virtsnap_engine::testing::{Trouble, World};
+use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Location, Request};
+
+const DISKS: [&str; 2] = ["vda", "vdb"];
+const CLUSTER: usize = 64 * 1024;
+/// Written by the guest while there is no daemon: where the uppermost layer has data.
+const MEANWHILE: usize = 1;
+const CLUSTERS: usize = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Op {
+    Start,
+    Stop,
+    Write(usize),
+    Full(u8),
+    Disks(u8),
+    Revert(u8),
+    Delete(u8),
+}
+use Op::{Delete, Disks, Full, Revert, Stop, Write};
+
+struct Nobody;
+
+impl EventSink for Nobody {
+    fn emit(&self, _: Uuid, _: &str, _: i32, _: Event) {}
+}
+
+/// A hypervisor of which one call goes wrong.
+struct Mortal {
+    qemu: Qemu,
+    records: World,
+    calls: AtomicUsize,
+    trouble: Option<(usize, Trouble)>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Lives,
+    Fails,
+    FailsAfter,
+    Dead,
+    DiesAfter,
+}
+
+impl Mortal {
+    fn fate(&self) -> Fate {
+        let n = self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.trouble {
+            Some((at, Trouble::Fails)) if n == at => Fate::Fails,
+            Some((at, Trouble::FailsAfterEffect)) if n == at => Fate::FailsAfter,
+            Some((at, Trouble::DiesBefore)) if n >= at => Fate::Dead,
+            Some((at, Trouble::DiesAfter)) if n == at => Fate::DiesAfter,
+            Some((at, Trouble::DiesAfter)) if n > at => Fate::Dead,
+            _ => Fate::Lives,
+        }
+    }
+
+    /// The store is the daemon's as well.
+    fn die(&self) {
+        self.records.arm(0, Trouble::DiesBefore);
+    }
+
+    async fn call<T>(&self, act: impl Future<Output = Result<T>>) -> Result<T> {
+        let trouble = || Error::new(Condition::Internal, "trouble");
+        match self.fate() {
+            Fate::Lives => act.await,
+            Fate::Fails => Err(trouble()),
+            Fate::FailsAfter => act.await.and(Err(trouble())),
+            Fate::Dead => {
+                self.die();
+                Err(trouble())
+            }
+            Fate::DiesAfter => {
+                let done = act.await;
+                self.die();
+                done.and(Err(trouble()))
+            }
+        }
+    }
+
+    fn was_struck(&self) -> bool {
+        self.trouble.is_some_and(|(at, _)| self.calls.load(Ordering::SeqCst) > at)
+    }
+}
+
+impl Hypervisor for Mortal {
+    fn complete(&self, domain: Element) -> Result<Element> {
+        self.qemu.complete(domain)
+    }
+    async fn capabilities(&self) -> Result<Element> {
+        self.qemu.capabilities().await
+    }
+    async fn reconnect(&self) -> Result<Vec<Active>> {
+        self.qemu.reconnect().await
+    }
+    async fn start(&self, domain: Element, start: Start) -> Result<Active> {
+        self.qemu.start(domain, start).await
+    }
+    fn active(&self, domain: Uuid) -> Option<Active> {
+        self.qemu.active(domain)
+    }
+    fn all_active(&self) -> Vec<Active> {
+        self.qemu.all_active()
+    }
+    fn set_live(&self, domain: Uuid, live: Element) -> Result<()> {
+        self.qemu.set_live(domain, live)
+    }
+    async fn suspend(&self, domain: Uuid) -> Result<()> {
+        self.qemu.suspend(domain).await
+    }
+    async fn resume(&self, domain: Uuid) -> Result<()> {
+        self.qemu.resume(domain).await
+    }
+    async fn shutdown(&self, domain: Uuid) -> Result<()> {
+        self.qemu.shutdown(domain).await
+    }
+    async fn reboot(&self, domain: Uuid) -> Result<()> {
+        self.qemu.reboot(domain).await
+    }
+    async fn reset(&self, domain: Uuid) -> Result<()> {
+        self.qemu.reset(domain).await
+    }
+    async fn destroy(&self, domain: Uuid, reason: ShutOffReason) -> Result<()> {
+        self.qemu.destroy(domain, reason).await
+    }
+    async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
+        self.qemu.facts(subject).await
+    }
+    async fn probe(&self, path: &Path) -> Result<PathKind> {
+        self.qemu.probe(path).await
+    }
+    async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {
+        self.call(self.qemu.act(domain, step)).await
+    }
+    async fn undo(&self, domain: Uuid, step: &Step) -> Result<()> {
+        self.call(self.qemu.undo(domain, step)).await
+    }
+    async fn pivot(&self, domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
+        let trouble = || Error::new(Condition::Internal, "trouble");
+        match self.fate() {
+            Fate::Lives => self.qemu.pivot(domain, pivot).await,
+            Fate::Fails => Err(PivotError::Refused(trouble())),
+            Fate::FailsAfter => {
+                self.qemu.pivot(domain, pivot).await?;
+                Err(PivotError::InDoubt(trouble()))
+            }
+            Fate::Dead => {
+                self.die();
+                Err(PivotError::InDoubt(trouble()))
+            }
+            Fate::DiesAfter => {
+                let done = self.qemu.pivot(domain, pivot).await;
+                self.die();
+                done.and(Err(PivotError::InDoubt(trouble())))
+            }
+        }
+    }
+    async fn pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
+        self.qemu.pivoted(domain, pivot).await
+    }
+    async fn finish(&self, domain: Uuid, finish: &Finish) -> Result<()> {
+        self.call(self.qemu.finish(domain, finish)).await
+    }
+    async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
+        self.call(self.qemu.conclude(domain, conclude)).await
+    }
+}
+
+/// What outlives the daemon.
+struct Host {
+    dir: tempfile::TempDir,
+    records: World,
+}
+
+/// One life of the daemon.
+struct Daemon<'a> {
+    host: &'a Host,
+    runtime: Option<Runtime>,
+    hypervisor: Arc<Mortal>,
+    book: Mutex<Book>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let records = World::new(&[]);
+        let mut disks = String::new();
+        for target in DISKS {
+            let image = path(&dir.path().join(format!("{target}.qcow2")));
+            tool("qemu-img", &["create", "-q", "-f", "qcow2", &image, "1M"]);
+            disks.push_str(&format!(
+                "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
+                 <source file='{image}'/><target dev='{target}' bus='virtio'/></disk>"
+            ));
+        }
+        let written = format!(
+            "<domain type='qemu'><name>vm</name><uuid>{}</uuid><memory unit='MiB'>16</memory>\
+             <vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><devices>{disks}\
+             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>",
+            records.uuid
+        );
+        let host = Self { dir, records };
+        let completed = host.qemu().complete(Element::parse(&written).unwrap()).unwrap();
+        Records::set_config(&host.records, host.records.uuid, &completed).unwrap();
+        host
+    }
+
+    fn qemu(&self) -> Qemu {
+        let sub = |name: &str| self.dir.path().join(name);
+        let config = QemuConfig::new(sub("run"), sub("state"), sub("log"));
+        Qemu::new(config, Arc::new(Nobody))
+    }
+
+    /// The daemon starts, and finds its guest again.
+    fn daemon(&self, trouble: Option<(usize, Trouble)>) -> Daemon<'_> {
+        self.records.revive();
+        let runtime = Runtime::new().unwrap();
+        let qemu = self.qemu();
+        runtime.block_on(qemu.reconnect()).unwrap();
+        let records = self.records.clone();
+        let mortal = Mortal { qemu, records, calls: AtomicUsize::new(0), trouble };
+        let book = self.records.book();
+        Daemon { host: self, runtime: Some(runtime), hypervisor: Arc::new(mortal), book }
+    }
+
+    fn kill_guest(&self) {
+        let status = self.dir.path().join("run").join(self.records.uuid.to_string());
+        let Ok(text) = std::fs::read_to_string(status.join("status.json")) else { return };
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let pid = i32::try_from(status["process"]["pid"].as_i64().unwrap()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+
+    fn tidy(&self, context: &str) {
+        assert!(!self.records.has_journal(), "{context}: the journal is left");
+        let owned = self.records.book().into_inner().unwrap().owned;
+        for entry in std::fs::read_dir(self.dir.path()).unwrap() {
+            let file = entry.unwrap().path();
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            if !file.is_file() || name == "content.raw" {
+                continue;
+            }
+            let is_first = DISKS.iter().any(|disk| name == format!("{disk}.qcow2"));
+            assert!(is_first || owned.contains(&file), "{context}: '{name}' is nobody's");
+            tool("qemu-img", &["check", "-q", "-U", "-f", "qcow2", &path(&file)]);
+        }
+        for file in owned {
+            assert!(file.exists(), "{context}: '{}' is gone", file.display());
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill_guest();
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(20));
+        }
+    }
+}
+
+/// All that a user can tell of the world.
+#[derive(Debug, Clone, PartialEq)]
+struct View {
+    disks: Vec<Vec<u8>>,
+    moments: BTreeMap<String, (Option<String>, Vec<Vec<u8>>)>,
+    current: Option<String>,
+    is_up: bool,
+}
+
+impl Daemon<'_> {
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().unwrap().block_on(future)
+    }
+
+    fn snapshots(&self) -> Snapshots<Mortal, World, World> {
+        let records = Arc::new(self.host.records.clone());
+        Snapshots::new(Arc::clone(&self.hypervisor), Arc::clone(&records), records)
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.host.records.uuid
+    }
+
+    fn is_up(&self) -> bool {
+        self.hypervisor.active(self.uuid()).is_some()
+    }
+
+    fn apply(&self, op: Op, value: u8) -> Result<()> {
+        let new = |scope| New {
+            scope,
+            metadata: Metadata::Keep,
+            afterwards: Afterwards::Continue,
+            overlays: Overlays::Create,
+        };
+        let request = |n| Request { name: Some(format!("s{n}")), ..Request::default() };
+        let snapshots = self.snapshots();
+        match op {
+            Op::Start => {
+                let config = self.book.lock().unwrap().config.clone().unwrap();
+                let start = Start { paused: true, from: StartFrom::Boot };
+                self.run(self.hypervisor.start(config, start)).map(drop)
+            }
+            Stop => self.run(self.hypervisor.destroy(self.uuid(), ShutOffReason::Destroyed)),
+            Write(cluster) => {
+                for disk in DISKS {
+                    let at = cluster * CLUSTER;
+                    self.io(disk, &format!("write -P {value} {at} {CLUSTER}"));
+                    self.io(disk, "flush");
+                }
+                Ok(())
+            }
+            Full(n) => {
+                let options = new(Scope::FullSystem { live: false });
+                self.run(snapshots.create(&self.book, &request(n), &options)).map(drop)
+            }
+            Disks(n) => {
+                let options = new(Scope::DiskOnly { quiesce: false });
+                self.run(snapshots.create(&self.book, &request(n), &options)).map(drop)
+            }
+            Revert(n) => {
+                let state = RevertState::AsSnapshot;
+                let options = RevertOptions { state, force: false, reset_nvram: false };
+                self.run(snapshots.revert(&self.book, &format!("s{n}"), &options))
+            }
+            Delete(n) => {
+                let options = DeleteOptions { scope: DeleteScope::Single, metadata_only: false };
+                self.run(snapshots.delete(&self.book, &format!("s{n}"), &options))
+            }
+        }
+    }
+
+    fn recover(&self) {
+        for unfinished in self.host.records.unfinished().unwrap() {
+            self.run(self.snapshots().recover(&self.book, &unfinished))
+                .unwrap_or_else(|err| panic!("{}", err.chain()));
+        }
+    }
+
+    fn active_image(&self, target: &str) -> PathBuf {
+        let live = self.hypervisor.active(self.uuid()).map(|active| active.live);
+        let definition = live.or_else(|| self.book.lock().unwrap().config.clone()).unwrap();
+        PathBuf::from(domain::disk(&definition, target).unwrap().path().unwrap())
+    }
+
+    fn io(&self, target: &str, command: &str) {
+        if !self.is_up() {
+            tool("qemu-io", &["-f", "qcow2", "-c", command, &path(&self.active_image(target))]);
+            return;
+        }
+        let n = DISKS.iter().position(|disk| *disk == target).unwrap();
+        let device = format!("/machine/peripheral/virtio-disk{n}/virtio-backend");
+        let command = format!("qemu-io -d {device} \"{command}\"");
+        let said = self.run(self.hypervisor.qemu.monitor_command(self.uuid(), &command, true));
+        let said = said.unwrap();
+        assert!(!said.contains("rror") && !said.contains("ailed"), "{command}: {said}");
+    }
+
+    fn read(&self, image: &Path, tag: Option<&str>) -> Vec<u8> {
+        let raw = path(&self.host.dir.path().join("content.raw"));
+        let tag = tag.map(|tag| format!("snapshot.name={tag}"));
+        let mut args = vec!["convert", "-U", "-f", "qcow2", "-O", "raw"];
+        args.extend(tag.iter().flat_map(|tag| ["-l", tag]));
+        let from = path(image);
+        args.extend([from.as_str(), raw.as_str()]);
+        tool("qemu-img", &args);
+        let bytes = std::fs::read(&raw).unwrap();
+        let first = |cluster: &[u8]| {
+            assert!(cluster.iter().all(|byte| *byte == cluster[0]), "{from}");
+            cluster[0]
+        };
+        bytes.chunks(CLUSTER).take(CLUSTERS).map(first).collect()
+    }
+
+    fn view(&self) -> View {
+        let is_up = self.is_up();
+        let disks = DISKS.map(|disk| {
+            if is_up {
+                self.io(disk, "flush");
+            }
+            self.read(&self.active_image(disk), None)
+        });
+        let book = self.book.lock().unwrap();
+        let moments = book.moments.iter().map(|def| {
+            let contents = DISKS.map(|target| {
+                let disk = def.disks.iter().find(|disk| disk.name == target).unwrap();
+                let tag = (disk.snapshot == Location::Internal).then_some(def.name.as_str());
+                self.read(&moment_image(def, target).unwrap(), tag)
+            });
+            (def.name.clone(), (def.parent.clone(), contents.to_vec()))
+        });
+        View {
+            disks: disks.to_vec(),
+            moments: moments.collect(),
+            current: book.moments.current().map(str::to_owned),
+            is_up,
+        }
+    }
+}
+
+fn situation(ops: &[Op]) -> Host {
+    let host = Host::new();
+    let daemon = host.daemon(None);
+    for (n, op) in ops.iter().enumerate() {
+        let value = u8::try_from(n + 1).unwrap();
+        daemon.apply(*op, value).unwrap_or_else(|err| panic!("{op:?}: {}", err.chain()));
+    }
+    drop(daemon);
+    host
+}
+
+fn every_trouble(before: &[Op], op: Op) {
+    if !is_possible() {
+        return;
+    }
+    let host = situation(before);
+    let daemon = host.daemon(None);
+    let old = daemon.view();
+    daemon.apply(op, 0).unwrap_or_else(|err| panic!("{op:?}: {}", err.chain()));
+    let new = daemon.view();
+    drop(daemon);
+    host.tidy("without trouble");
+
+    let mut troubles = vec![Trouble::DiesAfter];
+    if std::env::var_os("CRASHES").is_some() {
+        troubles.extend([Trouble::DiesBefore, Trouble::FailsAfterEffect, Trouble::Fails]);
+    }
+    for trouble in troubles {
+        for guest_dies in [false, true] {
+            for at in 0.. {
+                let context = format!("{before:?} then {op:?}, {trouble:?} at {at}, {guest_dies}");
+                if !one_trouble(before, op, (at, trouble), guest_dies, (&old, &new), &context) {
+                    assert!(at > 0, "{context}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// False: there was no such call.
+fn one_trouble(
+    before: &[Op],
+    op: Op,
+    trouble: (usize, Trouble),
+    guest_dies: bool,
+    (old, new): (&View, &View),
+    context: &str,
+) -> bool {
+    let host = situation(before);
+    let daemon = host.daemon(Some(trouble));
+    let result = daemon.apply(op, 0);
+    let was_struck = daemon.hypervisor.was_struck();
+    drop(daemon);
+    if !was_struck {
+        assert!(result.is_ok(), "{context}");
+        return false;
+    }
+    // A guest that is being reverted stands still.
+    let writes = !matches!(op, Revert(_));
+    let mut wrote = false;
+    let daemon = host.daemon(None);
+    if writes && daemon.is_up() {
+        daemon.apply(Write(MEANWHILE), 200).unwrap();
+        wrote = true;
+    }
+    drop(daemon);
+    if guest_dies {
+        host.kill_guest();
+    }
+    let daemon = host.daemon(None);
+    daemon.recover();
+    let seen = daemon.view();
+    let expected = |view: &View| {
+        let mut view = view.clone();
+        if wrote {
+            view.disks.iter_mut().for_each(|disk| disk[MEANWHILE] = 200);
+        }
+        view
+    };
+    let same = |view: &View| {
+        let view = expected(view);
+        // What comes up in the end may fail to, and a guest that died is down.
+        View { is_up: false, ..seen.clone() } == View { is_up: false, ..view }
+    };
+    assert!(same(old) || same(new), "{context}: saw {seen:#?}\nold {old:#?}\nnew {new:#?}");
+    drop(daemon);
+    host.tidy(context);
+    true
+}
+
+fn is_possible() -> bool {
+    for program in ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-img", "/usr/bin/qemu-io"] {
+        if !Path::new(program).exists() {
+            assert!(std::env::var_os("CI").is_none(), "{program} is not installed");
+            eprintln!("SKIPPED: {program} is not installed");
+            return false;
+        }
+    }
+    true
+}
+
+fn path(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn tool(program: &str, args: &[&str]) {
+    let out = Command::new(program).args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        out.status.success() && !said.contains("rror"),
+        "{program} {args:?}: {said}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+#[test]
+fn a_live_disk_snapshot() {
+    every_trouble(&[Op::Start, Write(0)], Disks(0));
+}
+
+#[test]
+fn a_live_full_snapshot() {
+    every_trouble(&[Op::Start, Write(0)], Full(0));
+}
+
+#[test]
+fn a_disk_snapshot_of_a_domain_that_is_shut_off() {
+    every_trouble(&[Write(0), Disks(0), Write(1)], Disks(1));
+}
+
+#[test]
+fn an_internal_snapshot_of_a_domain_that_is_shut_off() {
+    every_trouble(&[Write(0)], Full(0));
+}
+
+#[test]
+fn a_live_deletion_of_the_active_layer() {
+    every_trouble(&[Op::Start, Write(0), Disks(0), Write(1)], Delete(0));
+}
+
+#[test]
+fn a_live_deletion_in_the_middle() {
+    every_trouble(&[Op::Start, Write(0), Disks(0), Write(1), Disks(1), Write(2)], Delete(0));
+}
+
+#[test]
+fn a_live_deletion_inside_a_backing_layer() {
+    every_trouble(&[Op::Start, Write(0), Full(0), Write(1), Disks(1), Write(2)], Delete(0));
+}
+
+#[test]
+fn a_deletion_of_a_domain_that_is_shut_off() {
+    every_trouble(&[Write(0), Disks(0), Write(1), Disks(1), Write(2)], Delete(0));
+}
+
+#[test]
+fn a_revert_in_the_same_process() {
+    every_trouble(&[Op::Start, Write(0), Full(0), Write(1)], Revert(0));
+}
+
+#[test]
+fn a_revert_to_a_frozen_layer() {
+    every_trouble(&[Write(0), Disks(0), Write(1), Op::Start, Write(2)], Revert(0));
+}
+
+#[test]
+fn a_revert_to_an_internal_snapshot_of_a_layer_that_others_read() {
+    every_trouble(&[Op::Start, Write(0), Full(0), Write(1), Disks(1), Write(2), Stop], Revert(0));
+}
