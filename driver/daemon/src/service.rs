@@ -62,12 +62,6 @@ pub(crate) struct Subscription {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Topic {
     Domain(i32),
-    Network(i32),
-    StoragePool(i32),
-    NodeDevice(i32),
-    Secret(i32),
-    /// Events of QEMU's monitor by name, or all of them.
-    Monitor(Option<String>),
     /// The connection to the hypervisor is lost (CONNECT_REGISTER_CLOSE_CALLBACK).
     ConnectionClosed,
 }

@@ -4,7 +4,7 @@ use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
 use super::{Answer, Context, Outcome};
-use crate::handle::Connection;
+use crate::handle::{Connection, SessionHandle};
 use crate::service::{ERR_INTERNAL, FROM_RPC, RpcError, Subscription, Topic};
 
 const OPEN_READ_ONLY: u32 = 1;
@@ -31,6 +31,8 @@ pub(super) async fn open<H: Inspect>(cx: Context<'_, H>, args: ConnectOpenArgs) 
         return Err(RpcError::new(NO_CONNECT, FROM_NONE, message).into());
     }
     let read_only = args.flags & OPEN_READ_ONLY != 0;
+    let SessionHandle { id, peer, .. } = &**cx.session;
+    tracing::debug!(session = id, uid = peer.uid, pid = peer.pid, uri, read_only, "opened");
     Ok(cx.session.open(Connection { uri, read_only })?)
 }
 

@@ -5,10 +5,9 @@ use virtsnap_engine::inspect::Inspect;
 
 use super::Outcome;
 use crate::domains::{Domain, Domains};
-use crate::service::RpcError;
+use crate::service::{FROM_QEMU, RpcError};
 
 const INVALID_ARG: i32 = 8;
-const FROM_QEMU: i32 = 10;
 
 /// Refuses bits the function does not know, in the words libvirt's own clients look for.
 pub(super) fn only(flags: u32, known: u32, function: &str) -> Outcome<()> {

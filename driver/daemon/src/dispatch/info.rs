@@ -206,12 +206,13 @@ pub(super) async fn has_managed_save<H: Inspect>(
     Ok(DomainHasManagedSaveImageRet { result: has.into() })
 }
 
-/// No security driver confines guests here: libvirt's answer is an empty model and label.
+/// No security driver confines guests here; libvirt's word for that is a model of its own.
 pub(super) async fn security_model<H: Inspect>(
     _: Context<'_, H>,
     _: NodeGetSecurityModelArgs,
 ) -> Outcome<NodeGetSecurityModelRet> {
-    Ok(NodeGetSecurityModelRet { model: Vec::new().into(), doi: Vec::new().into() })
+    let text = |text: &str| text.bytes().map(u8::cast_signed).chain([0]).collect();
+    Ok(NodeGetSecurityModelRet { model: text("none"), doi: text("0") })
 }
 
 pub(super) async fn security_label<H: Inspect>(

@@ -1,5 +1,6 @@
 //! What holds a domain just now, as virDomainGetJobInfo and its successors tell it.
 
+use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
@@ -68,4 +69,17 @@ pub(super) async fn stats<H: Inspect>(
     let params =
         vec![TypedParam::new("operation", operation), TypedParam::new("time_elapsed", elapsed)];
     Ok(DomainGetJobStatsRet { kind: UNBOUNDED, params: params.into() })
+}
+
+/// An operation on snapshots goes on to its end, or back to its start, by itself.
+pub(super) async fn abort<H: Inspect>(cx: Context<'_, H>, args: DomainAbortJobArgs) -> Outcome<()> {
+    let domain = cx.domain(&args.dom)?;
+    Err(match reported(&domain) {
+        None => Error::new(Condition::OperationInvalid, "no job is active on the domain"),
+        Some(_) => Error::new(
+            Condition::OperationInvalid,
+            "this job cannot be aborted: it completes, or undoes what it did, by itself",
+        ),
+    }
+    .into())
 }
