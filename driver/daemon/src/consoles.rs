@@ -235,7 +235,12 @@ impl Terminal {
         let mut settings = rustix::termios::tcgetattr(&terminal)?;
         settings.make_raw();
         rustix::termios::tcsetattr(&terminal, rustix::termios::OptionalActions::Now, &settings)?;
-        Ok(Self(Arc::new(AsyncFd::new(terminal)?)))
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd keeps one open descriptor: it is safe to register"
+        )]
+        let terminal = AsyncFd::new(terminal)?;
+        Ok(Self(Arc::new(terminal)))
     }
 }
 

@@ -46,6 +46,15 @@ impl Events {
         Self { sessions }
     }
 
+    /// How many registrations for domain events there are.
+    #[cfg(test)]
+    pub(crate) fn listeners(&self) -> usize {
+        let count = |session: std::sync::Arc<crate::handle::SessionHandle>| {
+            session.count(|one| matches!(one.topic, crate::service::Topic::Domain(_)))
+        };
+        self.sessions.all().into_iter().map(count).sum()
+    }
+
     pub(crate) fn publish(&self, uuid: Uuid, name: &str, id: i32, event: &Event) {
         tracing::debug!(domain = name, id, ?event, "event");
         let dom = DomainRef { name: name.to_owned(), uuid, id };

@@ -1,6 +1,7 @@
 //! A hypervisor in memory, for the daemon's own tests: life cycle only.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -133,7 +134,7 @@ impl Hypervisor for FakeHypervisor {
         not_here()
     }
 
-    async fn probe(&self, _: &std::path::Path) -> Result<PathKind> {
+    async fn probe(&self, _: &Path) -> Result<PathKind> {
         not_here()
     }
 
@@ -168,11 +169,15 @@ impl Inspect for FakeHypervisor {
 }
 
 /// A daemon's domains over the fake; what is stored in `directory` outlives them.
-pub(crate) fn domains(directory: &std::path::Path) -> Domains<FakeHypervisor> {
-    let events = Events::new(Arc::new(Sessions::default()));
+pub(crate) fn domains(directory: &Path) -> Domains<FakeHypervisor> {
+    domains_and_sessions(directory).0
+}
+
+pub(crate) fn domains_and_sessions(directory: &Path) -> (Domains<FakeHypervisor>, Arc<Sessions>) {
+    let sessions = Arc::new(Sessions::default());
     let store = Arc::new(Store::open(directory).unwrap());
-    let table = Arc::new(Table::load(store, events).unwrap());
+    let table = Arc::new(Table::load(store, Events::new(sessions.clone())).unwrap());
     let hypervisor = Arc::new(FakeHypervisor::default());
     hypervisor.sink.set(Arc::downgrade(&table)).unwrap();
-    Domains::new(hypervisor, table)
+    (Domains::new(hypervisor, table), sessions)
 }

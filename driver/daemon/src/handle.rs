@@ -104,6 +104,11 @@ impl SessionHandle {
         self.outbox.finish();
     }
 
+    #[cfg(test)]
+    pub(crate) fn count(&self, matches: impl Fn(&Subscription) -> bool) -> usize {
+        self.subscriptions().iter().filter(|&known| matches(known)).count()
+    }
+
     /// Drops the subscriptions that match; says whether there were any.
     pub(crate) fn unsubscribe(&self, matches: impl Fn(&Subscription) -> bool) -> bool {
         let mut subscriptions = self.subscriptions();

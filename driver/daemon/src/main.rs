@@ -7,8 +7,6 @@
 //! - [`events`], [`vir_error`]: what happened and what went wrong, in libvirt's numbers;
 //! - [`host`], [`consoles`]: what the daemon itself asks of the host.
 
-#![allow(dead_code, reason = "until the QEMU driver is wired")]
-
 mod config;
 mod consoles;
 mod dispatch;
@@ -34,9 +32,13 @@ use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use virtsnap_engine::ports::EventSink;
+use virtsnap_qemu::confine::Owner;
+use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
 
 use crate::config::{Config, Mode};
 
@@ -73,7 +75,30 @@ fn start(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    Err("no hypervisor driver is built in".into())
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(startup::run(&config, |events| qemu(&config, events)))?;
+    Ok(())
+}
+
+/// The driver behind `qemu:///`. QEMU itself runs as the configuration says.
+fn qemu(config: &Config, events: Arc<dyn EventSink>) -> virtsnap_engine::error::Result<Qemu> {
+    let guests = &config.guests;
+    let user = match (&guests.user, &guests.group) {
+        (Some(user), group) => Some(Owner::named(user, group.as_deref())?),
+        (None, _) => None,
+    };
+    let mut settings = QemuConfig::new(
+        config.run_dir.join("qemu"),
+        config.state_dir.join("qemu"),
+        config.state_dir.join("log"),
+    );
+    settings.user = user;
+    settings.dynamic_ownership = guests.dynamic_ownership;
+    settings.sandbox = guests.sandbox;
+    if let Some(emulator) = &guests.emulator {
+        settings.emulator.clone_from(emulator);
+    }
+    Ok(Qemu::new(settings, events))
 }
 
 /// The error and its causes in one line, on the terminal or in the journal.

@@ -23,6 +23,8 @@ mod qemu;
 mod settings;
 mod snapshots;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

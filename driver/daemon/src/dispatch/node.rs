@@ -2,7 +2,6 @@
 
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::{Inspect, Platform};
-use virtsnap_engine::ports::Hypervisor;
 use virtsnap_rpc::remote::*;
 use virtsnap_rpc::xdr::Opaque;
 

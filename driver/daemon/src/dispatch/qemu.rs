@@ -1,7 +1,6 @@
 //! The QEMU program: its monitor and the guest's agent, past the driver.
 
 use virtsnap_engine::inspect::Inspect;
-use virtsnap_engine::ports::Hypervisor;
 use virtsnap_rpc::remote::*;
 
 use super::{Context, Outcome, flags};

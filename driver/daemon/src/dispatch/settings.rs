@@ -3,7 +3,7 @@
 use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Origin};
 use virtsnap_engine::inspect::Inspect;
-use virtsnap_engine::ports::{EventSink, Hypervisor};
+use virtsnap_engine::ports::EventSink;
 use virtsnap_rpc::remote::*;
 use virtsnap_xml::element::Element;
 
