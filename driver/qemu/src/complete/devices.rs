@@ -375,6 +375,9 @@ fn check_disk(name: &str, device: &str, bus: &str, q35: bool) -> Result<()> {
 fn disk_source(disk: &mut Element, name: &str, device: &str) -> Result<()> {
     // What follows of a running guest is found again at its next start.
     disk.remove_children("mirror");
+    if disk.child("source").is_some_and(|source| source.attr("index").is_some()) {
+        disk.remove_children("backingStore");
+    }
     let attribute = if disk.attr("type") == Some("block") { "dev" } else { "file" };
     let mut empty = true;
     if let Some(source) = disk.child_mut("source") {

@@ -258,6 +258,44 @@ fn a_running_guests_definition_is_the_same_machine() {
     assert!(count >= 40, "only {count} definitions found");
 }
 
+/// Sets the nth attribute, counted through the whole tree.
+fn set_nth(element: &mut Element, nth: &mut usize, value: &str) -> bool {
+    let names: Vec<String> = element.attributes().map(|(name, _)| name.to_owned()).collect();
+    if let Some(name) = names.get(*nth) {
+        element.set_attr(name, value);
+        return true;
+    }
+    *nth -= names.len();
+    element.elements_mut().any(|child| set_nth(child, nth, value))
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    /// A senseless value is refused or has no consequence: it never brings us down.
+    #[test]
+    fn nonsense_in_an_attribute_is_survived(
+        name in proptest::sample::select(vec![
+            "hand-disks-pc", "hand-pci", "misc-q35", "usb2-q35", "consoles", "cpu-topo",
+            "card-9p-expander", "memory-devices", "live-q35",
+        ]),
+        nth in 0_usize..200,
+        value in proptest::sample::select(vec![
+            "", "0", "-1", "1", "7", "31", "32", "255", "256", "65536", "4294967295",
+            "0xffffffff", "99999999999999999999", "zz", "vdzzzz", "0-99999", "none", "pci",
+        ]),
+    ) {
+        let mut domain = read(&fixtures().join(format!("{name}.xml")));
+        let mut nth = nth;
+        if set_nth(&mut domain, &mut nth, value) {
+            if let Ok(config) = complete(domain, &Host::for_test()) {
+                let ports = Fresh::default();
+                let _ = live(&config, i32::MAX, &runtime(&ports, "/run/d"));
+            }
+        }
+    }
+}
+
 fn aliases_differ(recorded: &Element, ours: &Element) -> Option<String> {
     let aliases = |domain: &Element| {
         let devices = domain.child("devices").unwrap().elements();
