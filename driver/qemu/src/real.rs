@@ -529,3 +529,37 @@ async fn capabilities_name_what_clients_look_for() {
     let platform = Platform { virt_type: Some("xen".to_owned()), ..Platform::default() };
     assert!(qemu.domain_capabilities(&platform).await.is_err());
 }
+
+#[tokio::test]
+async fn a_guest_with_uefi_and_a_tpm_starts_and_leaves_only_its_state() {
+    skip_without_qemu!();
+    for program in ["/usr/bin/swtpm", "/usr/share/OVMF/OVMF_CODE_4M.fd"] {
+        if !Path::new(program).exists() {
+            assert!(std::env::var_os("CI").is_none(), "{program} is not installed");
+            eprintln!("SKIPPED: {program} is not installed");
+            return;
+        }
+    }
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    let mut domain = desktop(&bed, &bed.image("a"));
+    domain.child_mut("os").unwrap().set_attr("firmware", "efi");
+    domain.child_mut("devices").unwrap().push(
+        Element::parse("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
+            .unwrap(),
+    );
+    let definition = qemu.complete(domain).unwrap();
+    let nvram = PathBuf::from(definition.at(&["os", "nvram"]).unwrap().text());
+    let active = qemu.start(definition.clone(), paused()).await.unwrap();
+    assert!(nvram.exists(), "{}", active.live);
+    let instance = qemu.instance(bed.uuid).unwrap();
+    let tpm = Process::find(instance.helpers[0].pid(), instance.helpers[0].started()).unwrap();
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    assert!(tpm.is_gone());
+    assert!(nvram.exists());
+    assert!(bed.dir.path().join("state/tpm").join(bed.uuid.to_string()).exists());
+    // The second start finds both again.
+    qemu.start(definition, paused()).await.unwrap();
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    assert!(!bed.run_dir().exists());
+}

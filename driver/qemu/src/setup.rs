@@ -7,7 +7,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use virtsnap_engine::domain::State;
@@ -17,9 +16,12 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use crate::argv::{CommandLine, Password};
+use crate::blocks::job;
 use crate::confine::{Use, failed};
 use crate::events::alias_of;
 use crate::instance::{Inner, Instance};
+
+const LOAD: &str = "virtsnap-load";
 
 /// Classes of devices with a character device behind them.
 const CHARACTER: &[&str] =
@@ -325,34 +327,15 @@ pub(crate) async fn load_vm_state(
             })
     };
     let nodes = disks.iter().map(|disk| node(disk)).collect::<Result<Vec<_>>>()?;
-    let job = "virtsnap-load";
     let arguments =
-        json!({ "job-id": job, "tag": tag, "vmstate": node(vmstate)?, "devices": nodes });
-    let mut events = instance.qmp.events();
-    instance.qmp.execute("snapshot-load", arguments).await?;
-    loop {
-        let jobs = instance.qmp.execute("query-jobs", Value::Null).await?;
-        let found = jobs.as_array().into_iter().flatten().find(|found| found["id"] == job).cloned();
-        let Some(found) = found else {
-            return Err(Error::new(Condition::Internal, "QEMU forgot that it loads a snapshot"));
-        };
-        if found["status"] == "concluded" {
-            instance.qmp.execute("job-dismiss", json!({ "id": job })).await?;
-            return match found["error"].as_str() {
-                None => Ok(()),
-                Some(text) => {
-                    let message = format!("cannot load the memory of snapshot '{tag}': {text}");
-                    Err(Error::new(Condition::OperationFailed, message))
-                }
-            };
-        }
-        if instance.process.is_gone() {
-            let message = format!("QEMU ended while it loaded snapshot '{tag}'");
-            return Err(Error::new(Condition::OperationFailed, message));
-        }
-        // An event says that there is something to ask again about; the time-out is for one missed.
-        let _ = tokio::time::timeout(Duration::from_millis(500), events.recv()).await;
-    }
+        json!({ "job-id": LOAD, "tag": tag, "vmstate": node(vmstate)?, "devices": nodes });
+    let qmp = &instance.qmp;
+    qmp.execute("snapshot-load", arguments).await?;
+    let Some(done) = job::wait(qmp, LOAD, job::Job::is_concluded).await? else {
+        return Err(Error::new(Condition::Internal, "QEMU forgot that it loads a snapshot"));
+    };
+    job::dismiss(qmp, LOAD).await?;
+    job::outcome(&done, &format!("loading the memory of snapshot '{tag}'"))
 }
 
 /// The state of a QEMU that was left alone, by `query-status`.
