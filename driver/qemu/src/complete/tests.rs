@@ -287,11 +287,11 @@ proptest::proptest! {
     ) {
         let mut domain = read(&fixtures().join(format!("{name}.xml")));
         let mut nth = nth;
-        if set_nth(&mut domain, &mut nth, value) {
-            if let Ok(config) = complete(domain, &Host::for_test()) {
-                let ports = Fresh::default();
-                let _ = live(&config, i32::MAX, &runtime(&ports, "/run/d"));
-            }
+        if set_nth(&mut domain, &mut nth, value)
+            && let Ok(config) = complete(domain, &Host::for_test())
+        {
+            let ports = Fresh::default();
+            let _ = live(&config, i32::MAX, &runtime(&ports, "/run/d"));
         }
     }
 }
