@@ -161,10 +161,7 @@ impl Build<'_> {
             return refuse(format!("a virtio <{}> needs a PCI address", device.name()));
         }
         let model = match device.name() {
-            "interface" | "input" | "filesystem" => device
-                .child("model")
-                .and_then(|model| model.attr("type"))
-                .or_else(|| device.attr("model")),
+            "interface" => device.child("model").and_then(|model| model.attr("type")),
             _ => device.attr("model"),
         };
         let suffix = match model {

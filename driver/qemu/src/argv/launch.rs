@@ -1,4 +1,4 @@
-//! The recorded definitions on a real QEMU: it takes every argument, and its monitor answers.
+//! The recorded and the completed definitions on a real QEMU: it takes every argument, and its monitor answers.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use virtsnap_xml::element::Element;
 
+use super::guests::emulated_guests;
 use super::tests::{chains, context, fixtures, names};
 use super::{LaunchContext, command_line};
 
@@ -17,7 +18,7 @@ const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
 const DEADLINE: Duration = Duration::from_secs(120);
 
 #[test]
-fn qemu_takes_every_recorded_guest() {
+fn qemu_takes_every_guest() {
     if !Path::new(EMULATOR).exists() {
         assert!(std::env::var_os("CI").is_none(), "{EMULATOR} is not installed");
         eprintln!("SKIPPED: {EMULATOR} is not installed");
@@ -25,8 +26,15 @@ fn qemu_takes_every_recorded_guest() {
     }
     let mut wrong = Vec::new();
     for name in names() {
-        if let Err(why) = launch(&name) {
+        let path = fixtures().join(format!("{name}.xml"));
+        let live = std::fs::read_to_string(path).unwrap();
+        if let Err(why) = launch(&name, &live) {
             wrong.push(format!("{name}: {why}"));
+        }
+    }
+    for (name, live) in emulated_guests() {
+        if let Err(why) = launch(&name, &live) {
+            wrong.push(format!("{name} from its definition: {why}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -42,12 +50,12 @@ impl Drop for Process {
     }
 }
 
-fn launch(name: &str) -> Result<(), String> {
+fn launch(name: &str, live: &str) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
-    let text = std::fs::read_to_string(fixtures().join(format!("{name}.xml"))).unwrap();
-    let text = text
+    let text = live
         .replace("/var/lib/libvirt/images", dir.path().to_str().unwrap())
         .replace("/var/lib/libvirt/qemu/nvram", dir.path().to_str().unwrap())
+        .replace("/run/virtsnap", dir.path().to_str().unwrap())
         .replace("/run/libvirt/qemu/channel", dir.path().to_str().unwrap());
     let mut live = Element::parse(&text).unwrap();
     if let Some(missing) = private(&mut live, dir.path()) {

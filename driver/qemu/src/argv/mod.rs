@@ -302,6 +302,8 @@ fn lacks(what: &str) -> Error {
 }
 
 #[cfg(test)]
+mod guests;
+#[cfg(test)]
 mod launch;
 #[cfg(test)]
 mod tests;

@@ -43,14 +43,14 @@ impl Build<'_> {
                 return refuse(format!("QEMU takes one <{element}> in <sysinfo>"));
             }
             for table in tables {
-                let entries = table.children("entry");
                 let mut option = format!("type={kind}");
-                for name in order {
-                    for entry in entries.iter().filter(|entry| entry.attr("name") == Some(*name)) {
-                        option.push_str(&format!(",{name}={}", escape_comma(&entry.text())));
-                    }
+                for (name, value) in said(table, order)? {
+                    option.push_str(&format!(",{name}={}", escape_comma(&value)));
                 }
-                self.arg("-smbios", option);
+                // libvirt too knows no empty entries, and no tables without entries.
+                if option.contains(',') {
+                    self.arg("-smbios", option);
+                }
             }
         }
         if let Some(strings) = info.child("oemStrings") {
@@ -79,4 +79,19 @@ impl Build<'_> {
         }
         Ok(())
     }
+}
+
+/// The entries that say something, in the order given.
+fn said(table: View<'_>, order: &[&'static str]) -> Result<Vec<(&'static str, String)>> {
+    let mut found = Vec::new();
+    for entry in table.children("entry") {
+        let name = entry.need("name")?;
+        let Some(at) = order.iter().position(|known| *known == name) else {
+            return refuse(format!("<sysinfo>: <{}> has no '{name}'", table.name()));
+        };
+        found.push((at, entry.text()));
+    }
+    found.retain(|(_, value)| !value.is_empty());
+    found.sort_by_key(|(at, _)| *at);
+    Ok(found.into_iter().filter_map(|(at, text)| Some((*order.get(at)?, text))).collect())
 }

@@ -31,9 +31,10 @@ pub(super) fn context() -> LaunchContext {
     }
 }
 
-/// The chains as the live definition tells them, with libvirt's numbers.
+/// The chains as the live definition tells them, with libvirt's numbers where it has them.
 pub(super) fn chains(live: &Element) -> BTreeMap<String, Chain> {
     let mut chains = BTreeMap::new();
+    let mut unnumbered = 1000..;
     for disk in live.child("devices").unwrap().children("disk") {
         let target = disk.child("target").unwrap().attr("dev").unwrap().to_owned();
         let mut layers = Vec::new();
@@ -47,7 +48,7 @@ pub(super) fn chains(live: &Element) -> BTreeMap<String, Chain> {
                 image: image.into(),
                 format: format.and_then(|f| f.attr("type")).unwrap_or("raw").to_owned(),
                 is_block_device: element.attr("type") == Some("block"),
-                number: number.map_or(layers.len() as u32 + 1, |n| n.parse().unwrap()),
+                number: number.map_or_else(|| unnumbered.next().unwrap(), |n| n.parse().unwrap()),
             });
             at = element.child("backingStore");
         }
@@ -63,7 +64,7 @@ fn ours(live: &Element) -> CommandLine {
 }
 
 /// What the guest cannot see is dropped, what is written in two ways is made one.
-fn guest_abi(args: &[String]) -> Vec<String> {
+pub(super) fn guest_abi(args: &[String]) -> Vec<String> {
     let mut seen = Vec::new();
     let mut at = args.iter();
     while let Some(option) = at.next() {
@@ -125,7 +126,7 @@ fn block_nodes(args: &[String]) -> BTreeMap<String, Value> {
     nodes
 }
 
-fn lines(path: &Path) -> Vec<String> {
+pub(super) fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
 }
 
