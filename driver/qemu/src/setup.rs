@@ -13,7 +13,7 @@ use virtsnap_engine::domain::State;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Target;
 use virtsnap_xml::domain;
-use virtsnap_xml::element::Element;
+use virtsnap_xml::element::{Element, Node};
 
 use crate::argv::{CommandLine, Password};
 use crate::blocks::job;
@@ -146,7 +146,7 @@ fn write_terminals(live: &mut Element, chardevs: &Value) {
             Some(source) => source.set_attr("path", *path),
             None => {
                 let source = Element::new("source").with_attr("path", *path);
-                device.nodes_mut().insert(0, virtsnap_xml::element::Node::Element(source));
+                device.nodes_mut().insert(0, Node::Element(source));
             }
         }
     }
@@ -298,9 +298,17 @@ fn page_size(text: &str) -> Option<u64> {
 pub(crate) fn name_interface(live: &mut Element, alias: &str, name: &str) {
     let Some(devices) = live.child_mut("devices") else { return };
     let mut interfaces = devices.children_mut("interface");
-    if let Some(interface) = interfaces.find(|interface| alias_of(interface) == Some(alias)) {
-        interface.child_or_insert("target").set_attr("dev", name);
+    let Some(interface) = interfaces.find(|interface| alias_of(interface) == Some(alias)) else {
+        return;
+    };
+    if let Some(target) = interface.child_mut("target") {
+        return target.set_attr("dev", name);
     }
+    // Where libvirt prints it: after the source.
+    let is_source = |node: &Node| matches!(node, Node::Element(child) if child.name() == "source");
+    let at = interface.nodes().iter().position(is_source).map_or(0, |at| at + 1);
+    let target = Element::new("target").with_attr("dev", name);
+    interface.nodes_mut().insert(at, Node::Element(target));
 }
 
 pub(crate) fn devices<'a>(
