@@ -10,7 +10,7 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::{Context, Outcome, flags};
-use crate::domains::Domain;
+use crate::domains::{Domain, Operation};
 
 /// The target of the disk that `name` means.
 fn target(definition: &Element, name: &str) -> Outcome<String> {
@@ -38,6 +38,28 @@ pub(super) async fn info<H: Inspect>(
         capacity: size.virtual_size,
         physical: size.physical,
     })
+}
+
+pub(super) async fn resize<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainBlockResizeArgs,
+) -> Outcome<()> {
+    /// Without it the size is in KiB.
+    const BYTES: u32 = 1;
+    flags::only(args.flags, BYTES, "qemuDomainBlockResize")?;
+    let size = match args.flags & BYTES {
+        0 => args.size.checked_mul(1024),
+        _ => Some(args.size),
+    };
+    let size = size.filter(|size| i64::try_from(*size).is_ok()).ok_or_else(|| {
+        Error::new(Condition::InvalidArgument, format!("no disk is as large as {}", args.size))
+    })?;
+    let domain = cx.domain(&args.dom)?;
+    let domains = &cx.daemon.domains;
+    let _job = domains.job(&domain, Operation::Change("a resize")).await?;
+    let active = domains.running(&domain)?;
+    let target = target(&active.live, &args.disk)?;
+    Ok(domains.hypervisor.resize_disk(domain.uuid, &target, size).await?)
 }
 
 async fn stats_of<H: Inspect>(

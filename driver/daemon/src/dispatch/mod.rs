@@ -338,6 +338,7 @@ table! {
     DOMAIN_RESET => life::reset,
     DOMAIN_SNAPSHOT_NUM_CHILDREN => snapshots::num_children,
     DOMAIN_SNAPSHOT_LIST_CHILDREN_NAMES => snapshots::list_children_names,
+    DOMAIN_BLOCK_RESIZE => disks::resize,
     DOMAIN_SHUTDOWN_FLAGS => life::shutdown_flags,
     DOMAIN_GET_CPU_STATS => stats::cpu,
     DOMAIN_GET_DISK_ERRORS => info::disk_errors,

@@ -5,6 +5,7 @@ use virtsnap_engine::error::{Condition, Error, Origin};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::ports::EventSink;
 use virtsnap_rpc::remote::*;
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::{Context, Outcome, flags};
@@ -193,7 +194,10 @@ async fn vcpus<H: Inspect>(
 enum Act {
     Attach,
     Detach,
-    Update,
+    /// `force`: a medium is changed though the guest has locked the tray.
+    Update {
+        force: bool,
+    },
 }
 
 pub(super) async fn attach<H: Inspect>(
@@ -232,7 +236,8 @@ pub(super) async fn update_flags<H: Inspect>(
 ) -> Outcome<()> {
     const FORCE: u32 = 4;
     flags::only(args.flags, flags::LIVE | flags::CONFIG | FORCE, "qemuDomainUpdateDeviceFlags")?;
-    device(&cx, &args.dom, &args.xml, args.flags, Act::Update).await
+    let act = Act::Update { force: args.flags & FORCE != 0 };
+    device(&cx, &args.dom, &args.xml, args.flags, act).await
 }
 
 async fn device<H: Inspect>(
@@ -247,15 +252,37 @@ async fn device<H: Inspect>(
     let device = devices::parse(xml)?;
     let _job = domains.job(&domain, Operation::Change("a change of devices")).await?;
     let affect = flags::affect(domains, &domain, bits)?;
-    if affect.live {
-        let message =
-            "devices of a running domain cannot be changed; use the persistent definition";
-        return Err(Error::new(Condition::OperationUnsupported, message).into());
-    }
-    domains.store_config(&domain, |config| match act {
+    let change = |config: &mut Element| match act {
         Act::Attach => devices::attach(config, &device),
         Act::Detach => devices::detach(config, &device),
-        Act::Update => devices::update(config, &device),
-    })?;
+        Act::Update { .. } => devices::update(config, &device),
+    };
+    if affect.config {
+        // What the persistent definition refuses must not be done to the running guest.
+        change(&mut domains.persistent(&domain)?)?;
+    }
+    if affect.live {
+        let Act::Update { force } = act else { return Err(not_while_running()) };
+        if !is_removable(&domains.running(&domain)?.live, &device) {
+            return Err(not_while_running());
+        }
+        domains.hypervisor.change_medium(domain.uuid, &device, force).await?;
+    }
+    if affect.config {
+        domains.store_config(&domain, change)?;
+    }
     Ok(())
+}
+
+fn not_while_running() -> super::Failure {
+    let message = "of a running domain only media can be changed; use the persistent definition";
+    Error::new(Condition::OperationUnsupported, message).into()
+}
+
+/// Is it a drive of the domain whose medium can be changed?
+fn is_removable(live: &Element, device: &Element) -> bool {
+    let target = device.child("target").and_then(|target| target.attr("dev")).unwrap_or_default();
+    device.name() == "disk"
+        && domain::disk(live, target)
+            .is_some_and(|disk| matches!(disk.device(), "cdrom" | "floppy"))
 }

@@ -4,7 +4,7 @@
 //! is left out, as clients expect.
 
 use virtsnap_engine::domain::State;
-use virtsnap_engine::inspect::{BlockStats, Inspect};
+use virtsnap_engine::inspect::{BlockStats, Inspect, MemoryStat};
 use virtsnap_rpc::remote::*;
 use virtsnap_xml::domain;
 
@@ -195,20 +195,43 @@ pub(super) async fn memory<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainMemoryStatsArgs,
 ) -> Outcome<DomainMemoryStatsRet> {
-    const ACTUAL_BALLOON: i32 = 6;
-    const RSS: i32 = 7;
     flags::only(args.flags, 0, "qemuDomainMemoryStats")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let active = domains.running(&domain)?;
-    let balloon = domains.hypervisor.balloon(domain.uuid).await?;
-    let now = balloon.unwrap_or_else(|| size(&active.live).memory);
-    let mut stats = vec![DomainMemoryStat { tag: ACTUAL_BALLOON, val: now }];
-    if let Ok(val) = domains.hypervisor.resident_memory(domain.uuid) {
-        stats.push(DomainMemoryStat { tag: RSS, val });
+    let mut known = domains.hypervisor.memory_stats(domain.uuid).await?;
+    let has = |known: &[(MemoryStat, u64)], stat| known.iter().any(|(one, _)| *one == stat);
+    if !has(&known, MemoryStat::ActualBalloon) {
+        known.insert(0, (MemoryStat::ActualBalloon, size(&active.live).memory));
     }
-    stats.truncate(usize::try_from(args.max_stats).unwrap_or(0));
-    Ok(DomainMemoryStatsRet { stats: stats.into() })
+    if !has(&known, MemoryStat::ResidentSet)
+        && let Ok(resident) = domains.hypervisor.resident_memory(domain.uuid)
+    {
+        known.push((MemoryStat::ResidentSet, resident));
+    }
+    let most = usize::try_from(args.max_stats).unwrap_or(0);
+    let stats = known.into_iter().take(most);
+    let stats = stats.map(|(stat, val)| DomainMemoryStat { tag: memory_tag(stat), val });
+    Ok(DomainMemoryStatsRet { stats: stats.collect() })
+}
+
+/// virDomainMemoryStatTags
+fn memory_tag(stat: MemoryStat) -> i32 {
+    match stat {
+        MemoryStat::SwapIn => 0,
+        MemoryStat::SwapOut => 1,
+        MemoryStat::MajorFaults => 2,
+        MemoryStat::MinorFaults => 3,
+        MemoryStat::Unused => 4,
+        MemoryStat::Available => 5,
+        MemoryStat::ActualBalloon => 6,
+        MemoryStat::ResidentSet => 7,
+        MemoryStat::Usable => 8,
+        MemoryStat::LastUpdate => 9,
+        MemoryStat::DiskCaches => 10,
+        MemoryStat::HugetlbAllocations => 11,
+        MemoryStat::HugetlbFailures => 12,
+    }
 }
 
 pub(super) async fn cpu<H: Inspect>(
