@@ -23,9 +23,12 @@ use crate::life::end_helper;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::status::{ProcessRecord, Status};
-use crate::{network, setup};
+use crate::{network, setup, steps};
 
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
+/// QEMU's monitor is silent while a job saves or loads memory. To end it then would end a guest
+/// that is well.
+const BUSY_DEADLINE: Duration = Duration::from_secs(900);
 const MONITOR_POLL: Duration = Duration::from_millis(50);
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -69,7 +72,9 @@ impl Shared {
             return None;
         };
         let gate: Gate = Arc::new(OnceLock::new());
-        let Some(qmp) = connect(&process, dir, &gate).await else {
+        let is_busy = steps::may_be_in_vmstate_job(&self.config.state_dir, uuid);
+        let patience = if is_busy { BUSY_DEADLINE } else { MONITOR_DEADLINE };
+        let Some(qmp) = connect(&process, dir, &gate, patience).await else {
             tracing::error!(domain = name, "its QEMU does not answer: ending it");
             process.signal(Signal::KILL);
             let _ = timeout(KILL_DEADLINE, process.gone()).await;
@@ -167,11 +172,12 @@ fn found(record: &ProcessRecord) -> Option<Process> {
     Process::find(record.pid, record.started)
 }
 
-async fn connect(process: &Process, dir: &Path, gate: &Gate) -> Option<Qmp> {
+async fn connect(process: &Process, dir: &Path, gate: &Gate, patience: Duration) -> Option<Qmp> {
     let monitor = dir.join("qemu").join("monitor.sock");
     let attempts = async {
         loop {
-            match Qmp::connect_with(&monitor, events::listener(Arc::clone(gate))).await {
+            match Qmp::connect_within(&monitor, events::listener(Arc::clone(gate)), patience).await
+            {
                 Ok(qmp) => return Some(qmp),
                 // The old daemon's connection may not have been noticed as closed yet.
                 Err(QmpError::Closed) => sleep(MONITOR_POLL).await,
@@ -185,7 +191,7 @@ async fn connect(process: &Process, dir: &Path, gate: &Gate) -> Option<Qmp> {
     tokio::select! {
         biased;
         () = process.gone() => None,
-        outcome = timeout(MONITOR_DEADLINE, attempts) => outcome.ok().flatten(),
+        outcome = timeout(patience, attempts) => outcome.ok().flatten(),
     }
 }
 

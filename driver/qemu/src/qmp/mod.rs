@@ -119,16 +119,29 @@ impl Qmp {
 
     /// Connects, waits for the greeting and leaves the capabilities mode.
     pub async fn connect_with(path: &Path, listener: Listener) -> Result<Self, QmpError> {
+        Self::connect_within(path, listener, GREETING_DEADLINE).await
+    }
+
+    /// The same, of a QEMU that may be too busy to greet for that long.
+    pub async fn connect_within(
+        path: &Path,
+        listener: Listener,
+        deadline: Duration,
+    ) -> Result<Self, QmpError> {
         let greet = async {
             let stream = UnixStream::connect(path).await.map_err(|_| QmpError::Closed)?;
-            Self::negotiate(stream, listener).await
+            Self::negotiate(stream, listener, deadline).await
         };
-        timeout(GREETING_DEADLINE, greet)
+        timeout(deadline, greet)
             .await
             .unwrap_or_else(|_| Err(QmpError::Timeout { command: "qmp_capabilities".to_owned() }))
     }
 
-    async fn negotiate(stream: UnixStream, listener: Listener) -> Result<Self, QmpError> {
+    async fn negotiate(
+        stream: UnixStream,
+        listener: Listener,
+        deadline: Duration,
+    ) -> Result<Self, QmpError> {
         let (read, write) = stream.into_split();
         let mut read = BufReader::new(read);
         let mut line = Vec::new();
@@ -147,7 +160,7 @@ impl Qmp {
         let reader = Reader { read, waiting: waiting_too, events: events.clone(), listener, end };
         let reader = tokio::spawn(reader.run());
         let qmp = Self { outgoing, waiting, next_id: AtomicU64::new(1), events, reader, at_end };
-        qmp.execute("qmp_capabilities", Value::Null).await?;
+        qmp.execute_within("qmp_capabilities", Value::Null, deadline).await?;
         Ok(qmp)
     }
 

@@ -14,6 +14,8 @@ mod merge;
 mod overlays;
 mod vmstate;
 
+pub(crate) use vmstate::may_be_in_vmstate_job;
+
 #[cfg(test)]
 mod tests;
 

@@ -169,8 +169,13 @@ impl Qemu {
     }
 
     fn note(&self, domain: Uuid) -> NoteFile {
-        NoteFile { path: self.config().state_dir.join(format!("{domain}.vmstate")) }
+        NoteFile::of(&self.config().state_dir, domain)
     }
+}
+
+/// A job that silences the monitor was under way when the daemon ended, or is over.
+pub(crate) fn may_be_in_vmstate_job(state_dir: &Path, domain: Uuid) -> bool {
+    NoteFile::of(state_dir, domain).path.exists()
 }
 
 enum Failed {
@@ -244,6 +249,10 @@ struct NoteFile {
 }
 
 impl NoteFile {
+    fn of(state_dir: &Path, domain: Uuid) -> Self {
+        Self { path: state_dir.join(format!("{domain}.vmstate")) }
+    }
+
     fn write(&self, note: &Note) -> Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let write = || -> io::Result<()> {
