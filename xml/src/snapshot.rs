@@ -256,7 +256,9 @@ fn source_path<'a>(source_type: Option<&str>, source: Option<&'a Element>) -> Op
 pub enum ErrorKind {
     /// VIR_ERR_XML_ERROR
     Xml,
-    /// VIR_ERR_XML_DETAIL: a value that cannot be.
+    /// VIR_ERR_XML_ERROR of the XML parser (VIR_FROM_XML): another document altogether.
+    WrongRoot,
+    /// VIR_ERR_XML_DETAIL: a name that cannot be; libvirt's driver says so.
     XmlDetail,
     /// VIR_ERR_CONFIG_UNSUPPORTED
     ConfigUnsupported,

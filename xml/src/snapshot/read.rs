@@ -118,7 +118,10 @@ impl Definition {
 fn check_root(root: &Element) -> Result<()> {
     match root.name() {
         "domainsnapshot" => Ok(()),
-        other => Err(xml(format!("the root element is <{other}>, not <domainsnapshot>"))),
+        other => Err(SnapshotXmlError {
+            kind: ErrorKind::WrongRoot,
+            message: format!("the root element is <{other}>, not <domainsnapshot>"),
+        }),
     }
 }
 

@@ -48,8 +48,8 @@ fn names_that_would_leave_a_directory_are_refused() {
 
 #[test]
 fn another_root_is_refused() {
-    assert_eq!(kind(Request::parse(&element("<domain/>"))), ErrorKind::Xml);
-    assert_eq!(kind(Definition::parse(&element("<domain/>"))), ErrorKind::Xml);
+    assert_eq!(kind(Request::parse(&element("<domain/>"))), ErrorKind::WrongRoot);
+    assert_eq!(kind(Definition::parse(&element("<domain/>"))), ErrorKind::WrongRoot);
 }
 
 #[test]

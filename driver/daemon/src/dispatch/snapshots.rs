@@ -89,18 +89,20 @@ fn without_invalid_argument(failure: Failure) -> Failure {
 }
 
 fn refused(err: SnapshotXmlError) -> Error {
-    let condition = match err.kind {
-        ErrorKind::Xml => Condition::XmlError,
-        ErrorKind::XmlDetail => Condition::XmlDetail,
-        ErrorKind::ConfigUnsupported => Condition::ConfigUnsupported,
-        ErrorKind::Internal => Condition::Internal,
+    let (condition, origin) = match err.kind {
+        ErrorKind::Xml => (Condition::XmlError, Origin::Snapshot),
+        ErrorKind::WrongRoot => (Condition::XmlError, Origin::Xml),
+        ErrorKind::XmlDetail => (Condition::XmlDetail, Origin::Driver),
+        ErrorKind::ConfigUnsupported => (Condition::ConfigUnsupported, Origin::Snapshot),
+        ErrorKind::Internal => (Condition::Internal, Origin::Snapshot),
     };
-    Error::snapshot(condition, err.message)
+    Error::new(condition, err.message).from_origin(origin)
 }
 
+/// A text that is no XML is, to libvirt, a detail.
 fn parse(text: &str) -> Result<Element, Error> {
     Element::parse(text).map_err(|err| {
-        Error::snapshot(Condition::XmlError, "the snapshot description cannot be read")
+        Error::snapshot(Condition::XmlDetail, "the snapshot description cannot be read")
             .caused_by(err)
     })
 }

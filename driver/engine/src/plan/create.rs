@@ -331,7 +331,7 @@ fn plan_overlay(
     let target = &disk.name;
     let image = image_facts(facts_of, facts)?;
     let format = Format::from(disk.format.as_deref().unwrap_or("qcow2"));
-    if format != Format::Qcow2 {
+    if !matches!(format, Format::Qcow2 | Format::Qed) {
         return unsupported(format!(
             "disk '{target}': an overlay cannot be of format {}; use qcow2",
             format.as_str()

@@ -4,7 +4,7 @@ use uuid::Uuid;
 use virtsnap_xml::snapshot::{Definition, State};
 
 use super::MomentChange;
-use crate::error::{Condition, Error, Result};
+use crate::error::{Condition, Error, Origin, Result};
 use crate::moment::MomentList;
 
 /// # Errors
@@ -44,13 +44,13 @@ pub fn redefine(
 fn check_parent(asked: &Definition, moments: &MomentList) -> Result<()> {
     let Some(parent) = &asked.parent else { return Ok(()) };
     if *parent == asked.name {
-        return invalid(format!("snapshot '{parent}' cannot be its own parent"));
+        return no_parent(format!("snapshot '{parent}' cannot be its own parent"));
     }
     if moments.get(parent).is_none() {
-        return invalid(format!("parent '{parent}' of snapshot '{}' is not there", asked.name));
+        return no_parent(format!("parent '{parent}' of snapshot '{}' is not there", asked.name));
     }
     if moments.would_cycle(&asked.name, parent) {
-        return invalid(format!(
+        return no_parent(format!(
             "'{parent}' cannot be the parent of '{}', whose descendant it is",
             asked.name
         ));
@@ -85,6 +85,11 @@ fn check_kind(old: &Definition, new: &Definition) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// As libvirt, whose tree of moments is its domain code's.
+fn no_parent<T>(message: String) -> Result<T> {
+    Err(Error::new(Condition::InvalidArgument, message).from_origin(Origin::Domain))
 }
 
 fn invalid<T>(message: String) -> Result<T> {
