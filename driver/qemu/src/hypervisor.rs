@@ -119,12 +119,8 @@ impl Qemu {
 
     /// The same, or the refusal that a shut off domain gets.
     pub fn running(&self, domain: Uuid) -> Result<Arc<Instance>> {
-        self.instance(domain).ok_or_else(|| {
-            Error::new(
-                Condition::OperationInvalid,
-                "Requested operation is not valid: domain is not running",
-            )
-        })
+        self.instance(domain)
+            .ok_or_else(|| Error::new(Condition::OperationInvalid, "domain is not running"))
     }
 }
 

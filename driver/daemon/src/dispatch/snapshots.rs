@@ -126,6 +126,11 @@ async fn create_or_redefine<H: Inspect>(
     let options = create_options(args.flags)?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
+    if args.flags & HALT.0 != 0 && !domain.is_persistent() {
+        // It would be gone, and its snapshots with it.
+        let message = "cannot halt after transient domain snapshot";
+        return Err(Error::new(Condition::OperationInvalid, message).into());
+    }
     let root = parse(&args.xml_desc)?;
     if args.flags & VALIDATE.0 != 0 {
         validate(&root)?;

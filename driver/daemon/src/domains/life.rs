@@ -140,7 +140,7 @@ impl<H: Hypervisor> Domains<H> {
         let mut asked = definition::parse(xml)?;
         asked.remove_attr("id");
         let (uuid, name) = definition::identify(&mut asked)?;
-        let config = self.hypervisor.complete(asked)?;
+        let config = self.complete(asked).await?;
         let known = self.table.get(uuid);
         let _job = match &known {
             Some(domain) => Some(self.job(domain, Operation::Change("a define")).await?),
@@ -155,6 +155,16 @@ impl<H: Hypervisor> Domains<H> {
         self.table.insert(domain.clone());
         self.table.emit(uuid, &name, self.id(&domain), Event::Defined(how));
         Ok(domain)
+    }
+
+    /// Off the runtime's threads: the first definition for an emulator has to ask it what it can.
+    async fn complete(&self, definition: Element) -> Result<Element> {
+        let hypervisor = self.hypervisor.clone();
+        let task = tokio::task::spawn_blocking(move || hypervisor.complete(definition));
+        task.await.unwrap_or_else(|err| {
+            let message = "completing the definition was broken off";
+            Err(Error::new(Condition::Internal, message).caused_by(err))
+        })
     }
 
     /// The domain of that uuid, or a new one that is not listed yet; refused when the name or the
@@ -300,7 +310,7 @@ impl<H: Hypervisor> Domains<H> {
         let mut asked = definition::parse(xml)?;
         asked.remove_attr("id");
         let (uuid, name) = definition::identify(&mut asked)?;
-        let definition = self.hypervisor.complete(asked)?;
+        let definition = self.complete(asked).await?;
         let domain = {
             let _changes = self.changes.lock().await;
             let domain = self.admit(uuid, &name)?;
