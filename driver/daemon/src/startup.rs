@@ -56,6 +56,7 @@ pub(crate) async fn run<H: Inspect>(
     let domains = Arc::new(open(config, sessions.clone(), hypervisor)?);
     let found = domains.reconnect().await?;
     settle(&domains).await?;
+    domains.drop_ended();
     let listeners = listen(config)?;
     let limits = Limits { clients: config.max_clients, ..Limits::default() };
     tracing::info!(

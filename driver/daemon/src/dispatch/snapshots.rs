@@ -139,15 +139,16 @@ async fn create_or_redefine<H: Inspect>(
         CreateOptions::Redefine { make_current } => {
             let asked = Definition::parse(&root).map_err(refused)?;
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
-            domains.snapshots.redefine(&domain.book, asked, make_current)?
+            domains.snapshots.redefine(&domain.book, asked, make_current)
         }
         CreateOptions::New(new) => {
             let request = Request::parse(&root).map_err(refused)?;
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
-            domains.snapshots.create(&domain.book, &request, &new).await?
+            domains.snapshots.create(&domain.book, &request, &new).await
         }
     };
     domains.drop_if_gone(&domain);
+    let moment = moment?;
     Ok(SnapshotRef { name: moment.name, dom: args.dom })
 }
 
@@ -226,8 +227,12 @@ pub(super) async fn delete<H: Inspect>(
     };
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
-    let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
-    Ok(domains.snapshots.delete(&domain.book, &args.snap.name, &options).await?)
+    let deleted = {
+        let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
+        domains.snapshots.delete(&domain.book, &args.snap.name, &options).await
+    };
+    domains.drop_if_gone(&domain);
+    Ok(deleted?)
 }
 
 pub(super) async fn xml_desc<H: Inspect>(

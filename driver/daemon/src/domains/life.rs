@@ -10,7 +10,7 @@ use virtsnap_engine::domain::{
     Active, Defined, Event, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::ports::{EventSink, Hypervisor, Records};
+use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_store::Store;
 use virtsnap_xml::element::Element;
@@ -199,6 +199,7 @@ impl<H: Hypervisor> Domains<H> {
         if active {
             self.table.store().remove_config(domain.uuid)?;
             domain.book().config = None;
+            domain.set_autostart(false);
         } else {
             self.table.store().forget(domain.uuid)?;
             self.table.remove(domain.uuid);
@@ -248,10 +249,19 @@ impl<H: Hypervisor> Domains<H> {
         Ok(())
     }
 
-    /// A transient domain that an operation left without a process is gone.
+    /// A transient domain that an operation left without a process is gone, unless the operation
+    /// itself is still in doubt: then what is stored is needed to settle it.
     pub(crate) fn drop_if_gone(&self, domain: &Domain) {
-        if !domain.is_persistent() && self.active(domain).is_none() {
-            self.table.forget(domain.uuid);
+        if domain.is_persistent() || self.active(domain).is_some() {
+            return;
+        }
+        match self.table.store().unfinished() {
+            Ok(all) if all.iter().all(|one| one.domain != domain.uuid) => {
+                tracing::info!(domain = domain.name(), "a transient domain has ended");
+                self.table.forget(domain.uuid);
+            }
+            Ok(_) => {}
+            Err(err) => tracing::error!(error = %err.chain(), "cannot read the journals"),
         }
     }
 
@@ -317,6 +327,10 @@ impl<H: Hypervisor> Domains<H> {
             if self.table.get(uuid).is_some() && !domain.is_persistent() {
                 return Err(invalid(format!("domain '{name}' is already active")));
             }
+            if !domain.is_persistent() {
+                // Its snapshots need a name to be found under when the daemon is another.
+                self.table.store().set_name(uuid, &name)?;
+            }
             self.table.insert(domain.clone());
             domain
         };
@@ -330,8 +344,8 @@ impl<H: Hypervisor> Domains<H> {
         match started.await {
             Ok(active) => Ok((domain, active)),
             Err(err) => {
-                if !domain.is_persistent() {
-                    self.table.remove(uuid);
+                if !domain.is_persistent() && self.active(&domain).is_none() {
+                    self.table.forget(uuid);
                 }
                 Err(err)
             }
@@ -401,6 +415,13 @@ impl<H: Hypervisor> Domains<H> {
             }
         }
         Ok(alive.len())
+    }
+
+    /// Transient domains that ended while there was no daemon are gone.
+    pub(crate) fn drop_ended(&self) {
+        for domain in self.table.all() {
+            self.drop_if_gone(&domain);
+        }
     }
 
     /// Starts what is marked for it. One that fails does not keep the others down.
@@ -566,6 +587,18 @@ mod tests {
         assert!(second.named("a").is_err());
         second.autostart().await;
         assert!(second.active(&second.named("b").unwrap()).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_transient_domain_is_known_to_the_next_daemon_or_gone() {
+        let (directory, first) = domains();
+        first.create(&xml("a", 1, ""), false).await.unwrap();
+        drop(first);
+        let second = fake::domains(directory.path());
+        assert_eq!(second.named("a").unwrap().uuid, Uuid::from_u128(1));
+        second.drop_ended();
+        drop(second);
+        assert!(fake::domains(directory.path()).table.all().is_empty());
     }
 
     #[tokio::test]

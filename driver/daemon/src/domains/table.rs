@@ -105,9 +105,15 @@ impl Domain {
         self.life().off = reason;
     }
 
-    /// A revert takes a domain down to bring it up again.
-    fn is_reverting(&self) -> bool {
-        self.jobs.running().is_some_and(|job| job.operation == Operation::SnapshotRevert)
+    /// An operation on its snapshots goes on: it may bring the domain up again, and it needs what
+    /// is stored of it.
+    fn is_in_operation(&self) -> bool {
+        self.jobs.running().is_some_and(|job| match job.operation {
+            Operation::SnapshotCreate | Operation::SnapshotRevert | Operation::SnapshotDelete => {
+                true
+            }
+            Operation::Change(_) | Operation::Start => false,
+        })
     }
 }
 
@@ -179,7 +185,7 @@ impl EventSink for Table {
             && let Some(domain) = self.get(uuid)
         {
             domain.set_off(reason);
-            if !domain.is_persistent() && !domain.is_reverting() {
+            if !domain.is_persistent() && !domain.is_in_operation() {
                 self.forget(uuid);
             }
         }
