@@ -104,7 +104,7 @@ fn one_snapshot_is_described() {
     let complaint = vm.refused("snapshot-info {} nobody");
     assert!(complaint.contains("no domain snapshot with matching name 'nobody'"), "{complaint}");
     let complaint = vm.refused("snapshot-create-as {} root");
-    assert!(complaint.contains("root") && complaint.contains("exists"), "{complaint}");
+    assert!(complaint.contains("root") && complaint.contains("already"), "{complaint}");
 }
 
 #[test]

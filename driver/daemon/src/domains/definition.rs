@@ -21,7 +21,7 @@ pub(crate) struct View {
 
 pub(crate) fn parse(text: &str) -> Result<Element> {
     let element = Element::parse(text).map_err(|err| {
-        Error::new(Condition::XmlError, "the domain description cannot be read")
+        Error::new(Condition::XmlDetail, "the domain description cannot be read")
             .from_origin(Origin::Domain)
             .caused_by(err)
     })?;

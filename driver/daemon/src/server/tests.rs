@@ -1,3 +1,5 @@
+//! The server on real sockets: serving, stale sockets, inherited ones, limits.
+
 use std::os::unix::net::UnixListener as StdUnixListener;
 
 use tokio::sync::watch;
