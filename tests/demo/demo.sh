@@ -26,7 +26,7 @@ exec 9> "$dir/alive"
 finish() {
     local status=$?
     trap - EXIT INT TERM HUP
-    [ -n "$done_well" ] || tail -n 15 "$dir/daemon.log" 2>/dev/null | sed 's/^/  daemon| /' || true
+    [ -n "$done_well" ] || [ $status = 130 ] || tail -n 15 "$dir/daemon.log" 2>/dev/null | sed 's/^/  daemon| /' || true
     if [ -n "$done_well" ] && [ -n "${KEEP:-}" ] && [ "${KEEP}" != 0 ]; then
         kill "$janitor" 2>/dev/null || true
         keep_hint
@@ -37,6 +37,8 @@ finish() {
     fi
     if [ -n "$done_well" ]; then
         say "demo: success after $((SECONDS - started)) s"
+    elif [ $status = 130 ]; then
+        say "demo: interrupted after $((SECONDS - started)) s (nothing was left behind)"
     else
         [ $status != 0 ] || status=1
         say "demo: FAILED after $((SECONDS - started)) s (nothing was left behind)"
