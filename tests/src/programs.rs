@@ -74,3 +74,9 @@ impl Drop for OnTerminal {
         let _ = self.child.wait();
     }
 }
+
+/// Whether a program is in the search path.
+pub fn exists(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}

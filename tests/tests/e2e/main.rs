@@ -6,6 +6,7 @@ mod access;
 mod clients;
 mod domain;
 mod external;
+mod guests;
 mod internal;
 mod metadata;
 mod survive;
