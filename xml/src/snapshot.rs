@@ -145,7 +145,8 @@ pub struct Definition {
     pub disks: Vec<Disk>,
     /// `<domain>`: what the domain was at the moment (live form for a running one).
     pub domain: Option<Element>,
-    /// `<inactiveDomain>`: the persistent definition at that moment, if it differed in kind.
+    /// `<inactiveDomain>`: the persistent definition at that moment, if it differed in kind. Held
+    /// as the `<domain>` that it is.
     pub inactive_domain: Option<Element>,
     /// `<revertDisks>`: overlays in use since a revert to this snapshot.
     pub revert_disks: Vec<Disk>,

@@ -269,6 +269,19 @@ impl Real {
             .collect()
     }
 
+    /// The live definition shows the chains as they are.
+    fn check_live(&self) {
+        let Some(active) = self.qemu.active(self.uuid) else { return };
+        for disk in domain::disks(&active.live) {
+            let told = tool("qemu-img", &["info", "-U", "--backing-chain", disk.path().unwrap()]);
+            let chain: Vec<_> =
+                told.lines().filter_map(|line| line.strip_prefix("image: ")).collect();
+            let mut shown = vec![disk.path().unwrap()];
+            shown.extend(disk.backing_paths());
+            assert_eq!(shown, chain);
+        }
+    }
+
     fn check_images(&self) {
         for entry in std::fs::read_dir(self.dir.path()).unwrap() {
             let file = entry.unwrap().path();
@@ -341,7 +354,7 @@ fn path(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn tool(program: &str, args: &[&str]) {
+fn tool(program: &str, args: &[&str]) -> String {
     let out = Command::new(program).args(args).output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(
@@ -349,6 +362,7 @@ fn tool(program: &str, args: &[&str]) {
         "{program} {args:?}: {said}{}",
         String::from_utf8_lossy(&out.stderr)
     );
+    said
 }
 
 /// `Ok`, or which refusal.
@@ -393,6 +407,7 @@ fn play(ops: &[Op]) {
             }
         }
         real.check_images();
+        real.check_live();
     }
 }
 

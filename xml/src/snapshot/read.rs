@@ -93,7 +93,9 @@ impl Definition {
                 .child("domain")
                 .filter(|domain| domain.attr("type").is_some_and(|kind| !kind.is_empty()))
                 .cloned(),
-            inactive_domain: root.child("inactiveDomain").cloned(),
+            inactive_domain: root
+                .child("inactiveDomain")
+                .map(|inactive| inactive.clone().renamed("domain")),
             revert_disks: {
                 let listed = disk_requests(root, "revertDisks")?;
                 recorded_disks(root, "revertDisks", listed, default)

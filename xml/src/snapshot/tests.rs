@@ -299,7 +299,7 @@ fn some_definition() -> impl Strategy<Value = Definition> {
         |((name, description, parent), state, creation_time, memory, disks, revert_disks)| {
             let memory = if state.is_offline() { Memory::No } else { memory };
             let domain = Element::new("domain").with_attr("type", "qemu");
-            let inactive = Element::new("inactiveDomain").with_attr("type", "qemu");
+            let inactive = Element::new("domain").with_attr("type", "qemu");
             Definition {
                 name,
                 description,

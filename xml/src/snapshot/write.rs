@@ -23,9 +23,10 @@ impl Definition {
         if !self.revert_disks.is_empty() {
             root.push(disks("revertDisks", &self.revert_disks));
         }
-        let parts = [&self.domain, &self.inactive_domain, &self.cookie];
-        for part in parts.into_iter().flatten().chain(&self.extra) {
-            root.push(part.clone());
+        let inactive = self.inactive_domain.clone().map(|it| it.renamed("inactiveDomain"));
+        let parts = [self.domain.clone(), inactive, self.cookie.clone()];
+        for part in parts.into_iter().flatten().chain(self.extra.iter().cloned()) {
+            root.push(part);
         }
         root
     }

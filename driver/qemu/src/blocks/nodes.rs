@@ -12,6 +12,7 @@ use virtsnap_xml::element::Element;
 use super::graph::Graph;
 use super::{Chain, Layer};
 use crate::argv::{Cache, DiskOptions, blockdev};
+use crate::backing;
 use crate::image::info::ImageInfo;
 use crate::instance::Instance;
 use crate::qmp::{Qmp, QmpError};
@@ -144,7 +145,7 @@ async fn delete(qmp: &Qmp, name: &str) -> Result<(), QmpError> {
 }
 
 /// Reads the chain of a disk from QEMU itself; `more` are layers that may have joined it. What it
-/// finds is recorded.
+/// finds is recorded, in the live definition too.
 pub(crate) async fn follow(instance: &Instance, target: &str, more: &[Layer]) -> Result<Chain> {
     let chain = instance.chain(target).ok_or_else(|| no_disk(target))?;
     let mut known: Vec<Layer> = chain.layers.clone();
@@ -160,7 +161,10 @@ pub(crate) async fn follow(instance: &Instance, target: &str, more: &[Layer]) ->
         .collect();
     let now = Chain { target: chain.target.clone(), layers };
     if now != chain {
-        instance.update(|_, chains| chains.insert(target.to_owned(), now.clone()))?;
+        instance.update(|live, chains| {
+            chains.insert(target.to_owned(), now.clone());
+            backing::write_all(live, chains);
+        })?;
     }
     Ok(now)
 }

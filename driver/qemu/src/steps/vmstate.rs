@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
-use virtsnap_engine::domain::{PausedReason, RunningReason, ShutOffReason, State};
+use virtsnap_engine::domain::{
+    Event, PausedReason, RunningReason, ShutOffReason, State, Suspended,
+};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format::Qcow2;
 use virtsnap_engine::facts::Target;
@@ -122,10 +124,22 @@ impl Qemu {
         self.note(domain).write(&Note::new(tag, &layers)).map_err(refused)?;
         let done = run(&instance, ("snapshot-load", LOAD), tag, vmstate, &layers).await?;
         match self.loaded(&instance, &done).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.tell_loaded(&instance);
+                Ok(())
+            }
             Err(Failed::Before(err)) => Err(PivotError::Refused(err)),
             Err(Failed::Halfway(err)) => Err(PivotError::InDoubt(err)),
         }
+    }
+
+    /// The guest is stopped where the snapshot was; what resumes it says so in its turn.
+    fn tell_loaded(&self, instance: &Instance) {
+        instance.lock().state = State::Paused(PausedReason::FromSnapshot);
+        if let Err(err) = instance.save() {
+            tracing::warn!(domain = instance.name, error = %err.chain(), "the status is old");
+        }
+        self.shared.tell(instance, Event::Suspended(Suspended::FromSnapshot));
     }
 
     pub(super) async fn has_loaded(&self, domain: Uuid, tag: &str) -> Result<bool> {
