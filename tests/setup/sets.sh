@@ -33,8 +33,10 @@ private_apt() {
         -o APT::Default-Release= -o APT::Install-Recommends=false "$@"
 }
 
+# Only the suite itself (and what backports build on): another release's libraries would be preferred
+# where they are newer, and have other names.
 prepare_apt() {
-    local codename mirror key=/usr/share/keyrings/debian-archive-keyring.gpg signed=
+    local suites=("$1" "${1%-backports}") codename mirror key=/usr/share/keyrings/debian-archive-keyring.gpg signed=
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
     mirror=$(apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)' \
         'Created-By: Packages' | awk -v suite="$codename" '$2 == suite { print $1; exit }')
@@ -42,7 +44,7 @@ prepare_apt() {
     [ ! -e $key ] || signed="[signed-by=$key] "
     mkdir -p "$private"/state/lists/partial "$private"/cache/archives/partial
     : > "$private/status"
-    for suite in "$codename" bookworm bookworm-backports; do
+    for suite in "${suites[@]}"; do
         echo "deb $signed$mirror $suite main"
     done | sort -u > "$private/sources.list"
     private_apt apt-get -qq update || { say "cannot read the package lists of $mirror"; return 1; }
@@ -57,8 +59,7 @@ unpack() {
         return 0
     fi
     say "$name: fetching $* from $suite (unpacked under target/, not installed)"
-    [ -n "${prepared:-}" ] || prepare_apt || return 1
-    prepared=yes
+    prepare_apt "$suite" || return 1
     closure=$(private_apt apt-get -s -t "$suite" install "$@" |
         sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1 \2/p') || return 1
     while read -r package version; do
@@ -89,7 +90,7 @@ wrappers() {
         esac
         cat > "$set/bin/${tool##*/}" <<WRAPPER
 #!/bin/sh
-export LD_LIBRARY_PATH='$set/root/usr/lib/$triplet:$set/root/usr/lib/$triplet/pulseaudio'
+export LD_LIBRARY_PATH='$set/root/usr/lib/$triplet:$set/root/lib/$triplet:$set/root/usr/lib/$triplet/pulseaudio'
 export QEMU_MODULE_DIR='$set/root/usr/lib/$triplet/qemu'
 exec '$set/root/$tool'$extra "\$@"
 WRAPPER
