@@ -143,7 +143,8 @@ impl Store {
     /// Takes away all that is stored of a domain; nothing stored is done.
     pub fn forget(&self, domain: Uuid) -> Result<()> {
         let shelf = self.shelf(domain)?;
-        let _shelf = hold(&*shelf);
+        let shelf = hold(&*shelf);
+        shelf.check_known()?;
         let directory = self.directory(domain);
         if directory.exists() {
             // Gone in one step; a crash in the second leaves only what `open` takes away.

@@ -33,8 +33,11 @@ const ASIDE: &str = ".unreadable";
 #[derive(Debug)]
 pub(crate) struct Shelf {
     directory: PathBuf,
+    uuid: Uuid,
     own: OwnV1,
     own_is_bad: bool,
+    /// The persistent definition cannot be read: what belongs to the domain is not known.
+    config_is_bad: bool,
     /// Each readable moment's file.
     files: BTreeMap<String, PathBuf>,
     current: Option<String>,
@@ -49,15 +52,19 @@ impl Shelf {
     ) -> Result<(Self, Option<StoredDomain>)> {
         let mut shelf = Self {
             directory,
+            uuid,
             own: OwnV1::default(),
             own_is_bad: false,
+            config_is_bad: false,
             files: BTreeMap::new(),
             current: None,
         };
         shelf.read_own(bad)?;
-        let config = shelf.read_config(uuid, bad)?;
+        let config = shelf.read_config(bad)?;
         let moments = shelf.read_moments(bad)?;
-        let Ok(config) = config else { return Ok((shelf, None)) };
+        if shelf.config_is_bad {
+            return Ok((shelf, None));
+        }
         let name = config.as_ref().and_then(domain::name).unwrap_or_else(|| shelf.own.name.clone());
         if name.is_empty() {
             if !moments.is_empty() {
@@ -86,19 +93,44 @@ impl Shelf {
         self.directory.join(MANAGED_SAVE)
     }
 
+    /// Refused while the definition cannot be read: the domain is not listed, so whoever writes
+    /// or removes here means another one of the same uuid and does not know what is there.
+    pub(crate) fn check_known(&self) -> Result<()> {
+        if !self.config_is_bad {
+            return Ok(());
+        }
+        Err(Error::new(
+            Condition::OperationFailed,
+            format!(
+                "'{}' cannot be read, and nothing of its domain is touched: repair it, or move \
+                 its directory away, and restart the daemon",
+                self.directory.join(CONFIG).display()
+            ),
+        ))
+    }
+
     /// The directory is there for what is to be written.
     pub(crate) fn prepare(&self) -> Result<()> {
+        self.check_known()?;
         let made = atomic::make_directory(&self.directory)
             .and_then(|()| atomic::make_directory(&self.directory.join(MOMENTS)));
         made.map_err(failed("make the directory", &self.directory))
     }
 
+    /// What cannot be read back is not written: the domain would be gone at the next start.
     pub(crate) fn set_config(&self, config: &Element) -> Result<()> {
         self.prepare()?;
-        self.write(&self.directory.join(CONFIG), &config.to_string())
+        let text = config.to_string();
+        let read = Element::parse(&text).map_err(|err| err.to_string());
+        read.and_then(|read| check_config(&read, self.uuid)).map_err(|what| {
+            let message = format!("the definition cannot be stored: {what}");
+            Error::new(Condition::ConfigUnsupported, message)
+        })?;
+        self.write(&self.directory.join(CONFIG), &text)
     }
 
     pub(crate) fn remove_config(&mut self) -> Result<()> {
+        self.check_known()?;
         let path = self.directory.join(CONFIG);
         atomic::remove(&path).map_err(failed("remove", &path))?;
         if self.own.autostart {
@@ -219,30 +251,19 @@ impl Shelf {
         Ok(())
     }
 
-    /// Err: there is one, but it cannot be read.
-    fn read_config(
-        &self,
-        uuid: Uuid,
-        bad: &mut Vec<BadFile>,
-    ) -> Result<std::result::Result<Option<Element>, ()>> {
+    fn read_config(&mut self, bad: &mut Vec<BadFile>) -> Result<Option<Element>> {
         let path = self.directory.join(CONFIG);
         if !exists(&path)? {
-            return Ok(Ok(None));
+            return Ok(None);
         }
-        let read = read_element(&path).and_then(|config| {
-            if config.name() != "domain" || domain::name(&config).is_none() {
-                return Err("it is not a <domain> with a name".to_owned());
-            }
-            if domain::uuid(&config) != Some(uuid) {
-                return Err(format!("its uuid is not {uuid}, that of its directory"));
-            }
-            Ok(config)
-        });
+        let read = read_element(&path)
+            .and_then(|config| check_config(&config, self.uuid).map(|()| config));
         match read {
-            Ok(config) => Ok(Ok(Some(config))),
+            Ok(config) => Ok(Some(config)),
             Err(what) => {
+                self.config_is_bad = true;
                 bad.push(BadFile { path, what });
-                Ok(Err(()))
+                Ok(None)
             }
         }
     }
@@ -308,6 +329,16 @@ fn read_text(path: &Path) -> std::result::Result<String, String> {
 
 fn read_element(path: &Path) -> std::result::Result<Element, String> {
     Element::parse(&read_text(path)?).map_err(|err| err.to_string())
+}
+
+fn check_config(config: &Element, uuid: Uuid) -> std::result::Result<(), String> {
+    if config.name() != "domain" || domain::name(config).is_none() {
+        return Err("it is not a <domain> with a name".to_owned());
+    }
+    if domain::uuid(config) != Some(uuid) {
+        return Err(format!("its uuid is not {uuid}, that of its directory"));
+    }
+    Ok(())
 }
 
 fn read_moment(path: &Path) -> std::result::Result<(Definition, bool), String> {

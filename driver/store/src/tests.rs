@@ -346,7 +346,32 @@ fn a_domain_whose_definition_cannot_be_read_is_not_listed_and_stays() {
         assert_eq!(domains.len(), 1);
         assert_eq!(bad.iter().map(|bad| &bad.path).collect::<Vec<_>>(), [&path]);
         assert_eq!(tree(home.path()), before);
+        // Nor does another domain that takes its uuid write over it, or take it away.
+        for refused in [
+            store.set_name(SHOP, "another"),
+            store.set_config(SHOP, &config(SHOP, "another")),
+            store.record(SHOP, &change(&[("s1", None)], &[], None)),
+            store.remove_config(SHOP),
+            store.forget(SHOP),
+        ] {
+            assert!(refused.unwrap_err().message.contains("domain.xml' cannot be read"));
+        }
+        assert_eq!(tree(home.path()), before);
     }
+}
+
+#[test]
+fn a_definition_that_could_not_be_read_back_is_not_written() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    fill(&store);
+    let before = tree(home.path());
+    let nested = (0..400).fold(Element::new("a"), |e, _| Element::new("a").with_child(e));
+    let deep = config(SHOP, "shop").with_child(Element::new("metadata").with_child(nested));
+    for bad in [deep, config(TRANSIENT, "shop"), Element::new("domain")] {
+        store.set_config(SHOP, &bad).unwrap_err();
+    }
+    assert_eq!(tree(home.path()), before);
 }
 
 /// A crash of [`atomic::replace`] before its rename leaves the old file and a new one beside it.
