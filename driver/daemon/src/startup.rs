@@ -86,7 +86,7 @@ fn open<H: Inspect>(
 }
 
 /// Completes or undoes what a crash left half done. What cannot be settled now is tried again at
-/// the next operation on that domain, and keeps the others from nothing.
+/// the next operation on that domain, and does not hold up the others.
 async fn settle<H: Inspect>(domains: &Domains<H>) -> Result<(), StartError> {
     for unfinished in domains.table.store().unfinished()? {
         let Some(domain) = domains.table.get(unfinished.domain) else {

@@ -15,7 +15,7 @@ use crate::execute::Stage;
 use crate::facts::{DomainFacts, PathKind};
 use crate::options::{DeleteOptions, New, RevertOptions};
 use crate::plan::delete::Doomed;
-use crate::plan::{self, MomentChange, Plan};
+use crate::plan::{self, Plan};
 use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
 
 /// Creates, reverts to and deletes snapshots.
@@ -53,12 +53,13 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     }
 
     /// virDomainSnapshotCreateXML with REDEFINE: metadata only.
-    pub fn redefine(
+    pub async fn redefine(
         &self,
         book: &Mutex<Book>,
         asked: Definition,
         make_current: bool,
     ) -> Result<Definition> {
+        self.settle(book).await?;
         let mut book = lock(book);
         let (moment, change) =
             plan::redefine::redefine(asked, make_current, &book.name, book.uuid, &book.moments)?;
@@ -121,16 +122,6 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         Ok(())
     }
 
-    /// Forgets every moment of the domain; touches no image.
-    pub fn forget_all(&self, book: &Mutex<Book>) -> Result<()> {
-        let mut book = lock(book);
-        let forget = book.moments.iter().map(|def| def.name.clone()).collect();
-        let change = MomentChange { write: Vec::new(), forget, current: None };
-        self.records.record(book.uuid, &change)?;
-        book.moments.apply(&change);
-        Ok(())
-    }
-
     /// Completes or undoes what a crash left, for a book that was just loaded. Call it at start-up
     /// for each of [`Journals::unfinished`], after the hypervisor has found its domains again.
     pub async fn recover(&self, book: &Mutex<Book>, unfinished: &Unfinished) -> Result<()> {
@@ -147,8 +138,10 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
     }
 
-    /// An operation that was left unfinished comes first: nothing is planned on a world in doubt.
-    async fn settle(&self, book: &Mutex<Book>) -> Result<()> {
+    /// An operation that was left unfinished comes first: nothing is planned on a world in doubt,
+    /// and no guest is started on images or a definition that recovery is still to change. Whoever
+    /// starts or redefines the domain calls this before, with its job.
+    pub async fn settle(&self, book: &Mutex<Book>) -> Result<()> {
         let domain = lock(book).uuid;
         for unfinished in self.journals.unfinished()? {
             if unfinished.domain == domain {

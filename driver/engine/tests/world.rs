@@ -278,6 +278,31 @@ fn an_unfinished_operation_comes_before_the_next() {
     assert_tidy(&world, "after the next operation");
 }
 
+/// A guest that starts between an operation's failure and its completion keeps all it writes.
+#[test]
+fn a_guest_started_after_settling_keeps_what_it_writes() {
+    let before = situation(&[Write(1), External(0), Write(2), External(1), Write(3)]);
+    for at in 0.. {
+        let world = before.fork();
+        let book = world.book();
+        world.arm(at, Trouble::Fails);
+        let result = apply(&world, &book, Delete(1, ONE), 0);
+        if !world.was_struck() {
+            assert!(at > 4 && result.is_ok());
+            break;
+        }
+        world.revive();
+        run(engine(&world).settle(&book)).unwrap();
+        for op in [Start, Write(4), Stop] {
+            apply(&world, &book, op, 1000).unwrap();
+        }
+        let written = world.content("vda");
+        apply(&world, &book, External(2), 0).unwrap();
+        assert_eq!(world.content("vda"), written, "call {at} failed");
+        assert_tidy(&world, &format!("call {at} failed"));
+    }
+}
+
 #[test]
 fn two_snapshots_without_a_name_in_one_second_both_succeed() {
     let world = situation(&[Write(1)]);

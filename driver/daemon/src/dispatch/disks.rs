@@ -56,7 +56,7 @@ pub(super) async fn resize<H: Inspect>(
     })?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
-    let _job = domains.job(&domain, Operation::Change("a resize")).await?;
+    let _job = domains.settled_job(&domain, Operation::Change("a resize")).await?;
     let active = domains.running(&domain)?;
     let target = target(&active.live, &args.disk)?;
     Ok(domains.hypervisor.resize_disk(domain.uuid, &target, size).await?)

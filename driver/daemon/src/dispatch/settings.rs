@@ -75,7 +75,7 @@ async fn change<H: Inspect>(
     change: impl Fn(&mut Element) -> virtsnap_engine::error::Result<()>,
 ) -> Outcome<()> {
     let domains = &cx.daemon.domains;
-    let _job = domains.job(domain, Operation::Change(what)).await?;
+    let _job = domains.settled_job(domain, Operation::Change(what)).await?;
     let affect = flags::affect(domains, domain, bits)?;
     let live = match domains.active(domain).filter(|_| affect.live) {
         Some(active) => {
@@ -131,7 +131,7 @@ async fn memory<H: Inspect>(
         let message = "a domain cannot have no memory at all";
         return Err(Error::new(Condition::InvalidArgument, message).into());
     }
-    let _job = domains.job(&domain, Operation::Change("a change of memory")).await?;
+    let _job = domains.settled_job(&domain, Operation::Change("a change of memory")).await?;
     let affect = flags::affect(domains, &domain, bits)?;
     if affect.live && maximum {
         let message = "cannot resize the maximum memory on an active domain";
@@ -179,7 +179,7 @@ async fn vcpus<H: Inspect>(
         let message = format!("a domain has between 1 and {MOST} vCPUs, not {count}");
         return Err(Error::new(Condition::InvalidArgument, message).into());
     }
-    let _job = domains.job(&domain, Operation::Change("a change of vCPUs")).await?;
+    let _job = domains.settled_job(&domain, Operation::Change("a change of vCPUs")).await?;
     let affect = flags::affect(domains, &domain, bits)?;
     if affect.live {
         let message = "vCPUs of a running domain cannot be changed; use the persistent definition";
@@ -250,7 +250,7 @@ async fn device<H: Inspect>(
     let domain = cx.domain(dom)?;
     let domains = &cx.daemon.domains;
     let device = devices::parse(xml)?;
-    let _job = domains.job(&domain, Operation::Change("a change of devices")).await?;
+    let _job = domains.settled_job(&domain, Operation::Change("a change of devices")).await?;
     let affect = flags::affect(domains, &domain, bits)?;
     let change = |config: &mut Element| match act {
         Act::Attach => devices::attach(config, &device),

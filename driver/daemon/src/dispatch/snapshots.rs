@@ -38,14 +38,26 @@ const VALIDATE: Flag = (512, "VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE");
 
 /// The flag word of virDomainSnapshotCreateXML as options.
 fn create_options(bits: u32) -> Outcome<CreateOptions> {
-    flags::only(bits, 0x3ff, "qemuSnapshotCreateXML")?;
+    let known = [
+        REDEFINE,
+        CURRENT,
+        NO_METADATA,
+        HALT,
+        DISK_ONLY,
+        REUSE_EXT,
+        QUIESCE,
+        ATOMIC,
+        LIVE,
+        VALIDATE,
+    ];
+    let known = known.iter().fold(0, |bits, flag| bits | flag.0);
+    flags::only(bits, known, "qemuSnapshotCreateXML")?;
     flags::requires(bits, CURRENT, REDEFINE, API)?;
     flags::exclusive(bits, REDEFINE, NO_METADATA, API)?;
     flags::exclusive(bits, REDEFINE, HALT, API)?;
     flags::requires(bits, QUIESCE, DISK_ONLY, DRIVER)?;
     flags::exclusive(bits, LIVE, REDEFINE, DRIVER)?;
     let has = |flag: Flag| bits & flag.0 != 0;
-    let _ = (ATOMIC, VALIDATE);
     if has(REDEFINE) {
         return Ok(CreateOptions::Redefine { make_current: has(CURRENT) });
     }
@@ -139,16 +151,18 @@ async fn create_or_redefine<H: Inspect>(
         CreateOptions::Redefine { make_current } => {
             let asked = Definition::parse(&root).map_err(refused)?;
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
-            domains.snapshots.redefine(&domain.book, asked, make_current)
+            let moment = domains.snapshots.redefine(&domain.book, asked, make_current).await;
+            domains.drop_if_gone(&domain);
+            moment?
         }
         CreateOptions::New(new) => {
             let request = Request::parse(&root).map_err(refused)?;
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
-            domains.snapshots.create(&domain.book, &request, &new).await
+            let made = domains.snapshots.create(&domain.book, &request, &new).await;
+            domains.drop_if_gone(&domain);
+            made?
         }
     };
-    domains.drop_if_gone(&domain);
-    let moment = moment?;
     Ok(SnapshotRef { name: moment.name, dom: args.dom })
 }
 
@@ -197,10 +211,8 @@ pub(super) async fn revert<H: Inspect>(
     };
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
-    let reverted = {
-        let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
-        domains.snapshots.revert(&domain.book, &args.snap.name, &options).await
-    };
+    let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
+    let reverted = domains.snapshots.revert(&domain.book, &args.snap.name, &options).await;
     if reverted.is_ok() && domains.active(&domain).is_none() {
         domain.set_off(ShutOffReason::FromSnapshot);
     }
@@ -227,10 +239,8 @@ pub(super) async fn delete<H: Inspect>(
     };
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
-    let deleted = {
-        let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
-        domains.snapshots.delete(&domain.book, &args.snap.name, &options).await
-    };
+    let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
+    let deleted = domains.snapshots.delete(&domain.book, &args.snap.name, &options).await;
     domains.drop_if_gone(&domain);
     Ok(deleted?)
 }

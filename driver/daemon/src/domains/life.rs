@@ -16,7 +16,7 @@ use virtsnap_store::Store;
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
-use super::job::Operation;
+use super::job::{Job, Operation};
 use super::table::{Domain, Table};
 
 /// The domains of one hypervisor.
@@ -143,7 +143,7 @@ impl<H: Hypervisor> Domains<H> {
         let config = self.complete(asked).await?;
         let known = self.table.get(uuid);
         let _job = match &known {
-            Some(domain) => Some(self.job(domain, Operation::Change("a define")).await?),
+            Some(domain) => Some(self.settled_job(domain, Operation::Change("a define")).await?),
             None => None,
         };
         let _changes = self.changes.lock().await;
@@ -186,7 +186,7 @@ impl<H: Hypervisor> Domains<H> {
     }
 
     pub(crate) async fn undefine(&self, domain: &Domain, options: Undefine) -> Result<()> {
-        let _job = self.job(domain, Operation::Change("an undefine")).await?;
+        let _job = self.settled_job(domain, Operation::Change("an undefine")).await?;
         let _changes = self.changes.lock().await;
         let Some(config) = domain.config() else {
             return Err(invalid("cannot undefine transient domain"));
@@ -214,7 +214,13 @@ impl<H: Hypervisor> Domains<H> {
         config: &Element,
         options: Undefine,
     ) -> Result<()> {
-        let snapshots = domain.book().moments.len();
+        let (snapshots, saved) = {
+            let book = domain.book();
+            (book.moments.len(), book.has_managed_save)
+        };
+        if saved && !options.managed_save {
+            return Err(invalid("refusing to undefine while domain managed save image exists"));
+        }
         if snapshots > 0 && !options.snapshots_metadata {
             return Err(invalid(format!(
                 "cannot delete inactive domain with {snapshots} snapshots"
@@ -267,7 +273,7 @@ impl<H: Hypervisor> Domains<H> {
 
     pub(crate) async fn rename(&self, domain: &Domain, new_name: &str) -> Result<()> {
         definition::check_name(new_name)?;
-        let _job = self.job(domain, Operation::Change("a rename")).await?;
+        let _job = self.settled_job(domain, Operation::Change("a rename")).await?;
         let _changes = self.changes.lock().await;
         let Some(mut config) = domain.config() else {
             return Err(invalid("cannot rename a transient domain"));
@@ -307,7 +313,7 @@ impl<H: Hypervisor> Domains<H> {
     // -- running -------------------------------------------------------------------------------
 
     pub(crate) async fn start(&self, domain: &Domain, paused: bool) -> Result<Active> {
-        let _job = self.job(domain, Operation::Start).await?;
+        let _job = self.settled_job(domain, Operation::Start).await?;
         if self.active(domain).is_some() {
             return Err(invalid("domain is already running"));
         }
@@ -335,7 +341,7 @@ impl<H: Hypervisor> Domains<H> {
             domain
         };
         let started = async {
-            let _job = self.job(&domain, Operation::Start).await?;
+            let _job = self.settled_job(&domain, Operation::Start).await?;
             if self.active(&domain).is_some() {
                 return Err(invalid(format!("domain '{name}' is already active")));
             }
@@ -344,9 +350,7 @@ impl<H: Hypervisor> Domains<H> {
         match started.await {
             Ok(active) => Ok((domain, active)),
             Err(err) => {
-                if !domain.is_persistent() && self.active(&domain).is_none() {
-                    self.table.forget(uuid);
-                }
+                self.drop_if_gone(&domain);
                 Err(err)
             }
         }
@@ -417,10 +421,14 @@ impl<H: Hypervisor> Domains<H> {
         Ok(alive.len())
     }
 
-    /// Transient domains that ended while there was no daemon are gone.
+    /// Transient domains that ended while there was no daemon are gone. One with snapshots stays
+    /// listed, so that a definition can bring it back: perhaps its guest was only not found.
     pub(crate) fn drop_ended(&self) {
         for domain in self.table.all() {
-            self.drop_if_gone(&domain);
+            let has_snapshots = !domain.book().moments.is_empty();
+            if !has_snapshots {
+                self.drop_if_gone(&domain);
+            }
         }
     }
 
@@ -440,11 +448,15 @@ impl<H: Hypervisor> Domains<H> {
         }
     }
 
-    pub(crate) async fn job(
-        &self,
-        domain: &Domain,
-        operation: Operation,
-    ) -> Result<super::job::Job> {
+    /// The job for whatever starts the domain or changes its definition: an operation that was
+    /// left unfinished comes first. It may yet change both, and remove images they name.
+    pub(crate) async fn settled_job(&self, domain: &Domain, operation: Operation) -> Result<Job> {
+        let job = self.job(domain, operation).await?;
+        self.snapshots.settle(&domain.book).await?;
+        Ok(job)
+    }
+
+    pub(crate) async fn job(&self, domain: &Domain, operation: Operation) -> Result<Job> {
         let job = domain.jobs.begin(&domain.name(), operation).await?;
         // While we waited it may have been undefined or, transient, have stopped.
         self.table.find(domain.uuid)?;
@@ -454,6 +466,10 @@ impl<H: Hypervisor> Domains<H> {
 
 #[cfg(test)]
 mod tests {
+    use virtsnap_engine::plan::{self, Finish, MomentChange, Pivot, Plan};
+    use virtsnap_engine::ports::{Entry, Journals};
+    use virtsnap_xml::snapshot::Definition;
+
     use super::*;
     use crate::fake::{self, FakeHypervisor};
 
@@ -587,6 +603,87 @@ mod tests {
         assert!(second.named("a").is_err());
         second.autostart().await;
         assert!(second.active(&second.named("b").unwrap()).is_some());
+    }
+
+    /// An operation that took effect and whose last step the fake refuses to do.
+    fn leave_unfinished(domains: &Domains<FakeHypervisor>, domain: &Domain) {
+        let plan = Plan {
+            operation: plan::Operation::Delete { moments: Vec::new() },
+            prepare: Vec::new(),
+            pivot: Pivot::Record,
+            finish: vec![Finish::ThawFilesystems],
+            conclude: Vec::new(),
+        };
+        let mut journal = domains.table.store().begin(domain.uuid, &plan).unwrap();
+        journal.record(Entry::Pivoted).unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_starts_or_is_redefined_on_a_world_in_doubt() {
+        let (_directory, domains) = domains();
+        let vm = domains.define(&xml("a", 1, "")).await.unwrap();
+        leave_unfinished(&domains, &vm);
+        for refused in [
+            domains.start(&vm, false).await.map(drop),
+            domains.create(&xml("a", 1, ""), false).await.map(drop),
+            domains.define(&xml("a", 1, "<title>new</title>")).await.map(drop),
+            domains.rename(&vm, "b").await,
+            domains.undefine(&vm, Undefine::default()).await,
+        ] {
+            let message = refused.unwrap_err().message;
+            assert!(message.contains("an earlier operation"), "{message}");
+        }
+        assert!(domains.active(&vm).is_none());
+        assert!(vm.config().unwrap().child("title").is_none());
+    }
+
+    #[tokio::test]
+    async fn undefine_of_a_running_domain_ends_its_autostart() {
+        let (_directory, domains) = domains();
+        let vm = domains.define(&xml("a", 1, "")).await.unwrap();
+        domains.start(&vm, false).await.unwrap();
+        domains.set_autostart(&vm, true).await.unwrap();
+        domains.undefine(&vm, Undefine::default()).await.unwrap();
+        domains.define(&xml("a", 1, "")).await.unwrap();
+        assert!(!vm.autostart());
+    }
+
+    #[tokio::test]
+    async fn a_managed_save_image_is_not_undefined_by_accident() {
+        let (directory, first) = domains();
+        let uuid = first.define(&xml("a", 1, "")).await.unwrap().uuid;
+        std::fs::write(first.table.store().managed_save(uuid).unwrap(), "").unwrap();
+        drop(first);
+        let domains = fake::domains(directory.path());
+        let vm = domains.named("a").unwrap();
+        let err = domains.undefine(&vm, Undefine::default()).await.unwrap_err();
+        assert_eq!(err.condition, Condition::OperationInvalid);
+        let gone = Undefine { managed_save: true, ..Undefine::default() };
+        domains.undefine(&vm, gone).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_transient_domain_keeps_its_snapshots_when_the_daemon_comes_back() {
+        let (directory, first) = domains();
+        let (vm, _) = first.create(&xml("a", 1, ""), false).await.unwrap();
+        let (bare, _) = first.create(&xml("b", 2, ""), false).await.unwrap();
+        let snapshot = Element::parse(
+            "<domainsnapshot><name>s</name><state>shutoff</state>\
+             <creationTime>1</creationTime></domainsnapshot>",
+        )
+        .unwrap();
+        let snapshot = Definition::parse(&snapshot).unwrap();
+        let change = MomentChange { write: vec![snapshot], ..MomentChange::default() };
+        first.table.store().record(vm.uuid, &change).unwrap();
+        let (vm, bare) = (vm.uuid, bare.uuid);
+        drop(first);
+        // Both guests have stopped meanwhile.
+        let second = fake::domains(directory.path());
+        assert_eq!(second.find(vm).unwrap().book().moments.len(), 1);
+        second.drop_ended();
+        assert!(second.find(vm).is_ok(), "its snapshots would be gone");
+        assert!(second.find(bare).is_err(), "nobody could start it");
+        assert_eq!(second.table.store().load().unwrap().domains.len(), 1);
     }
 
     #[tokio::test]
