@@ -3,7 +3,7 @@
 use virtsnap_engine::error::{Condition, Error, Result};
 
 use super::props::on_off;
-use super::read::View;
+use super::read::{View, word};
 use super::{Build, refuse};
 
 /// Features that libvirt and QEMU spell differently.
@@ -48,7 +48,7 @@ impl Build<'_> {
             Some("host-passthrough") => "host".to_owned(),
             Some("maximum") => "max".to_owned(),
             Some("custom") | None => match cpu.child_text("model") {
-                Some(model) => model,
+                Some(model) => word("model", &model)?.to_owned(),
                 None => return Ok(None),
             },
             Some(other) => {
@@ -63,10 +63,10 @@ impl Build<'_> {
             option.push_str(&format!(",migratable={}", on_off(migratable)));
         }
         if let Some(vendor) = cpu.child("model").and_then(|model| model.attr("vendor_id")) {
-            option.push_str(&format!(",vendor={vendor}"));
+            option.push_str(&format!(",vendor={}", word("model", vendor)?));
         }
         for feature in cpu.children("feature") {
-            let name = feature.need("name")?;
+            let name = word("feature", feature.need("name")?)?;
             let spelled = SPELLING.iter().find(|(ours, _)| *ours == name).map_or(name, |s| s.1);
             match feature.attr("policy") {
                 Some("force" | "require") | None => option.push_str(&format!(",{spelled}=on")),
@@ -171,14 +171,14 @@ fn enlightenments(hyperv: View<'_>, flags: &mut String) -> Result<()> {
         };
         let on = feature.switch("state")?.unwrap_or(true);
         let retries = feature.number("retries")?;
-        let vendor = feature.attr("value");
+        let vendor = word("vendor_id", feature.attr("value").unwrap_or_default())?;
         if on {
             match name {
                 "spinlocks" => {
                     flags.push_str(&format!(",hv-spinlocks={:#x}", retries.unwrap_or(0)));
                 }
                 "vendor_id" => {
-                    flags.push_str(&format!(",hv-vendor-id={}", vendor.unwrap_or("")));
+                    flags.push_str(&format!(",hv-vendor-id={vendor}"));
                 }
                 _ => flags.push_str(&plain(name)),
             }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use virtsnap_engine::error::Result;
 
 use super::props::{Props, escape_comma, on_off};
-use super::read::View;
+use super::read::{View, word};
 use super::{Build, Password, lacks, refuse};
 
 impl Build<'_> {
@@ -41,6 +41,7 @@ impl Build<'_> {
                     Some(address) if address.contains(':') => format!("[{address}]"),
                     other => other.unwrap_or_default(),
                 };
+                let address = escape_comma(&address);
                 let websocket = graphics.number("websocket")?.filter(|port| *port > 0);
                 let websocket = websocket.map(|port| format!(",websocket={port}"));
                 format!("{address}:{display}{}", websocket.unwrap_or_default())
@@ -72,12 +73,13 @@ impl Build<'_> {
             Listen::None => parts.push("port=0".to_owned()),
             Listen::Address(address) => {
                 let port = graphics.attr("port").filter(|port| !matches!(*port, "-1" | "0"));
+                let port = port.map(|port| word("graphics", port)).transpose()?;
                 if graphics.attr("tlsPort").is_some_and(|port| !matches!(port, "-1" | "0")) {
                     return refuse("TLS for SPICE is not supported: remove tlsPort");
                 }
                 if let Some(port) = port {
                     parts.push(format!("port={port}"));
-                    parts.extend(address.map(|address| format!("addr={address}")));
+                    parts.extend(address.map(|address| format!("addr={}", escape_comma(&address))));
                 }
             }
         }
@@ -97,7 +99,7 @@ impl Build<'_> {
             Some(other) => return refuse(format!("SPICE: defaultMode='{other}' needs TLS")),
         }
         for channel in graphics.children("channel") {
-            let name = channel.need("name")?;
+            let name = word("channel", channel.need("name")?)?;
             match channel.need("mode")? {
                 "any" => {}
                 "insecure" => parts.push(format!("plaintext-channel={name}")),
@@ -221,7 +223,7 @@ fn spice_options(graphics: View<'_>, parts: &mut Vec<String>) -> Result<()> {
         ("streaming", "mode", "streaming-video"),
     ] {
         if let Some(value) = graphics.child(element).and_then(|e| e.attr(attribute)) {
-            parts.push(format!("{option}={value}"));
+            parts.push(format!("{option}={}", word(element, value)?));
         }
     }
     for (element, attribute, option) in [

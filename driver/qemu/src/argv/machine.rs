@@ -6,7 +6,7 @@ use virtsnap_engine::error::Result;
 
 use super::address::Chipset;
 use super::props::{Props, escape_comma, on_off};
-use super::read::{View, number};
+use super::read::{View, number, word};
 use super::{Build, lacks, refuse};
 
 /// `<features>` that stand in `-machine`: element and option.
@@ -27,7 +27,7 @@ impl Build<'_> {
     }
 
     fn machine(&mut self, flash: &[(&str, String)]) -> Result<()> {
-        let mut option = format!("{},usb=off", self.topology.machine);
+        let mut option = format!("{},usb=off", word("type", &self.topology.machine)?);
         let features = self.domain.child("features");
         let mut set = |key: &str, value: &str| option.push_str(&format!(",{key}={value}"));
         for (element, key) in MACHINE_FEATURES {
@@ -232,7 +232,7 @@ impl Build<'_> {
             option.push_str(&format!("menu={},", on_off(enable)));
         }
         if let Some(timeout) = os.child("bios").and_then(|bios| bios.attr("rebootTimeout")) {
-            option.push_str(&format!("reboot-timeout={timeout},"));
+            option.push_str(&format!("reboot-timeout={},", word("bios", timeout)?));
         }
         if let Some(timeout) = menu.map(|menu| menu.number("timeout")).transpose()?.flatten() {
             option.push_str(&format!("splash-time={timeout},"));

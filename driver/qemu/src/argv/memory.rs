@@ -28,7 +28,8 @@ impl Build<'_> {
         let mut option = format!("size={}k", size & !0x1ff);
         if let Some(most) = self.domain.child("maxMemory") {
             let limit = bytes(&most.text(), most.attr("unit").unwrap_or("KiB"))? / 1024;
-            option = format!("size={size}k,slots={},maxmem={limit}k", most.need("slots")?);
+            let slots = super::read::number("maxMemory", most.need("slots")?)?;
+            option = format!("size={size}k,slots={slots},maxmem={limit}k");
         }
         self.arg("-m", option);
         if !self.has_numa() {

@@ -248,13 +248,23 @@ impl<'a> View<'a> {
     /// The device's id in QEMU.
     pub(super) fn alias(self) -> Result<&'a str> {
         let alias = self.child("alias").and_then(|alias| alias.attr("name"));
-        alias.ok_or_else(|| {
+        let alias = alias.ok_or_else(|| {
             Error::new(
                 Condition::Internal,
                 format!("<{}> has no alias: the definition is not a live one", self.name()),
             )
-        })
+        })?;
+        word("alias", alias)
     }
+}
+
+/// Text that stands between the commas of one of QEMU's options.
+pub(super) fn word<'a>(element: &str, text: &'a str) -> Result<&'a str> {
+    if text.contains(',') {
+        let message = format!("'{text}' in <{element}> must not contain a comma");
+        return Err(Error::new(Condition::XmlError, message));
+    }
+    Ok(text)
 }
 
 /// A number as libvirt writes them: decimal, or hexadecimal after `0x`.

@@ -65,7 +65,7 @@ impl Build<'_> {
 
     fn firmware_files(&mut self, info: View<'_>) -> Result<()> {
         for entry in info.children("entry") {
-            let name = entry.need("name")?;
+            let name = escape_comma(entry.need("name")?);
             match entry.attr("file") {
                 Some(file) => {
                     self.out.files.push(PathBuf::from(file));

@@ -211,3 +211,68 @@ fn what_is_not_rendered_is_refused() {
         assert!(err.message.contains(name), "{name}: {}", err.message);
     }
 }
+
+/// Every attribute and text of the recorded guests, one after the other, as far as a definition
+/// may hold such a value; what many of them have, in a few of them.
+#[test]
+fn no_text_of_a_definition_becomes_an_option_of_its_own() {
+    const EVIL: &str = ",zz=1";
+    const FEW: usize = 3;
+    let mut wrong = BTreeSet::new();
+    let mut tried = BTreeMap::<String, usize>::new();
+    for name in names() {
+        let file = fixtures().join(format!("{name}.xml"));
+        let live = Element::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
+        for nth in 0.. {
+            let mut changed = live.clone();
+            let Some(place) = spoil(&mut changed, EVIL, &mut { nth }, "") else { break };
+            let times = tried.entry(place.clone()).or_default();
+            *times += 1;
+            if *times > FEW || crate::complete::vocabulary::check(&changed).is_err() {
+                continue;
+            }
+            let Ok(command) = command_line(&changed, &chains(&live), &context()) else { continue };
+            for pair in command.args.windows(2) {
+                let (option, value) = (pair[0].as_str(), pair[1].as_str());
+                let is_plain =
+                    ["-kernel", "-initrd", "-append", "-bios", "-k", "-uuid"].contains(&option);
+                let is_json = value.starts_with('{');
+                if !is_plain && !is_json && value.replace(",,", "").contains(EVIL) {
+                    wrong.insert(format!("{place} in {option}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Appends `evil` to the value that `nth` counts down to; tells where that is.
+fn spoil(element: &mut Element, evil: &str, nth: &mut usize, path: &str) -> Option<String> {
+    let path = format!("{path}/{}", element.name());
+    if path == "/domain/qemu:commandline" || path == "/domain/metadata" {
+        return None;
+    }
+    let mut is_it = || match nth.checked_sub(1) {
+        Some(left) => {
+            *nth = left;
+            false
+        }
+        None => true,
+    };
+    let attributes: Vec<(String, String)> =
+        element.attributes().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    for (key, value) in attributes {
+        if is_it() {
+            element.set_attr(&key, value + evil);
+            return Some(format!("{path}@{key}"));
+        }
+    }
+    if element.elements().next().is_none() {
+        let text = element.text();
+        if !text.is_empty() && is_it() {
+            element.set_text(text + evil);
+            return Some(path);
+        }
+    }
+    element.elements_mut().find_map(|child| spoil(child, evil, nth, &path))
+}

@@ -16,13 +16,19 @@ pub(super) fn normalise(draft: &mut Draft<'_>) -> Result<()> {
     for device in &mut draft.devices {
         device.nodes_mut().retain(|node| match node {
             Node::Element(alias) if alias.name() == "alias" => {
-                alias.attr("name").is_some_and(|name| name.starts_with("ua-"))
+                alias.attr("name").is_some_and(is_users_alias)
             }
             Node::Element(_) | Node::Text(_) | Node::Comment(_) => true,
         });
     }
     sort_disks(draft)?;
     sort_controllers(draft)
+}
+
+/// A name that a user gave, of the characters that libvirt lets it have: it becomes an id of QEMU's.
+fn is_users_alias(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    name.starts_with("ua-") && name.chars().all(is_plain)
 }
 
 /// Memory devices get slots; gives the sum of their sizes in KiB.

@@ -28,7 +28,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod usb;
-mod vocabulary;
+pub(crate) mod vocabulary;
 
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;

@@ -24,7 +24,7 @@ struct Rule {
 }
 
 /// Refuses the first element, attribute or value that is not in the table, by its path.
-pub(super) fn check(domain: &Element) -> Result<()> {
+pub(crate) fn check(domain: &Element) -> Result<()> {
     let rule = table();
     if domain.name() != rule.name {
         let message = format!("a domain is described by <domain>, not by <{}>", domain.name());
