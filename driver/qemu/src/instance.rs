@@ -47,8 +47,6 @@ pub(crate) struct Inner {
     pub(crate) next_node: u32,
     /// Images that QEMU's user was given, with their owners before.
     pub(crate) borrowed: Borrowed,
-    /// Tap devices that go when QEMU goes.
-    pub(crate) taps: Vec<String>,
     /// Why the next STOP event comes.
     pub(crate) pausing: Option<PausedReason>,
     /// Why the next RESUME event comes.
@@ -76,7 +74,6 @@ impl Inner {
             chains,
             next_node,
             borrowed: Borrowed::default(),
-            taps: Vec::new(),
             pausing: None,
             resuming: None,
             rebooting: false,

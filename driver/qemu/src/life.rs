@@ -18,7 +18,6 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use crate::confine::Owner;
 use crate::hypervisor::{Qemu, Shared};
 use crate::instance::Instance;
-use crate::network;
 use crate::process::Process;
 
 /// How long QEMU may take to end by itself once it is told to.
@@ -178,19 +177,17 @@ impl Shared {
         for helper in &instance.helpers {
             end_helper(helper).await;
         }
-        let (reason, is_silent, mut borrowed, taps) = {
+        let (reason, is_silent, mut borrowed) = {
             let mut inner = instance.lock();
             let reason = inner.stopping.unwrap_or(match inner.state {
                 State::Shutdown => ShutOffReason::Shutdown,
                 _ => ShutOffReason::Crashed,
             });
             inner.state = State::ShutOff(reason);
-            let taps = std::mem::take(&mut inner.taps);
-            (reason, inner.is_silent, std::mem::take(&mut inner.borrowed), taps)
+            (reason, inner.is_silent, std::mem::take(&mut inner.borrowed))
         };
         tracing::info!(domain = instance.name, id = instance.id, ?how, ?reason, "QEMU has ended");
         borrowed.hand_back(|path, owner| self.is_used_by_another(instance.uuid, path, owner));
-        network::remove_taps(&taps).await;
         if let Err(err) = std::fs::remove_dir_all(&instance.dir) {
             tracing::warn!(domain = instance.name, %err, "cannot remove the run directory");
         }

@@ -1,10 +1,10 @@
 //! Tap devices and the bridges they hang on.
 //!
-//! A tap that we make belongs to its descriptor and is gone with the QEMU that holds it; only one
-//! that was there before stays.
+//! A tap that we make belongs to its descriptor and is gone with the QEMU that holds it; one that
+//! was there before stays. So none is ever removed by name: the kernel gives a free name at once to
+//! the next guest.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -80,17 +80,6 @@ pub(crate) fn open_vsock(request: &VsockRequest) -> Result<(i32, OwnedFd)> {
         Error::new(Condition::OperationFailed, message).caused_by(err)
     })?;
     Ok((request.fd, fd))
-}
-
-/// Takes away taps that outlive their QEMU. Those bound to a descriptor are gone already.
-pub(crate) async fn remove_taps(names: &[String]) {
-    for name in names {
-        if Path::new("/sys/class/net").join(name).exists()
-            && let Err(text) = ip(&["link", "delete", "dev", name]).await
-        {
-            tracing::warn!(name, text, "cannot remove a tap device");
-        }
-    }
 }
 
 async fn ip(arguments: &[&str]) -> std::result::Result<(), String> {

@@ -288,6 +288,66 @@ fn a_guest_that_ended_meanwhile_is_reported() {
     });
 }
 
+#[test]
+fn a_start_that_was_broken_off_leaves_nothing() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let image = bed.image("a");
+    let first = Runtime::new().unwrap();
+    let (pid, started) = first.block_on(async {
+        let qemu = bed.qemu();
+        qemu.start_domain(bed.domain(&image, ""), paused()).await.unwrap();
+        let instance = qemu.instance(bed.uuid).unwrap();
+        // As the status file is from the moment QEMU is there to that when its vCPUs may run.
+        instance.lock().state = State::Paused(PausedReason::StartingUp);
+        instance.save().unwrap();
+        (instance.process.pid(), instance.process.started())
+    });
+    first.shutdown_timeout(Duration::from_secs(10));
+    bed.told.take();
+    let second = Runtime::new().unwrap();
+    second.block_on(async {
+        let qemu = bed.qemu();
+        assert_eq!(qemu.reconnect_all().await.unwrap(), []);
+        assert_eq!(bed.told.take(), [], "nobody was told that it had started");
+        assert!(Process::find(pid, started).is_none());
+        assert!(!bed.run_dir().exists());
+        qemu.start_domain(bed.domain(&image, ""), paused()).await.unwrap();
+        qemu.destroy_domain(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    });
+}
+
+#[test]
+fn a_guest_that_cannot_be_taken_up_is_not_started_a_second_time() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let image = bed.image("a");
+    let first = Runtime::new().unwrap();
+    first.block_on(async {
+        bed.qemu().start_domain(bed.domain(&image, ""), boot()).await.unwrap();
+    });
+    first.shutdown_timeout(Duration::from_secs(10));
+    let status = bed.run_dir().join("status.json");
+    let good = std::fs::read_to_string(&status).unwrap();
+    let second = Runtime::new().unwrap();
+    for bad in [good.replace("\"version\":1", "\"version\":2"), good.replace("<domain", "<<")] {
+        std::fs::write(&status, &bad).unwrap();
+        second.block_on(async {
+            let qemu = bed.qemu();
+            assert_eq!(qemu.reconnect_all().await.unwrap(), []);
+            let err = qemu.start_domain(bed.domain(&image, ""), boot()).await.unwrap_err();
+            assert_eq!(err.condition, Condition::ResourceBusy, "{}", err.message);
+            assert_eq!(std::fs::read_to_string(&status).unwrap(), bad);
+        });
+    }
+    std::fs::write(&status, &good).unwrap();
+    second.block_on(async {
+        let qemu = bed.qemu();
+        assert_eq!(qemu.reconnect_all().await.unwrap().len(), 1);
+        qemu.destroy_domain(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+    });
+}
+
 /// What a client would write, with most of what a desktop guest has.
 fn desktop(bed: &Bed, image: &Path) -> Element {
     let (uuid, image) = (bed.uuid, image.display());

@@ -1,8 +1,9 @@
 //! After a stop, a crash or an upgrade of the daemon: finding the QEMUs that went on without it.
 //!
 //! A status file names a process by pid and start time. One that is gone, or that never got so
-//! far, is put away as if it had ended now. One that runs is connected to again; what QEMU says of
-//! its state overrides what was recorded, and so does its block graph.
+//! far, is put away as if it had ended now; so is one whose vCPUs wait for a start that the old daemon
+//! did not bring to its end. One that runs is connected to again; what QEMU says of its state
+//! overrides what was recorded, and so does its block graph.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +24,7 @@ use crate::life::end_helper;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::status::{ProcessRecord, Status};
-use crate::{network, setup, steps};
+use crate::{setup, steps};
 
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
 /// QEMU's monitor is silent while a job saves or loads memory. To end it then would end a guest
@@ -65,7 +66,7 @@ impl Shared {
             return None;
         }
         let (uuid, name) = (status.uuid, status.name.clone());
-        let process = status.process.and_then(|record| Process::find(record.pid, record.started));
+        let process = status.process.as_ref().and_then(ProcessRecord::find);
         let Some(process) = process else {
             tracing::info!(domain = name, "its QEMU is gone");
             self.put_away_recorded(status, dir).await;
@@ -76,12 +77,16 @@ impl Shared {
         let patience = if is_busy { BUSY_DEADLINE } else { MONITOR_DEADLINE };
         let Some(qmp) = connect(&process, dir, &gate, patience).await else {
             tracing::error!(domain = name, "its QEMU does not answer: ending it");
-            process.signal(Signal::KILL);
-            let _ = timeout(KILL_DEADLINE, process.gone()).await;
-            process.reap();
+            kill(&process).await;
             self.put_away_recorded(status, dir).await;
             return None;
         };
+        if status.is_starting() && !runs(&qmp).await {
+            tracing::warn!(domain = name, "its start was broken off: ending it");
+            kill(&process).await;
+            self.put_away_recorded(status, dir).await;
+            return None;
+        }
         match self.take_up(status, dir, process, qmp, &gate).await {
             Ok(instance) => Some(instance.active()),
             Err(err) => {
@@ -107,12 +112,11 @@ impl Shared {
         let inner = Inner {
             next_node: status.next_node,
             borrowed: status.borrowed,
-            taps: status.taps,
             rebooting: status.rebooting,
             clock_base: status.clock_base,
             ..Inner::new(live, State::from(status.state), status.chains)
         };
-        let helpers = status.helpers.iter().filter_map(found).collect();
+        let helpers = status.helpers.iter().filter_map(ProcessRecord::find).collect();
         let identity = (status.uuid, status.name, status.id);
         let instance =
             Instance::new(identity, process, Arc::new(qmp), dir.to_owned(), helpers, inner);
@@ -151,13 +155,12 @@ impl Shared {
         if status.process.is_none() {
             end_unrecorded(dir).await;
         }
-        for helper in status.helpers.iter().filter_map(found) {
+        for helper in status.helpers.iter().filter_map(ProcessRecord::find) {
             end_helper(&helper).await;
         }
         let uuid = status.uuid;
         status.borrowed.hand_back(|path, owner| self.is_used_by_another(uuid, path, owner));
-        network::remove_taps(&status.taps).await;
-        let was_up = status.process.is_some();
+        let was_up = status.process.is_some() && !status.is_starting();
         if let Err(err) = fs::remove_dir_all(dir) {
             tracing::warn!(domain = status.name, %err, "cannot remove the run directory");
         }
@@ -168,8 +171,15 @@ impl Shared {
     }
 }
 
-fn found(record: &ProcessRecord) -> Option<Process> {
-    Process::find(record.pid, record.started)
+async fn kill(process: &Process) {
+    process.signal(Signal::KILL);
+    let _ = timeout(KILL_DEADLINE, process.gone()).await;
+    process.reap();
+}
+
+async fn runs(qmp: &Qmp) -> bool {
+    let status = qmp.execute("query-status", Value::Null).await;
+    status.is_ok_and(|status| setup::is_running(&status))
 }
 
 async fn connect(process: &Process, dir: &Path, gate: &Gate, patience: Duration) -> Option<Qmp> {

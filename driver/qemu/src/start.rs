@@ -42,7 +42,7 @@ use crate::life::end_helper;
 use crate::log::DomainLog;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
-use crate::status::Status;
+use crate::status::{ProcessRecord, Status};
 use crate::system::Detached;
 use crate::{network, setup, tpm};
 
@@ -141,12 +141,15 @@ struct Claim<'a> {
 
 impl<'a> Claim<'a> {
     fn take(shared: &'a Shared, uuid: Uuid, name: &str) -> Result<Self> {
-        let is_up = shared.instances().contains_key(&uuid);
-        if is_up || !shared.starting().insert(uuid) {
+        let refused = || {
             let message = format!("domain '{name}' is already active");
-            return Err(Error::new(Condition::OperationInvalid, message));
+            Err(Error::new(Condition::OperationInvalid, message))
+        };
+        if !shared.starting().insert(uuid) {
+            return refused();
         }
-        Ok(Self { shared, uuid })
+        let claim = Self { shared, uuid };
+        if shared.instances().contains_key(&uuid) { refused() } else { Ok(claim) }
     }
 }
 
@@ -178,6 +181,7 @@ impl<'a> Launch<'a> {
         definition: Element,
     ) -> Result<Self> {
         let dir = shared.config.run_dir.join(uuid.to_string());
+        refuse_lost(&dir, &name)?;
         make_dirs(&dir, shared.config.user)?;
         let state = State::Paused(PausedReason::StartingUp);
         let inner = Inner::new(definition, state, BTreeMap::new());
@@ -231,13 +235,19 @@ impl<'a> Launch<'a> {
                     .map_err(|err| failed("look at the owner of", &path, err))?;
             }
         }
-        Status::starting(self.uuid, &self.name, self.id, &self.inner)
-            .write(&self.dir)
-            .map_err(|err| failed("write the status in", &self.dir, err))?;
+        self.note()?;
         match self.shared.borrower() {
             Some(user) => self.inner.borrowed.give(user),
             None => Ok(()),
         }
+    }
+
+    /// What the next daemon has to undo if this one ends now.
+    fn note(&self) -> Result<()> {
+        let mut status = Status::starting(self.uuid, &self.name, self.id, &self.inner);
+        status.process = self.process.as_ref().map(ProcessRecord::from);
+        status.helpers = self.helpers.iter().map(ProcessRecord::from).collect();
+        status.write(&self.dir).map_err(|err| failed("write the status in", &self.dir, err))
     }
 
     async fn start_tpms(&mut self, context: &LaunchContext, log: &DomainLog) -> Result<()> {
@@ -247,6 +257,7 @@ impl<'a> Launch<'a> {
             let log = log.beside("swtpm");
             let process = tpm::start(config, self.uuid, tpm, socket, &log).await?;
             self.helpers.push(process);
+            self.note()?;
         }
         Ok(())
     }
@@ -255,9 +266,6 @@ impl<'a> Launch<'a> {
         let mut fds = Vec::new();
         for request in &self.command.taps {
             let tap = network::open_tap(request).await?;
-            if request.managed {
-                self.inner.taps.push(tap.name.clone());
-            }
             setup::name_interface(&mut self.inner.live, &tap.alias, &tap.name);
             fds.extend(tap.fds);
         }
@@ -291,6 +299,7 @@ impl<'a> Launch<'a> {
         let child = command.spawn().map_err(cannot)?;
         let pid = i32::try_from(child.id()).map_err(|err| cannot(io::Error::other(err)))?;
         self.process = Some(Process::open(pid).map_err(cannot)?);
+        self.note()?;
         // A service manager may have made the daemon hard to kill; its guests shall not be.
         let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
         Ok(())
@@ -357,12 +366,30 @@ impl<'a> Launch<'a> {
         }
         let (shared, uuid) = (self.shared, self.uuid);
         self.inner.borrowed.hand_back(|path, owner| shared.is_used_by_another(uuid, path, owner));
-        network::remove_taps(&self.inner.taps).await;
         shared.ports.release_all(&self.inner.live);
         if let Err(err) = fs::remove_dir_all(&self.dir) {
             tracing::warn!(domain = self.name, %err, "cannot remove the run directory");
         }
     }
+}
+
+/// A QEMU that could not be taken up again when the daemon started may still run. Its status file
+/// is all that leads to it.
+fn refuse_lost(dir: &Path, name: &str) -> Result<()> {
+    let who = match Status::read(dir) {
+        Ok(None) => return Ok(()),
+        Ok(Some(status)) => match status.process.as_ref().and_then(ProcessRecord::find) {
+            Some(process) => format!("process {} still runs", process.pid()),
+            None => return Ok(()),
+        },
+        Err(err) => format!("what is known of it cannot be read: {err}"),
+    };
+    let message = format!(
+        "domain '{name}' was not found again when the daemon started, and {who}; \
+         end its QEMU and remove '{}'",
+        dir.display()
+    );
+    Err(Error::new(Condition::ResourceBusy, message))
 }
 
 /// `RUN/UUID` is ours, and QEMU's user may only pass through to `qemu/`, where it makes its

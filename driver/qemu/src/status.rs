@@ -38,7 +38,6 @@ pub(crate) struct Status {
     pub(crate) chains: BTreeMap<Target, Chain>,
     pub(crate) next_node: u32,
     pub(crate) borrowed: Borrowed,
-    pub(crate) taps: Vec<String>,
     pub(crate) rebooting: bool,
     pub(crate) clock_base: i64,
 }
@@ -52,6 +51,13 @@ pub(crate) struct ProcessRecord {
 impl From<&Process> for ProcessRecord {
     fn from(process: &Process) -> Self {
         Self { pid: process.pid(), started: process.started() }
+    }
+}
+
+impl ProcessRecord {
+    /// The process, if it still runs.
+    pub(crate) fn find(&self) -> Option<Process> {
+        Process::find(self.pid, self.started)
     }
 }
 
@@ -76,10 +82,14 @@ impl Status {
             chains: inner.chains.clone(),
             next_node: inner.next_node,
             borrowed: inner.borrowed.clone(),
-            taps: inner.taps.clone(),
             rebooting: inner.rebooting,
             clock_base: inner.clock_base,
         }
+    }
+
+    /// The start was not over: nobody was told that the domain runs.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.state == StateRecord::Paused(Paused::StartingUp)
     }
 
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
@@ -191,5 +201,25 @@ impl From<StateRecord> for State {
             StateRecord::Crashed => State::Crashed,
             StateRecord::PmSuspended => State::PmSuspended,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The guests of a host must outlive an upgrade: what a released version wrote is read by all
+    /// later ones. This file is never edited.
+    #[test]
+    fn a_status_file_of_version_1_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/domain/status/v1.json");
+        fs::copy(fixture, dir.path().join(FILE)).unwrap();
+        let status = Status::read(dir.path()).unwrap().unwrap();
+        assert_eq!((status.name.as_str(), status.id, status.next_node), ("t", 3, 3));
+        assert_eq!(status.process, Some(ProcessRecord { pid: 4711, started: 123_456 }));
+        assert_eq!(State::from(status.state), State::Paused(PausedReason::User));
+        assert_eq!(status.chains["vda"].layers[1].image, Path::new("/i/base"));
+        assert!(status.borrowed.owner_before(Path::new("/i/top")).is_some());
     }
 }
