@@ -18,7 +18,7 @@ use super::align::{align, overlay_path};
 use super::definition::{self, Source, push_overlay, redirect};
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step};
 use crate::domain::{ShutOffReason, State};
-use crate::error::{Condition, Error, Result};
+use crate::error::{Condition, Error, Origin, Result};
 use crate::facts::{AgentState, DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
 use crate::moment::MomentList;
 use crate::options::{Afterwards, Metadata, New, Overlays, Scope};
@@ -49,7 +49,7 @@ pub fn draft(
     let name = name(request, options, facts, moments)?;
     let (recorded, memory, default) = scope(request, options, facts)?;
     let disks = align(request, &facts.disks, &name, default)?;
-    check_selection(&disks, facts, &memory)?;
+    check_selection(&disks, facts, &memory, default)?;
     let (domain, inactive_domain) = definitions(facts);
     let moment = Definition {
         name,
@@ -89,9 +89,6 @@ pub fn plan(
         conclude: Vec::new(),
     };
     let quiesce = matches!(options.scope, Scope::DiskOnly { quiesce: true });
-    if quiesce && facts.state.is_active() {
-        check_agent(facts)?;
-    }
     let active = facts.state.is_active();
     let mut switched = Vec::new();
     let mut saved = Vec::new();
@@ -116,6 +113,7 @@ pub fn plan(
         plan.pivot = Pivot::SaveVmState { tag: moment.name.clone(), vmstate, disks: saved };
     } else if active {
         if quiesce {
+            check_agent(facts)?;
             plan.prepare.push(Step::FreezeFilesystems);
             plan.finish.push(Finish::ThawFilesystems);
         }
@@ -165,7 +163,7 @@ fn name(
             Condition::OperationFailed,
             format!("domain '{}' has a snapshot '{name}' already", facts.name),
         )
-        .from_origin(crate::error::Origin::Domain));
+        .from_origin(Origin::Domain));
     }
     Ok(name.clone())
 }
@@ -232,8 +230,17 @@ fn recorded_state(state: State) -> Result<Recorded> {
     }
 }
 
-fn check_selection(disks: &[Disk], facts: &DomainFacts, memory: &Memory) -> Result<()> {
-    let unsupported = |message: String| Err(Error::new(Condition::ConfigUnsupported, message));
+fn check_selection(
+    disks: &[Disk],
+    facts: &DomainFacts,
+    memory: &Memory,
+    default: Location,
+) -> Result<()> {
+    // As libvirt, whose snapshot code speaks where all disks must be of one kind.
+    let origin = if default == Location::Internal { Origin::Snapshot } else { Origin::Driver };
+    let unsupported = |message: String| {
+        Err(Error::new(Condition::ConfigUnsupported, message).from_origin(origin))
+    };
     let has = |location| disks.iter().any(|disk| disk.snapshot == location);
     let (internal, external) = (has(Location::Internal), has(Location::External));
     if !internal && !external {
@@ -297,6 +304,12 @@ fn check_internal(disk: &DiskFacts, facts: &DomainFacts, tag: &str) -> Result<()
 }
 
 fn check_agent(facts: &DomainFacts) -> Result<()> {
+    if !matches!(facts.state, State::Running(_)) {
+        return Err(Error::new(
+            Condition::OperationInvalid,
+            "a guest that is not running cannot quiesce its file systems",
+        ));
+    }
     match facts.agent {
         AgentState::Connected => Ok(()),
         AgentState::NotConfigured => Err(Error::new(
