@@ -75,6 +75,7 @@ pub(crate) const FROM_DOMAIN_SNAPSHOT: i32 = 35;
 pub(crate) const FROM_STREAMS: i32 = 38;
 
 pub(crate) const ERR_INTERNAL: i32 = 1;
+pub(crate) const ERR_NO_SUPPORT: i32 = 3;
 pub(crate) const ERR_OPERATION_FAILED: i32 = 9;
 pub(crate) const ERR_OPERATION_DENIED: i32 = 29;
 pub(crate) const ERR_RPC: i32 = 39;
@@ -100,6 +101,19 @@ impl RpcError {
     pub(crate) fn unknown_procedure(procedure: u32) -> Self {
         let procedure = procedure.cast_signed();
         Self::new(ERR_RPC, FROM_RPC, format!("unknown procedure: {procedure}"))
+    }
+
+    /// A procedure of the protocol that is not answered; clients know it by the number. `name` is
+    /// the procedure's, which people know as that of the API's function.
+    pub(crate) fn not_answered(name: &str) -> Self {
+        let words = name.split('_').map(|word| match word.split_at_checked(1) {
+            Some((first, rest)) => format!("{first}{}", rest.to_lowercase()),
+            None => String::new(),
+        });
+        let function: String = words.collect();
+        let message =
+            format!("this function is not supported by the connection driver: vir{function}");
+        Self::new(ERR_NO_SUPPORT, FROM_NONE, message)
     }
 
     pub(crate) fn undecodable() -> Self {

@@ -14,8 +14,8 @@ const INTRODUCTION: &str = "\
 
 Generated from the dispatch table by `UPDATE_EXPECT=1 cargo test -p virtsnapd coverage`.
 
-A procedure that is not answered gets libvirt's own \"unknown procedure\", which clients report as
-VIR_ERR_NO_SUPPORT and for which they use their fallbacks. `ro` marks what a read-only client may
+A procedure that is not answered is refused with VIR_ERR_NO_SUPPORT and the name of libvirt's
+function; clients use their fallbacks. `ro` marks what a read-only client may
 call; a few of those are refused with certain flags (secrets in XML, questions to the guest agent).
 ";
 

@@ -1,5 +1,6 @@
 //! What a domain is and how it fares: the short questions.
 
+use virtsnap_engine::domain::{PausedReason, State};
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
@@ -247,7 +248,13 @@ pub(super) async fn disk_errors<H: Inspect>(
         let nerrors = i32::try_from(disks).unwrap_or(i32::MAX);
         return Ok(DomainGetDiskErrorsRet { errors: Vec::new().into(), nerrors });
     }
-    Err(super::unsupported("telling which disks have errors"))
+    // QEMU remembers an error only where it stopped the guest for it.
+    match cx.daemon.domains.state(&domain) {
+        State::Paused(PausedReason::IoError) => {
+            Err(super::unsupported("telling which disks have errors"))
+        }
+        _ => Ok(DomainGetDiskErrorsRet { errors: Vec::new().into(), nerrors: 0 }),
+    }
 }
 
 /// Snapshots are what we have; there are no checkpoints.

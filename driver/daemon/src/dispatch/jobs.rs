@@ -35,7 +35,10 @@ pub(super) async fn info<H: Inspect>(
     let domain = cx.domain(&args.dom)?;
     let (kind, time_elapsed) = match reported(&domain) {
         Some((_, elapsed)) => (UNBOUNDED, elapsed),
-        None => (NONE, 0),
+        None => {
+            cx.daemon.domains.running(&domain)?;
+            (NONE, 0)
+        }
     };
     Ok(DomainGetJobInfoRet {
         kind,
@@ -64,6 +67,9 @@ pub(super) async fn stats<H: Inspect>(
     // What is over is not kept.
     let running = if args.flags & COMPLETED == 0 { reported(&domain) } else { None };
     let Some((operation, elapsed)) = running else {
+        if args.flags & COMPLETED == 0 {
+            cx.daemon.domains.running(&domain)?;
+        }
         return Ok(DomainGetJobStatsRet { kind: NONE, params: Vec::new().into() });
     };
     let params =

@@ -5,7 +5,7 @@ use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
 use super::{Context, Outcome, flags};
-use crate::domains::{Nvram, Undefine, View};
+use crate::domains::{Nvram, Undefine, View, definition};
 
 pub(super) async fn define<H: Inspect>(
     cx: Context<'_, H>,
@@ -95,7 +95,15 @@ pub(super) async fn xml_desc<H: Inspect>(
         inactive: args.flags & INACTIVE != 0,
     };
     let domain = cx.domain(&args.dom)?;
-    Ok(DomainGetXmlDescRet { xml: cx.daemon.domains.xml(&domain, view)?.to_string() })
+    let domains = &cx.daemon.domains;
+    let shown = if args.flags & MIGRATABLE != 0 && !view.inactive {
+        // What is the same on whatever host: the guest that runs, without what its start added.
+        let view = View { inactive: true, ..view };
+        definition::view(&domains.current(&domain)?, None, view)
+    } else {
+        domains.xml(&domain, view)?
+    };
+    Ok(DomainGetXmlDescRet { xml: shown.to_string() })
 }
 
 /// VIR_DOMAIN_START_*, for a domain that has a definition.

@@ -23,8 +23,10 @@ mod qemu;
 mod settings;
 mod snapshots;
 mod stats;
+mod storage;
 #[cfg(test)]
 mod tests;
+mod tuning;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -210,7 +212,7 @@ macro_rules! table {
                         context, payload, $handler,
                     ).await
                 })*
-                other => Err(RpcError::unknown_procedure(other as u32)),
+                other => Err(RpcError::not_answered(other.name())),
             }
         }
     };
@@ -290,7 +292,20 @@ table! {
     CONNECT_GET_HOSTNAME => node::hostname,
     CONNECT_SUPPORTS_FEATURE => connect::supports_feature,
     DOMAIN_BLOCK_STATS => disks::stats,
+    DOMAIN_INTERFACE_STATS => stats::interface,
     AUTH_LIST => connect::auth_list,
+    STORAGE_POOL_REFRESH => storage::refresh,
+    STORAGE_POOL_LOOKUP_BY_NAME => storage::pool_by_name,
+    STORAGE_POOL_LOOKUP_BY_VOLUME => storage::pool_by_volume,
+    STORAGE_POOL_GET_INFO => storage::pool_info,
+    STORAGE_POOL_GET_XML_DESC => storage::pool_xml,
+    STORAGE_VOL_DELETE => storage::delete,
+    STORAGE_VOL_LOOKUP_BY_NAME => storage::volume_by_name,
+    STORAGE_VOL_LOOKUP_BY_PATH => storage::volume_by_path,
+    STORAGE_VOL_GET_INFO => storage::volume_info,
+    STORAGE_VOL_GET_XML_DESC => storage::volume_xml,
+    STORAGE_VOL_GET_PATH => storage::volume_path,
+    NODE_GET_CELLS_FREE_MEMORY => node::cells_free_memory,
     NODE_GET_FREE_MEMORY => node::free_memory,
     CONNECT_GET_URI => connect::get_uri,
     DOMAIN_GET_SECURITY_LABEL => info::security_label,
@@ -299,6 +314,8 @@ table! {
     DOMAIN_IS_ACTIVE => info::is_active,
     DOMAIN_IS_PERSISTENT => info::is_persistent,
     CONNECT_GET_LIB_VERSION => connect::get_lib_version,
+    STORAGE_POOL_IS_ACTIVE => storage::pool_is_active,
+    STORAGE_POOL_IS_PERSISTENT => storage::pool_is_persistent,
     DOMAIN_MEMORY_STATS => stats::memory,
     DOMAIN_ATTACH_DEVICE_FLAGS => settings::attach_flags,
     DOMAIN_DETACH_DEVICE_FLAGS => settings::detach_flags,
@@ -324,6 +341,7 @@ table! {
     CONNECT_GET_SYSINFO => node::sysinfo,
     DOMAIN_SET_MEMORY_FLAGS => settings::set_memory_flags,
     DOMAIN_INJECT_NMI => guest::inject_nmi,
+    DOMAIN_GET_VCPU_PIN_INFO => tuning::vcpu_pins,
     DOMAIN_SCREENSHOT => guest::screenshot,
     DOMAIN_GET_STATE => info::state,
     DOMAIN_SEND_KEY => guest::send_key,
@@ -349,6 +367,8 @@ table! {
     CONNECT_LIST_ALL_DOMAINS => lists::list_all,
     DOMAIN_LIST_ALL_SNAPSHOTS => snapshots::list_all,
     DOMAIN_SNAPSHOT_LIST_ALL_CHILDREN => snapshots::list_all_children,
+    DOMAIN_GET_EMULATOR_PIN_INFO => tuning::emulator_pins,
+    CONNECT_LIST_ALL_STORAGE_POOLS => storage::list_pools,
     DOMAIN_GET_HOSTNAME => agent::hostname,
     NODE_GET_CPU_MAP => node::cpu_map,
     DOMAIN_OPEN_CHANNEL => guest::open_channel,
@@ -361,6 +381,7 @@ table! {
     NODE_GET_FREE_PAGES => node::free_pages,
     CONNECT_GET_DOMAIN_CAPABILITIES => node::domain_capabilities,
     DOMAIN_OPEN_GRAPHICS_FD => guest::open_graphics_fd,
+    DOMAIN_GET_IOTHREAD_INFO => tuning::iothreads,
     CONNECT_GET_ALL_DOMAIN_STATS => stats::all,
     DOMAIN_DEFINE_XML_FLAGS => life::define_flags,
     DOMAIN_RENAME => life::rename,

@@ -173,6 +173,20 @@ pub(super) async fn free_memory<H: Inspect>(
     Ok(NodeGetFreeMemoryRet { free_mem: host::memory()?.free.saturating_mul(1024) })
 }
 
+pub(super) async fn cells_free_memory<H: Inspect>(
+    _: Context<'_, H>,
+    args: NodeGetCellsFreeMemoryArgs,
+) -> Outcome<NodeGetCellsFreeMemoryRet> {
+    let start = u32::try_from(args.start_cell).unwrap_or(0);
+    let mut free = Vec::new();
+    let from_start = host::cells().into_iter().filter(|cell| *cell >= start);
+    for cell in from_start.take(super::lists::at_most(args.maxcells)) {
+        let kib = host::cell_memory(cell)?.map_or(0, |memory| memory.free);
+        free.push(kib.saturating_mul(1024));
+    }
+    Ok(NodeGetCellsFreeMemoryRet { cells: free.into() })
+}
+
 pub(super) async fn free_pages<H: Inspect>(
     _: Context<'_, H>,
     args: NodeGetFreePagesArgs,

@@ -4,9 +4,11 @@
 //! is left out, as clients expect.
 
 use virtsnap_engine::domain::State;
+use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::{BlockStats, Inspect, MemoryStat};
 use virtsnap_rpc::remote::*;
 use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
 
 use super::{Context, Outcome, flags, numbers};
 use crate::domains::Domain;
@@ -232,6 +234,46 @@ fn memory_tag(stat: MemoryStat) -> i32 {
         MemoryStat::HugetlbAllocations => 11,
         MemoryStat::HugetlbFailures => 12,
     }
+}
+
+/// `device` is the host's end, by its name, or the guest's, by its MAC address.
+pub(super) async fn interface<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainInterfaceStatsArgs,
+) -> Outcome<DomainInterfaceStatsRet> {
+    let domain = cx.domain(&args.dom)?;
+    let active = cx.daemon.domains.running(&domain)?;
+    let interfaces = active.live.child("devices").into_iter();
+    let mut interfaces = interfaces.flat_map(|devices| devices.children("interface"));
+    let names = |interface: &Element, child: &str, attr: &str| {
+        interface.child(child).and_then(|child| child.attr(attr)).map(str::to_owned)
+    };
+    let found = interfaces.find(|one| {
+        names(one, "target", "dev").as_ref() == Some(&args.device)
+            || names(one, "mac", "address")
+                .is_some_and(|mac| mac.eq_ignore_ascii_case(&args.device))
+    });
+    let Some(found) = found else {
+        let message = format!("the domain has no interface '{}'", args.device);
+        return Err(Error::new(Condition::InvalidArgument, message).into());
+    };
+    let stats = names(found, "target", "dev").and_then(|name| crate::host::interface_stats(&name));
+    let Some(stats) = stats else {
+        let message = format!("interface '{}' has no device on the host", args.device);
+        return Err(Error::new(Condition::OperationInvalid, message).into());
+    };
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    // What the host receives from its end of the device, the guest has sent.
+    Ok(DomainInterfaceStatsRet {
+        rx_bytes: number(stats.sent.bytes),
+        rx_packets: number(stats.sent.packets),
+        rx_errs: number(stats.sent.errors),
+        rx_drop: number(stats.sent.dropped),
+        tx_bytes: number(stats.received.bytes),
+        tx_packets: number(stats.received.packets),
+        tx_errs: number(stats.received.errors),
+        tx_drop: number(stats.received.dropped),
+    })
 }
 
 pub(super) async fn cpu<H: Inspect>(

@@ -129,12 +129,56 @@ async fn a_domain_tells_about_itself() {
     let barred = served.refused(&["-r", "dumpxml", "vm", "--security-info"]).await;
     assert!(barred.contains("secure flag"), "{barred}");
     assert_eq!(served.virsh(&["vcpucount", "vm", "--maximum", "--config"]).await, "2");
-    assert_eq!(served.virsh(&["domjobinfo", "vm"]).await, "Job type:         None");
+    let idle = served.refused(&["domjobinfo", "vm"]).await;
+    assert!(idle.contains("domain is not running"), "{idle}");
+    for command in ["vcpuinfo", "vcpupin", "emulatorpin"] {
+        let told = served.virsh(&[command, "vm"]).await;
+        assert!(told.contains("Affinity"), "{command}: {told}");
+    }
+    assert!(served.virsh(&["iothreadinfo", "vm"]).await.contains("No IOThreads found"));
     assert!(served.virsh(&["domstats", "vm"]).await.contains("block.0.path=/images/vm.qcow2"));
     for command in ["nodeinfo", "nodecpumap", "nodememstats", "nodecpustats", "freecell", "uri"] {
         served.virsh(&[command]).await;
     }
+    assert!(served.virsh(&["freecell", "--all"]).await.contains("Total:"));
     assert_eq!(served.virsh(&["capabilities"]).await, "<capabilities/>");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_found_by_its_path() {
+    if !have_virsh() {
+        return;
+    }
+    let served = serve();
+    let image = served.file("a.img", "12345");
+    let xml = served.file("vm.xml", &VM.replace("/images/vm.qcow2", &image));
+    assert!(served.virsh(&["vol-dumpxml", &image]).await.contains(">5</capacity>"));
+    let directory = served.virsh(&["vol-pool", &image]).await;
+    assert!(image.starts_with(&directory), "{directory}");
+    served.virsh(&["pool-info", &directory]).await;
+    assert!(served.refused(&["vol-info", "/nowhere"]).await.contains("Storage volume not found"));
+    let barred = served.refused(&["-r", "vol-info", &image]).await;
+    assert!(barred.contains("forbidden"), "{barred}");
+    served.virsh(&["define", &xml]).await;
+    served.virsh(&["undefine", "vm", "--remove-all-storage"]).await;
+    assert!(!std::path::Path::new(&image).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_done_is_refused_by_its_name() {
+    if !have_virsh() {
+        return;
+    }
+    let served = serve();
+    let xml = served.file("vm.xml", VM);
+    served.virsh(&["define", &xml]).await;
+    for (command, function) in
+        [("managedsave", "virDomainManagedSave"), ("perf", "virDomainGetPerf")]
+    {
+        let refused = served.refused(&[command, "vm"]).await;
+        let expected = format!("not supported by the connection driver: {function}");
+        assert!(refused.contains(&expected), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

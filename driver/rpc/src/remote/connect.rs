@@ -32,6 +32,8 @@ calls! {
         -> ConnectListDomainsRet { ids: List<i32, 16384> };
     CONNECT_NUM_OF_DOMAINS: ConnectNumOfDomainsArgs {} -> ConnectNumOfDomainsRet { num: i32 };
     CONNECT_GET_HOSTNAME: ConnectGetHostnameArgs {} -> ConnectGetHostnameRet { hostname: String };
+    NODE_GET_CELLS_FREE_MEMORY: NodeGetCellsFreeMemoryArgs { start_cell: i32, maxcells: i32 }
+        -> NodeGetCellsFreeMemoryRet { cells: List<u64, 1024> };
     NODE_GET_FREE_MEMORY: NodeGetFreeMemoryArgs {} -> NodeGetFreeMemoryRet { free_mem: u64 };
     NODE_GET_SECURITY_MODEL: NodeGetSecurityModelArgs {}
         -> NodeGetSecurityModelRet { model: List<i8, 257>, doi: List<i8, 257> };
