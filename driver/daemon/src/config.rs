@@ -18,6 +18,8 @@ pub(crate) enum ConfigError {
     Environment(&'static str, &'static str),
     #[error("{what} must be an absolute path, not '{}'", .path.display())]
     Relative { what: &'static str, path: PathBuf },
+    #[error("max_clients must be between 1 and {MOST_CLIENTS}, not {0}")]
+    Clients(usize),
 }
 
 /// Everything the daemon needs to know, with nothing left open.
@@ -82,6 +84,8 @@ struct File {
 }
 
 const DEFAULT_MAX_CLIENTS: usize = 500;
+/// Each client takes a descriptor, and there are not more.
+const MOST_CLIENTS: usize = 1 << 20;
 
 impl Config {
     /// `file` as named on the command line must exist; the default one need not.
@@ -118,6 +122,9 @@ impl Config {
             max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
             log: file.log.unwrap_or_else(|| "info".to_owned()),
         };
+        if !(1..=MOST_CLIENTS).contains(&config.max_clients) {
+            return Err(ConfigError::Clients(config.max_clients));
+        }
         for (what, path) in [
             ("run_dir", Some(&config.run_dir)),
             ("state_dir", Some(&config.state_dir)),
@@ -226,9 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_key_and_a_relative_path_are_refused() {
+    fn a_mistyped_key_and_values_that_cannot_be_are_refused() {
         assert!(config(Mode::System, "statedir = '/x'", &[]).unwrap_err().contains("statedir"));
         assert!(config(Mode::System, "state_dir = 'x'", &[]).unwrap_err().contains("absolute"));
+        for clients in ["0", "9223372036854775807"] {
+            let text = format!("max_clients = {clients}");
+            assert!(config(Mode::System, &text, &[]).unwrap_err().contains("max_clients"));
+        }
     }
 
     #[test]

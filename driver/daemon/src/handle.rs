@@ -14,6 +14,10 @@ use virtsnap_rpc::remote::Event;
 use crate::outbox::Outbox;
 use crate::service::{ERR_INTERNAL, FROM_RPC, RpcError, Subscription, Topic};
 
+/// Registrations for events that one client may have: more than clients need that register each
+/// kind of event for each of a hundred domains.
+pub(crate) const SUBSCRIPTIONS_MAX: usize = 4096;
+
 /// Who is on the other end of the socket, as the kernel says (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer {
@@ -94,6 +98,10 @@ impl SessionHandle {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn may_subscribe(&self) -> bool {
+        self.subscriptions().len() < SUBSCRIPTIONS_MAX
+    }
+
     pub(crate) fn subscribe(&self, subscription: Subscription) {
         self.subscriptions().push(subscription);
     }
@@ -102,6 +110,10 @@ impl SessionHandle {
     pub(crate) fn close(&self) {
         self.subscriptions().clear();
         self.outbox.finish();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.outbox.is_finished()
     }
 
     #[cfg(test)]

@@ -119,6 +119,10 @@ impl Outbox {
         self.filled.notify_one();
     }
 
+    pub(crate) fn is_finished(&self) -> bool {
+        self.lock().finished
+    }
+
     /// Writes what is pushed until [`Self::finish`] or until the client is lost.
     pub(crate) async fn write_to(&self, socket: &UnixStream) {
         while let Some(message) = self.next().await {

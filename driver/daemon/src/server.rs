@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -136,6 +136,8 @@ fn lock(path: &Path) -> Result<File, BindError> {
         .create(true)
         .truncate(false)
         .write(true)
+        // Whoever could open it could lock it, and keep the daemon out.
+        .mode(0o600)
         .open(&name)
         .map_err(|err| refused(format!("{}: {err}", Path::new(&name).display()), Some(err)))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)

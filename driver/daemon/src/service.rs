@@ -24,7 +24,7 @@ pub(crate) trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Reply, RpcError>> + Send;
 
     /// The client is gone; its subscriptions and streams are gone too.
-    fn closed(&self, _session: &Arc<SessionHandle>) {}
+    fn closed(self: Arc<Self>, _session: &SessionHandle) {}
 }
 
 /// One call, past the checks that need no knowledge of its arguments.

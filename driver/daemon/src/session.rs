@@ -29,6 +29,7 @@ use virtsnap_rpc::message::{
 use virtsnap_rpc::procedure::{KeepaliveProcedure, Procedure};
 use virtsnap_rpc::xdr::Xdr;
 
+use crate::handle::SUBSCRIPTIONS_MAX;
 pub(crate) use crate::handle::{SessionHandle, Sessions};
 use crate::keepalive::Keepalive;
 use crate::read_only;
@@ -277,6 +278,11 @@ impl<S: Service> Session<S> {
         if reply.stream.is_some() && self.streams.len() >= STREAMS_MAX {
             let message = format!("this connection has {STREAMS_MAX} streams open already");
             return Err(RpcError::new(ERR_RESOURCE_BUSY, FROM_STREAMS, message));
+        }
+        if reply.subscription.is_some() && !self.handle.may_subscribe() {
+            let message =
+                format!("this connection is registered for {SUBSCRIPTIONS_MAX} events already");
+            return Err(RpcError::new(ERR_RESOURCE_BUSY, FROM_RPC, message));
         }
         let frame = if reply.fds.is_empty() {
             header.answer(MessageType::Reply, Status::Ok).frame(&reply.payload)

@@ -53,8 +53,20 @@ pub struct Store {
     domains: PathBuf,
     /// Each domain has a lock of its own: the disk is slow.
     shelves: Mutex<BTreeMap<Uuid, Arc<Mutex<Shelf>>>>,
-    /// Unlocked when it is closed.
-    _lock: File,
+    _lock: RootLock,
+}
+
+/// Keeps other processes out.
+#[derive(Debug)]
+struct RootLock(File);
+
+impl Drop for RootLock {
+    /// To close it is not enough: a child that was just forked has the file open until it execs.
+    fn drop(&mut self) {
+        if let Err(err) = self.0.unlock() {
+            tracing::debug!("the store's lock: {err}");
+        }
+    }
 }
 
 /// One domain, as it was found.
@@ -244,13 +256,13 @@ impl Journals for Store {
     }
 }
 
-fn lock_root(root: &Path) -> Result<File> {
+fn lock_root(root: &Path) -> Result<RootLock> {
     let path = root.join("lock");
     let mut options = OpenOptions::new();
     let open = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
     let lock = open.map_err(failed("open", &path))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(RootLock(lock)),
         Err(TryLockError::WouldBlock) => Err(Error::new(
             Condition::ResourceBusy,
             format!("another process uses the store '{}': stop it first", root.display()),

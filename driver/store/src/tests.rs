@@ -176,6 +176,16 @@ fn one_process_at_a_time() {
 }
 
 #[test]
+fn a_closed_store_is_free_though_a_child_still_has_its_lock_open() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    let child = store._lock.0.try_clone().unwrap();
+    drop(store);
+    Store::open(home.path()).unwrap();
+    drop(child);
+}
+
+#[test]
 fn another_layout_is_refused_by_its_version() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("version"), "2\n").unwrap();

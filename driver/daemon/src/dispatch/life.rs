@@ -145,9 +145,9 @@ pub(super) async fn create_with_flags<H: Inspect>(
 ) -> Outcome<DomainCreateWithFlagsRet> {
     let how = starting(args.flags, "qemuDomainCreateWithFlags")?;
     let domain = cx.domain(&args.dom)?;
-    cx.daemon.domains.start(&domain, how.paused).await?;
+    let guest = cx.daemon.domains.start(&domain, how.paused).await?;
     if how.autodestroy {
-        cx.daemon.destroy_with(cx.session, domain.uuid);
+        cx.daemon.destroy_with(cx.session, &guest).await;
     }
     Ok(DomainCreateWithFlagsRet { dom: cx.reference(&domain) })
 }
@@ -157,9 +157,9 @@ pub(super) async fn create_xml<H: Inspect>(
     args: DomainCreateXmlArgs,
 ) -> Outcome<DomainCreateXmlRet> {
     let how = starting(args.flags, "qemuDomainCreateXML")?;
-    let (domain, _) = cx.daemon.domains.create(&args.xml_desc, how.paused).await?;
+    let (domain, guest) = cx.daemon.domains.create(&args.xml_desc, how.paused).await?;
     if how.autodestroy {
-        cx.daemon.destroy_with(cx.session, domain.uuid);
+        cx.daemon.destroy_with(cx.session, &guest).await;
     }
     Ok(DomainCreateXmlRet { dom: cx.reference(&domain) })
 }

@@ -1,10 +1,10 @@
 //! From a call's number to the function that does it.
 //!
 //! The table at the end is the list of what this daemon answers; a test holds
-//! docs/protocol-coverage.md to it. A handler is an `async fn(Context<'_, H>, XArgs) -> Outcome<R>` where `R` is
-//! the procedure's own result struct, or an [`Answer`] when descriptors, a stream or a
-//! subscription go with it. Flag words are decoded in the handlers and go no further. The compiler checks that a row's number is that of its handler's
-//! arguments.
+//! docs/protocol-coverage.md to it. A handler is an `async fn(Context<'_, H>, XArgs) -> Outcome<R>`
+//! where `R` is the procedure's own result struct, or an [`Answer`] when descriptors, a stream or a
+//! subscription go with it. The compiler checks that a row's number is that of its handler's
+//! arguments. Flag words are decoded in the handlers and go no further.
 
 mod agent;
 mod connect;
@@ -32,6 +32,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
+use virtsnap_engine::domain::Active;
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::message::{PROGRAM_QEMU, PROGRAM_REMOTE};
@@ -50,8 +51,16 @@ use crate::vir_error::VirError;
 pub(crate) struct Daemon<H: Inspect> {
     pub(crate) domains: Arc<Domains<H>>,
     pub(crate) consoles: Consoles,
-    /// Domains that end with the session that started them.
-    autodestroy: Mutex<Vec<(u64, Uuid)>>,
+    autodestroy: Mutex<Vec<Autodestroy>>,
+}
+
+/// A guest that ends with the session that started it. By its id, because the same domain may
+/// stop and be started again by somebody else.
+#[derive(Debug, Clone, Copy)]
+struct Autodestroy {
+    session: u64,
+    domain: Uuid,
+    id: i32,
 }
 
 impl<H: Inspect> Daemon<H> {
@@ -59,21 +68,32 @@ impl<H: Inspect> Daemon<H> {
         Self { domains, consoles: Consoles::default(), autodestroy: Mutex::default() }
     }
 
-    fn autodestroy(&self) -> MutexGuard<'_, Vec<(u64, Uuid)>> {
+    fn autodestroy(&self) -> MutexGuard<'_, Vec<Autodestroy>> {
         self.autodestroy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The domain ends when the session does.
-    fn destroy_with(&self, session: &SessionHandle, domain: Uuid) {
-        self.autodestroy().push((session.id, domain));
+    /// The guest ends when the session does; at once, if the session ended while it started.
+    async fn destroy_with(&self, session: &SessionHandle, guest: &Active) {
+        let entry = Autodestroy { session: session.id, domain: guest.uuid, id: guest.id };
+        self.autodestroy().push(entry);
+        if session.is_closed() {
+            self.destroy_all_of(session.id).await;
+        }
     }
 
-    fn take_autodestroyed(&self, session: u64) -> Vec<Uuid> {
-        let mut all = self.autodestroy();
-        let taken = all.iter().filter(|(owner, _)| *owner == session).map(|(_, uuid)| *uuid);
-        let taken = taken.collect();
-        all.retain(|(owner, _)| *owner != session);
-        taken
+    async fn destroy_all_of(&self, session: u64) {
+        let ending: Vec<_> =
+            self.autodestroy().extract_if(.., |entry| entry.session == session).collect();
+        for Autodestroy { domain, id, .. } in ending {
+            let Some(domain) = self.domains.table.get(domain) else { continue };
+            if self.domains.id(&domain) != id {
+                continue;
+            }
+            match self.domains.destroy(&domain).await {
+                Ok(()) => tracing::info!(domain = domain.name(), "ended with its session"),
+                Err(err) => tracing::debug!(error = %err.chain(), "not ended with its session"),
+            }
+        }
     }
 }
 
@@ -237,17 +257,9 @@ impl<H: Inspect> Service for Daemon<H> {
         }
     }
 
-    fn closed(&self, session: &Arc<SessionHandle>) {
-        for uuid in self.take_autodestroyed(session.id) {
-            let domains = self.domains.clone();
-            tokio::spawn(async move {
-                let Some(domain) = domains.table.get(uuid) else { return };
-                match domains.destroy(&domain).await {
-                    Ok(()) => tracing::info!(domain = domain.name(), "ended with its session"),
-                    Err(err) => tracing::debug!(error = %err.chain(), "not ended with its session"),
-                }
-            });
-        }
+    fn closed(self: Arc<Self>, session: &SessionHandle) {
+        let session = session.id;
+        tokio::spawn(async move { self.destroy_all_of(session).await });
     }
 }
 

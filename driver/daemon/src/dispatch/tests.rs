@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::Daemon;
 use crate::domains::Domains;
 use crate::fake::{self, FakeHypervisor};
+use crate::handle::{Peer, SessionHandle};
 use crate::server::{self, Endpoint, Limits, Listener};
 
 const VM: &str = "<domain type='qemu'><name>vm</name>\
@@ -279,4 +280,32 @@ async fn every_event_of_virsh_can_be_waited_for() {
     let (heard, _) = tokio::join!(waiting, acting);
     let heard = String::from_utf8_lossy(&heard.stdout).into_owned();
     assert!(heard.contains("event 'lifecycle' for domain 'vm': Defined Added"), "{heard}");
+}
+
+#[tokio::test]
+async fn autodestroy_ends_the_guest_it_was_asked_for_and_no_later_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::new(Arc::new(fake::domains(directory.path())));
+    let peer = Peer { pid: 1, uid: 0, gid: 0 };
+    let vm = daemon.domains.define(VM).await.unwrap();
+
+    let session = SessionHandle::new(peer, false);
+    let guest = daemon.domains.start(&vm, false).await.unwrap();
+    daemon.destroy_with(&session, &guest).await;
+    daemon.domains.destroy(&vm).await.unwrap();
+    daemon.domains.start(&vm, false).await.unwrap();
+    daemon.destroy_all_of(session.id).await;
+    let active = daemon.domains.active(&vm).expect("somebody else started it");
+
+    daemon.destroy_with(&session, &active).await;
+    daemon.destroy_all_of(session.id + 1).await;
+    assert!(daemon.domains.active(&vm).is_some());
+    daemon.destroy_all_of(session.id).await;
+    assert!(daemon.domains.active(&vm).is_none());
+
+    // A client that went away while its guest was starting.
+    let guest = daemon.domains.start(&vm, false).await.unwrap();
+    session.close();
+    daemon.destroy_with(&session, &guest).await;
+    assert!(daemon.domains.active(&vm).is_none());
 }

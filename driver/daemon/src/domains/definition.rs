@@ -191,9 +191,12 @@ pub(crate) fn set_vcpus(definition: &mut Element, count: u32, maximum: bool) -> 
     let size = size(definition);
     let mut vcpu = definition.child("vcpu").cloned().unwrap_or_else(|| Element::new("vcpu"));
     if maximum {
+        // The number in use stays, as far as there is room for it.
         vcpu.set_text(count.to_string());
-        if size.vcpus >= count || size.vcpus == size.max_vcpus {
+        if size.vcpus >= count {
             vcpu.remove_attr("current");
+        } else {
+            vcpu.set_attr("current", size.vcpus.to_string());
         }
     } else if count > size.max_vcpus {
         return Err(Error::new(
@@ -329,5 +332,10 @@ mod tests {
         assert!(set_vcpus(&mut vm, 5, false).is_err());
         set_vcpus(&mut vm, 4, false).unwrap();
         assert_eq!(size(&vm).vcpus, 4);
+        let counts = |vm: &Element| (size(vm).vcpus, size(vm).max_vcpus);
+        set_vcpus(&mut vm, 8, true).unwrap();
+        assert_eq!(counts(&vm), (4, 8));
+        set_vcpus(&mut vm, 2, true).unwrap();
+        assert_eq!(counts(&vm), (2, 2));
     }
 }

@@ -52,7 +52,10 @@ async fn serves_until_shutdown_and_removes_its_socket() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("run/sock");
     let listener = Listener::bind(&endpoint(&path)).unwrap();
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o640);
+    // Nobody else may hold the lock.
+    assert_eq!(mode(&path.with_file_name("sock.lock")), 0o600);
     let sessions = Arc::new(Sessions::default());
     let (stop, shutdown) = watch::channel(false);
     let server = tokio::spawn(serve(

@@ -17,7 +17,7 @@ use virtsnap_rpc::procedure::Procedure;
 use virtsnap_rpc::remote::{DomainEventReboot, DomainRef};
 use virtsnap_rpc::xdr::Xdr;
 
-use crate::handle::{Connection, Peer, SessionHandle};
+use crate::handle::{Connection, Peer, SUBSCRIPTIONS_MAX, SessionHandle};
 use crate::service::{Call, Reply, RpcError, Service, Subscription, Topic};
 use crate::stream::ServerStream;
 
@@ -480,6 +480,20 @@ async fn events_begin_with_the_reply_that_registers_them() {
     assert_eq!(DomainEventReboot::from_bytes(&event.payload).unwrap().callback_id, 5);
     assert!(client.handle.unsubscribe(|subscription| subscription.callback_id == 5));
     client.handle.publish(all, reboot);
+    client.alive().await;
+}
+
+#[tokio::test]
+async fn registrations_for_events_are_bounded() {
+    let mut client = Client::opened().await;
+    let one = Subscription { callback_id: 1, topic: Topic::Domain(1), object: None };
+    for _ in 0..SUBSCRIPTIONS_MAX {
+        client.handle.subscribe(one.clone());
+    }
+    client.call(Procedure::CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY, 1, &[]).await;
+    let (code, _, message) = client.error().await;
+    assert_eq!(code, 87, "{message}");
+    assert_eq!(client.handle.count(|_| true), SUBSCRIPTIONS_MAX);
     client.alive().await;
 }
 
