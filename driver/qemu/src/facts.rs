@@ -227,7 +227,7 @@ async fn named_only(tool: &QemuImg, subject: &Subject, images: &mut Images) -> R
 }
 
 fn backing(path: &Path) -> Option<PathBuf> {
-    let file = fs::File::open(path).ok()?;
+    let file = header::open_image(path).ok()??;
     Some(resolve(path, &header::read(&file).ok()??.backing?))
 }
 

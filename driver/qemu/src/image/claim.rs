@@ -226,7 +226,7 @@ impl Claim {
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;
             // As an ordinary user this fails, and the file is ours as the other one was.
             let _ = std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()));
-            let mode = if meta.is_file() { 0o600 | (meta.mode() & 0o066) } else { 0o600 };
+            let mode = if meta.is_file() { shared_mode(&meta, &file.metadata()?) } else { 0o600 };
             file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
             Ok(file)
         };
@@ -304,6 +304,14 @@ impl Claim {
     }
 }
 
+/// What the group and others may do with a file made like another one. A group that the other one
+/// does not have may do only what everybody may.
+fn shared_mode(like: &fs::Metadata, made: &fs::Metadata) -> u32 {
+    let others = like.mode() & 0o006;
+    let group = if like.gid() == made.gid() { like.mode() & 0o060 } else { others << 3 };
+    0o600 | group | others
+}
+
 fn gone(err: &io::Error) -> bool {
     matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
@@ -358,7 +366,28 @@ fn hash(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn a_group_that_could_not_be_given_gets_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = |name: &str, mode, gid: Option<u32>| {
+            let path = dir.path().join(name);
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let given =
+                gid.is_none_or(|gid| std::os::unix::fs::chown(&path, None, Some(gid)).is_ok());
+            given.then(|| fs::metadata(&path).unwrap())
+        };
+        let made = meta("made", 0o600, None).unwrap();
+        assert_eq!(shared_mode(&meta("a", 0o664, None).unwrap(), &made), 0o664);
+        let Some(others) = meta("b", 0o664, Some(made.gid() + 1)) else {
+            return eprintln!("SKIPPED: only root can give a file to another group");
+        };
+        assert_eq!(shared_mode(&others, &made), 0o644);
+    }
 
     #[test]
     fn a_renamed_claim_is_undone_by_its_inode() {

@@ -4,9 +4,9 @@
 //! nothing is allocated by what a header says beyond fixed limits. Source: QEMU's
 //! docs/interop/qcow2.txt.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use virtsnap_engine::facts::Format;
@@ -16,6 +16,8 @@ const MAGIC: [u8; 4] = *b"QFI\xfb";
 const MAX_NAME: usize = 1023;
 const MAX_EXTENSIONS: usize = 64;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Among the incompatible features.
+const DATA_FILE: u64 = 1 << 2;
 /// QEMU's own limit for an L1 table.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const HEAD: usize = 4096;
@@ -26,6 +28,8 @@ pub struct Header {
     /// As written: relative to the image's directory, or a protocol's, or `json:`.
     pub backing: Option<String>,
     pub backing_format: Option<String>,
+    /// The guest's data is in another file.
+    pub has_data_file: bool,
     l1_offset: u64,
     l1_entries: u32,
 }
@@ -61,7 +65,8 @@ pub fn read(file: &File) -> io::Result<Option<Header>> {
 /// nothing a guest can write is taken for an answer.
 pub fn overlay_format(path: &Path) -> io::Result<Option<Format>> {
     let mut magic = [0; 4];
-    match File::open(path)?.read_exact_at(&mut magic, 0) {
+    let Some(file) = open_image(path)? else { return Ok(None) };
+    match file.read_exact_at(&mut magic, 0) {
         Ok(()) => {}
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(err) => return Err(err),
@@ -71,6 +76,21 @@ pub fn overlay_format(path: &Path) -> io::Result<Option<Format>> {
         b"QED\0" => Some(Format::Qed),
         _ => None,
     })
+}
+
+/// Opens what a path leads to, if it is a regular file or a block device. Nothing else is opened:
+/// a pipe would keep us waiting for ever, and some devices act on being opened.
+pub fn open_image(path: &Path) -> io::Result<Option<File>> {
+    if !can_be_image(&std::fs::metadata(path)?) {
+        return Ok(None);
+    }
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    Ok(can_be_image(&file.metadata()?).then_some(file))
+}
+
+pub(super) fn can_be_image(meta: &Metadata) -> bool {
+    meta.is_file() || meta.file_type().is_block_device()
 }
 
 /// Opens a path as it stands: no link is followed, no pipe waited for. None: not a regular file.
@@ -140,6 +160,7 @@ fn parse(head: &[u8]) -> Option<Fixed> {
         virtual_size: be64(head, 24)?,
         backing: None,
         backing_format: backing_format(head, length, end),
+        has_data_file: version == 3 && be64(head, 72)? & DATA_FILE != 0,
         l1_offset: be64(head, 40)?,
         l1_entries: be32(head, 36)?,
     };

@@ -4,7 +4,6 @@
 //! QEMU's `query-named-block-nodes`.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use serde_json::Value;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::{Format, ImageFacts, InternalSnapshot};
 
+use super::header::can_be_image;
 use super::tool::{Patience, QemuImg};
 use super::{blocking, failure, header, image_options, system};
 
@@ -22,6 +22,9 @@ pub const MAX_DEPTH: usize = 200;
 impl QemuImg {
     /// What one image tells, without opening its backing file.
     pub async fn info(&self, path: &Path, format: &Format) -> Result<ImageFacts> {
+        if *format == Format::Qcow2 {
+            refuse_data_file(path).await?;
+        }
         let arguments = vec![
             "--output=json".into(),
             "--force-share".into(),
@@ -73,6 +76,10 @@ fn identity(path: &Path, named_by: Option<&Path>) -> Result<(u64, u64, u64)> {
         None => system("open image", path, err),
         Some(by) => system(&format!("open the backing file of '{}',", by.display()), path, err),
     })?;
+    if !can_be_image(&meta) {
+        let what = format!("'{}' is neither a regular file nor a block device", path.display());
+        return Err(failure(Condition::OperationFailed, what));
+    }
     // A block device is the same by its number, not by the inode that leads to it.
     if meta.file_type().is_block_device() {
         Ok((0, 0, meta.rdev()))
@@ -81,21 +88,43 @@ fn identity(path: &Path, named_by: Option<&Path>) -> Result<(u64, u64, u64)> {
     }
 }
 
+/// A second file beside the image, that a header names: nobody vouches for it, and copies of the
+/// image would share it.
+async fn refuse_data_file(path: &Path) -> Result<()> {
+    let Some(header) = header_of(path.to_owned()).await? else { return Ok(()) };
+    if header.has_data_file {
+        let what = format!(
+            "image '{}' keeps its content in an external data file, which is not supported; \
+             convert it with qemu-img convert",
+            path.display()
+        );
+        return Err(failure(Condition::ConfigUnsupported, what));
+    }
+    Ok(())
+}
+
+/// None: not qcow2, or gone: whoever needs it will say so.
+async fn header_of(path: PathBuf) -> Result<Option<header::Header>> {
+    blocking(move || match header::open_image(&path) {
+        Ok(Some(file)) => header::read(&file).map_err(|err| system("read", &path, err)),
+        Ok(None) | Err(_) => Ok(None),
+    })
+    .await
+}
+
 /// A header without a format for its backing file, as QEMU before 6.1 wrote them. Probing is
 /// harmless for a file that leads nowhere else, so only this is done.
 async fn backing_format_unsaid(path: &Path, facts: &ImageFacts) -> Result<Option<Format>> {
     let Some(backing) = facts.backing.clone() else { return Ok(None) };
-    let (found, name) = (backing.clone(), path.to_owned());
-    let header = blocking(move || match File::open(&found) {
-        Ok(file) => header::read(&file).map_err(|err| system("read", &found, err)),
-        // Gone: whoever needs it will say so.
-        Err(_) => Ok(None),
-    })
-    .await?;
-    match header {
+    if std::fs::metadata(&backing).is_ok_and(|meta| !can_be_image(&meta)) {
+        return Err(format_unsaid(path, &backing));
+    }
+    match header_of(backing.clone()).await? {
         None => Ok(Some(Format::Raw)),
-        Some(header) if header.backing.is_none() => Ok(Some(Format::Qcow2)),
-        Some(_) => Err(format_unsaid(&name, &backing)),
+        Some(header) if header.backing.is_none() && !header.has_data_file => {
+            Ok(Some(Format::Qcow2))
+        }
+        Some(_) => Err(format_unsaid(path, &backing)),
     }
 }
 

@@ -151,10 +151,7 @@ async fn a_raw_image_is_never_taken_for_a_chain() {
     // Nor where a header leaves the format of its backing file open.
     let top = dir.path().join("top");
     overlay(&tool, &top, &disk).await;
-    let mut bytes = fs::read(&top).unwrap();
-    let at = bytes.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
-    bytes[at..at + 4].copy_from_slice(&[1, 2, 3, 4]);
-    fs::write(&top, bytes).unwrap();
+    forget_backing_format(&top);
     let err = tool.chain(&top, &Qcow2).await.unwrap_err();
     assert!(err.message.contains("does not say the format"), "{}", err.chain());
 }
@@ -189,6 +186,55 @@ async fn hostile_images_are_errors() {
     }
     fs::write(&image, b"").unwrap();
     assert!(tool.chain(&image, &Qcow2).await.is_err());
+}
+
+#[tokio::test]
+async fn an_image_that_keeps_its_data_elsewhere_is_refused() {
+    let Some(tool) = tool() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, top) = (dir.path().join("disk"), dir.path().join("top"));
+    let secret = format!("data_file={},data_file_raw=on", dir.path().join("secret").display());
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-o", &secret])
+        .arg(&disk)
+        .arg("4M")
+        .status();
+    assert!(made.unwrap().success());
+    let err = tool.info(&disk, &Qcow2).await.unwrap_err();
+    assert!(err.message.contains("data file"), "{}", err.chain());
+    // A guest can write such a header into its raw disk: where the format below is left open, the
+    // disk must not be taken for what it claims to be.
+    overlay(&tool, &top, &disk).await;
+    forget_backing_format(&top);
+    let err = tool.chain(&top, &Qcow2).await.unwrap_err();
+    assert!(err.message.contains("does not say the format"), "{}", err.chain());
+    assert_eq!(tool.chain(&disk, &Raw).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_backing_file_that_is_no_file_is_not_opened() {
+    let Some(tool) = tool() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (pipe, top) = (dir.path().join("pipe"), dir.path().join("top"));
+    base(&pipe).await;
+    overlay(&tool, &top, &pipe).await;
+    fs::remove_file(&pipe).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+    // To open it would wait for a writer for ever.
+    let err = tool.chain(&top, &Qcow2).await.unwrap_err();
+    assert!(err.message.contains("neither"), "{}", err.chain());
+    forget_backing_format(&top);
+    let err = tool.chain(&top, &Qcow2).await.unwrap_err();
+    assert!(err.message.contains("does not say the format"), "{}", err.chain());
+}
+
+/// The header extension that says it becomes one that nobody knows.
+fn forget_backing_format(image: &Path) {
+    let mut bytes = fs::read(image).unwrap();
+    let at = bytes.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    bytes[at..at + 4].copy_from_slice(&[1, 2, 3, 4]);
+    fs::write(image, bytes).unwrap();
 }
 
 #[tokio::test]

@@ -291,12 +291,13 @@ fn not_in_chain(chain: &Chain, top: &Path, base: &Path) -> Error {
 async fn names(image: &Path, backing: &Path, format: &Format) -> Result<bool> {
     let path = image.to_owned();
     let head = blocking(move || {
-        std::fs::File::open(&path)
-            .and_then(|file| header::read(&file))
-            .map_err(|err| system("read", &path, err))
-    })
-    .await?;
-    let Some(head) = head else { return Ok(false) };
+        let read = || match header::open_image(&path)? {
+            Some(file) => header::read(&file),
+            None => Ok(None),
+        };
+        read().map_err(|err| system("read", &path, err))
+    });
+    let Some(head) = head.await? else { return Ok(false) };
     let named = head.backing.map(|name| resolve(image, &name));
     Ok(named.as_deref() == Some(backing) && head.backing_format.as_deref() == Some(format.as_str()))
 }
