@@ -42,3 +42,4 @@ mod status;
 mod steps;
 mod system;
 pub mod tpm;
+mod unapplied;

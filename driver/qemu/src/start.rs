@@ -44,6 +44,7 @@ use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::status::{ProcessRecord, Status};
 use crate::system::Detached;
+use crate::unapplied::unapplied;
 use crate::{network, setup, tpm};
 
 /// QEMU opens its images before its monitor answers: on a busy host that takes a while.
@@ -218,6 +219,9 @@ impl<'a> Launch<'a> {
         self.command = argv::command_line(&self.inner.live, &self.inner.chains, &context)?;
         setup::make_nvram(&self.inner.live)?;
         self.lend_images()?;
+        for what in unapplied(&self.inner.live) {
+            tracing::warn!(domain = self.name, "{what}");
+        }
         let mut log = DomainLog::open(&shared.config, &self.name, self.uuid)?;
         self.start_tpms(&context, &log).await?;
         let fds = self.open_network().await?;

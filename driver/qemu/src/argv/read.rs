@@ -39,7 +39,7 @@ const NO_MEANING: &[&str] = &[
     "vcpu/@cpuset",
     "keywrap",
     "devices/memballoon/stats",
-    "devices/interface/bandwidth",
+    "devices/interface/filterref",
     "devices/interface/link",
     // Used before the command line is made: by the firmware search, the choice of CPU model,
     // the choice of addresses and names.
