@@ -103,12 +103,19 @@ impl RpcError {
         Self::new(ERR_RPC, FROM_RPC, format!("unknown procedure: {procedure}"))
     }
 
-    /// A procedure of the protocol that is not answered; clients know it by the number. `name` is
-    /// the procedure's, which people know as that of the API's function.
-    pub(crate) fn not_answered(name: &str) -> Self {
-        let words = name.split('_').map(|word| match word.split_at_checked(1) {
-            Some((first, rest)) => format!("{first}{}", rest.to_lowercase()),
-            None => String::new(),
+    /// A procedure of the protocol that is not answered; clients know it by the number. People
+    /// know the API's `function`, which is the procedure's name in another spelling.
+    pub(crate) fn not_answered(procedure: &str) -> Self {
+        let words = procedure.split('_').map(|word| match word {
+            "CPU" | "XML" => word.to_owned(),
+            "NWFILTER" => "NWFilter".to_owned(),
+            "NWFILTERS" => "NWFilters".to_owned(),
+            "FSINFO" => "FSInfo".to_owned(),
+            "IOTHREAD" => "IOThread".to_owned(),
+            _ => match word.split_at_checked(1) {
+                Some((first, rest)) => format!("{first}{}", rest.to_lowercase()),
+                None => String::new(),
+            },
         });
         let function: String = words.collect();
         let message =
