@@ -208,7 +208,9 @@ fn ask(qemu: &mut Process, monitor: &Path) -> Result<String, String> {
     let mut greeting = String::new();
     reader.read_line(&mut greeting).map_err(|err| err.to_string())?;
     let mut call = |command: &str| -> Result<Value, String> {
-        writeln!(&stream, "{}", json!({"execute": command})).map_err(|err| err.to_string())?;
+        // In one write: QEMU acts on the closing brace, and may be gone before a line's end.
+        let line = format!("{}\n", json!({"execute": command}));
+        (&stream).write_all(line.as_bytes()).map_err(|err| err.to_string())?;
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line).map_err(|err| err.to_string())? == 0 {
