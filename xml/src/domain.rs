@@ -5,7 +5,7 @@
 //!
 //! - [`disk`]: disks, and the change of their images
 //! - [`metadata`]: virDomainSetMetadata and virDomainGetMetadata
-//! - [`inactive`]: a live definition as a persistent one; XML without secrets
+//! - `inactive`: a live definition as a persistent one; XML without secrets
 
 mod disk;
 mod inactive;

@@ -1,15 +1,15 @@
 //! A faithful XML tree on quick-xml's tokenizer, and libvirt's way to print it.
 //!
-//! quick-xml is a tokenizer, not a conforming parser: [`parse`] refuses what it lets pass and what
+//! quick-xml is a tokenizer, not a conforming parser: `parse` refuses what it lets pass and what
 //! libxml2 (so libvirt) refuses. Kept, in the order they were read: elements, attributes with
 //! `xmlns` among them, text, comments. Not kept: the XML declaration, processing instructions,
 //! whether text was CDATA, and the layout between elements.
 //!
 //! Invariant: what [`Element`]'s `Display` prints of a parsed tree, parses to the same tree.
 //!
-//! - [`parse`], text in, limits and well-formedness
-//! - [`print`], libvirt's form, and libxml2's inside `<metadata>`
-//! - [`scope`], namespaces
+//! - `parse`, text in, limits and well-formedness
+//! - `print`, libvirt's form, and libxml2's inside `<metadata>`
+//! - `scope`, namespaces
 
 mod parse;
 mod print;
@@ -232,17 +232,6 @@ impl Element {
     /// from outside of `self` are not known: start at the element that has them.
     pub fn find_ns(&self, uri: &str, local: &str) -> Option<&Element> {
         scope::find(self, &Scope::default(), uri, local)
-    }
-
-    /// Child elements of that namespace and local name, where `self` stands alone.
-    pub fn children_ns<'a>(
-        &'a self,
-        uri: &'a str,
-        local: &'a str,
-    ) -> impl Iterator<Item = &'a Element> {
-        let scope = Scope::default().enter(self);
-        self.elements()
-            .filter(move |child| scope.enter(child).resolve(&child.name) == (Some(uri), local))
     }
 
     /// As [`Display`](std::fmt::Display) prints, in the form of libxml2 that libvirt uses for what

@@ -6,8 +6,8 @@
 //! Invariants: `Definition::parse(&d.to_element()) == d`, and printed as libvirt prints: its
 //! elements in its order, then what we do not know, as it was read.
 //!
-//! - [`read`]: from XML
-//! - [`write`]: to XML
+//! - `read`: from XML
+//! - `write`: to XML
 
 mod read;
 mod write;

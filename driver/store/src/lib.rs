@@ -14,11 +14,11 @@
 //! after a crash each file has its old content or its new; what cannot be read is reported by its
 //! name, left where it is, and keeps nothing else from being read.
 //!
-//! - [`shelf`]: one domain's directory
-//! - [`journal`]: the journal of one running operation
-//! - [`v1`]: the types in our own files
-//! - [`atomic`]: the one door to the disk
-//! - [`names`]: how moments' files are named
+//! - `shelf`: one domain's directory
+//! - `journal`: the journal of one running operation
+//! - `v1`: the types in our own files
+//! - `atomic`: the one door to the disk
+//! - `names`: how moments' files are named
 
 #![forbid(unsafe_code)]
 

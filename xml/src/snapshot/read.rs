@@ -51,15 +51,6 @@ impl Request {
             cookie: root.child("cookie").cloned(),
         })
     }
-
-    /// libvirt's refusal of memory where there is none to save: of a domain that is shut off, or
-    /// for disks only.
-    pub fn check_offline(&self) -> Result<()> {
-        match &self.memory {
-            None | Some(MemoryRequest::No) => Ok(()),
-            Some(MemoryRequest::Internal | MemoryRequest::External { .. }) => Err(no_memory()),
-        }
-    }
 }
 
 impl Definition {

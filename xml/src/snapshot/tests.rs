@@ -81,14 +81,6 @@ fn memory_is_read_by_libvirts_rules() {
 }
 
 #[test]
-fn memory_of_an_offline_snapshot_is_refused() {
-    assert_eq!(request("").unwrap().check_offline(), Ok(()));
-    assert_eq!(request("<memory snapshot='no'/>").unwrap().check_offline(), Ok(()));
-    let internal = request("<memory snapshot='internal'/>").unwrap();
-    assert_eq!(kind(internal.check_offline()), ErrorKind::Xml);
-}
-
-#[test]
 fn disks_are_read_by_libvirts_rules() {
     let disks = request(
         "<disks><disk name='vda'/><disk name='/srv/b' snapshot='manual'/>\

@@ -41,8 +41,9 @@ pub(super) async fn all<H: Inspect>(
         flags::only(args.stats, every | OTHERS, "qemuConnectGetAllDomainStats")?;
     }
     let wanted = if args.stats == 0 { every } else { args.stats };
-    let named = args.doms.is_empty();
-    let doms = if named { super::lists::matching(&cx, args.flags & FILTERS) } else { args.doms.0 };
+    let every_domain = args.doms.is_empty();
+    let doms =
+        if every_domain { super::lists::matching(&cx, args.flags & FILTERS) } else { args.doms.0 };
     let mut ret_stats = Vec::new();
     for dom in doms {
         // One that has just gone is not there to be told of.
