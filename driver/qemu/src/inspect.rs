@@ -18,6 +18,7 @@ use virtsnap_xml::element::Element;
 use crate::confine::failed;
 use crate::events::alias_of;
 use crate::hypervisor::Qemu;
+use crate::image::header;
 use crate::instance::Instance;
 use crate::setup::{devices, disk_image};
 
@@ -187,10 +188,9 @@ impl Qemu {
             let arguments = json!({ "filename": path, "device": device });
             outcome = instance.qmp.execute("screendump", arguments).await;
         }
-        let opened = fs::File::open(&path);
-        let _ = fs::remove_file(&path);
+        let image = take(&path);
         outcome?;
-        let image = opened.map_err(|err| failed("read the screenshot", &path, err))?;
+        let image = image.map_err(|err| failed("read the screenshot", &path, err))?;
         Ok(Screenshot { mime, image: OwnedFd::from(image) })
     }
 
@@ -361,6 +361,14 @@ fn xt_number(code: u32) -> Option<u32> {
         143 => 0xe063,
         _ => return None,
     })
+}
+
+/// Opens a file that QEMU made in its own directory, and removes it. QEMU may have put something
+/// else there: a link is not followed.
+pub(crate) fn take(path: &Path) -> io::Result<fs::File> {
+    let opened = header::open_regular(path);
+    let _ = fs::remove_file(path);
+    opened?.ok_or_else(|| io::Error::other("it is not a regular file"))
 }
 
 #[cfg(test)]

@@ -348,7 +348,8 @@ fn a_guest_that_cannot_be_taken_up_is_not_started_a_second_time() {
     });
 }
 
-/// What a client would write, with most of what a desktop guest has.
+/// What a client would write, with most of what a desktop guest has. Its display is a socket:
+/// tests that run at once would look for the same port.
 fn desktop(bed: &Bed, image: &Path) -> Element {
     let (uuid, image) = (bed.uuid, image.display());
     let text = format!(
@@ -360,7 +361,7 @@ fn desktop(bed: &Bed, image: &Path) -> Element {
          <interface type='user'><model type='virtio'/></interface>\
          <serial type='pty'/><channel type='unix'>\
          <target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
-         <graphics type='vnc' port='-1' autoport='yes'/><video><model type='vga'/></video>\
+         <graphics type='vnc'><listen type='socket'/></graphics><video><model type='vga'/></video>\
          <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\
          <memballoon model='virtio'/></devices></domain>"
     );
@@ -505,6 +506,92 @@ async fn an_image_is_lent_to_qemus_user_and_handed_back() {
     assert!(status.contains("Seccomp:\t2"), "{status}");
     qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
     assert_eq!(Owner::of(&image).unwrap(), before);
+}
+
+/// All that a modern guest has, with a base image that is root's and that others may not write.
+#[tokio::test]
+async fn an_ordinary_user_of_qemus_gets_all_that_a_guest_needs() {
+    skip_without_qemu!();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can start QEMU as somebody else");
+        return;
+    }
+    for program in ["/usr/bin/swtpm", "/usr/share/OVMF/OVMF_CODE_4M.fd"] {
+        if !Path::new(program).exists() {
+            assert!(std::env::var_os("CI").is_none(), "{program} is not installed");
+            eprintln!("SKIPPED: {program} is not installed");
+            return;
+        }
+    }
+    let bed = Bed::new();
+    for name in ["", "run", "state"] {
+        let dir = bed.dir.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(dir, mode).unwrap();
+    }
+    let user = Owner { uid: 64_991, gid: 64_991 };
+    let config = QemuConfig { user: Some(user), ..bed.config() };
+    let qemu = Qemu::new(config, bed.told.clone());
+    let (secret, base, top) = (bed.image("secret"), bed.image("base"), bed.dir.path().join("top"));
+    for (image, mode) in [(&secret, 0o400), (&base, 0o444)] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(image, mode).unwrap();
+    }
+    for (image, below) in [(&base, &secret), (&top, &base)] {
+        let mut tool = Command::new("qemu-img");
+        match image.exists() {
+            true => tool.args(["rebase", "-u", "-F", "qcow2", "-b"]).arg(below).arg(image),
+            false => tool
+                .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+                .arg(below)
+                .arg(image),
+        };
+        assert!(tool.status().unwrap().success());
+    }
+    let ours = Owner::of(&top).unwrap();
+    let mut domain = desktop(&bed, &top);
+    domain.child_mut("os").unwrap().set_attr("firmware", "efi");
+    domain.child_mut("devices").unwrap().push(
+        Element::parse("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
+            .unwrap(),
+    );
+    let definition = qemu.complete(domain).unwrap();
+    for _ in 0..2 {
+        qemu.start(definition.clone(), boot()).await.unwrap();
+        assert_eq!(Owner::of(&top).unwrap(), user);
+        assert_eq!(Owner::of(&base).unwrap(), ours, "it can read this one as it is");
+        assert_eq!(Owner::of(&secret).unwrap(), user);
+        let instance = qemu.instance(bed.uuid).unwrap();
+        let tpm = instance.helpers[0].pid();
+        for pid in [bed.pid(&qemu), tpm] {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            assert!(status.contains("Uid:\t64991\t64991\t64991\t64991"), "{status}");
+            assert!(status.contains("Groups:\t64991 \n"), "{status}");
+        }
+        qemu.screenshot(bed.uuid, 0).await.unwrap();
+        qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+        for image in [&top, &base, &secret] {
+            assert_eq!(Owner::of(image).unwrap(), ours);
+        }
+    }
+}
+
+/// What a QEMU that has been taken over puts in its directory is not read for it.
+#[tokio::test]
+async fn a_screenshot_is_no_way_to_other_files() {
+    skip_without_qemu!();
+    let bed = Bed::new();
+    let qemu = bed.qemu();
+    let definition = qemu.complete(desktop(&bed, &bed.image("a"))).unwrap();
+    qemu.start(definition, paused()).await.unwrap();
+    let instance = qemu.instance(bed.uuid).unwrap();
+    let (secret, link) = (bed.dir.path().join("secret"), instance.qemu_dir().join("screenshot"));
+    std::fs::write(&secret, "secret").unwrap();
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    assert!(crate::inspect::take(&link).is_err());
+    assert!(!link.exists() && secret.exists());
+    qemu.destroy(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
 }
 
 /// A disk that turns the machine off as soon as the firmware boots it: `out 0x604, 0x2000` is

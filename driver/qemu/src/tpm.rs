@@ -16,6 +16,7 @@ use crate::argv::Swtpm;
 use crate::confine::failed;
 use crate::hypervisor::QemuConfig;
 use crate::process::Process;
+use crate::start::private_file;
 use crate::system::Detached;
 
 const SOCKET_DEADLINE: Duration = Duration::from_secs(15);
@@ -43,12 +44,13 @@ pub(crate) async fn start(
     command.arg("socket");
     command.args(["--ctrl", &format!("type=unixio,path={},mode=0600", socket.display())]);
     command.args(["--tpmstate", &format!("dir={},mode=0600", state.display())]);
-    command.args(["--log", &format!("file={}", log.display())]);
     command.arg("--terminate");
     if tpm.version != "1.2" {
         command.arg("--tpm2");
     }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    // It logs to standard error. QEMU's user could not open the file itself.
+    let stderr = private_file(log).map_err(|err| failed("open", log, err))?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
     Detached { fds: Vec::new(), user: config.user }
         .apply(&mut command)
         .map_err(|err| cannot_run(config, err))?;
