@@ -73,13 +73,20 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
     let _claim = Claim::take(shared, uuid, &name)?;
     let id = shared.next_id()?;
     tracing::info!(domain = name, id, "starting");
-    let mut launch = Launch::new(shared, uuid, name, id, definition)?;
-    let gate: Gate = Arc::new(OnceLock::new());
-    let qmp = match launch.until_monitor(&gate).await {
-        Ok(qmp) => qmp,
-        Err(err) => {
-            launch.put_away().await;
-            return Err(err);
+    let mut attempts = 1..=PORT_ATTEMPTS;
+    let (launch, gate, qmp) = loop {
+        let last = attempts.next().is_none_or(|attempt| attempt == PORT_ATTEMPTS);
+        let mut launch = Launch::new(shared, uuid, name.clone(), id, definition.clone())?;
+        let gate: Gate = Arc::new(OnceLock::new());
+        match launch.until_monitor(&gate).await {
+            Ok(qmp) => break (launch, gate, qmp),
+            Err(err) => {
+                launch.put_away().await;
+                if last || !lost_a_port(&err) {
+                    return Err(err);
+                }
+                tracing::info!(domain = name, "another process took a port; choosing again");
+            }
         }
     };
     let (instance, command) = launch.into_instance(qmp)?;
@@ -101,6 +108,15 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
             Err(err)
         }
     }
+}
+
+/// How often ports for graphics are chosen anew.
+const PORT_ATTEMPTS: u32 = 4;
+
+/// Between our finding a port free and QEMU's listening on it, somebody else took it: only QEMU's
+/// last words tell.
+fn lost_a_port(err: &Error) -> bool {
+    err.condition == Condition::Internal && err.message.contains("Address already in use")
 }
 
 /// The last part: memory, and the vCPUs. Events in libvirt's order, which differs between a boot
