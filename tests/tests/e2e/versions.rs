@@ -90,22 +90,33 @@ fn short_life(world: &World) {
     vm.virsh("undefine {}");
 }
 
-#[test]
-fn the_other_qemu_works() {
-    let Some(emulator) = host::unpacked("other", "qemu-system-x86_64") else {
-        skip!("make sets has not run");
-    };
+/// With those programs of the other set of packages.
+fn with_the_others(programs: &[&str]) {
     let mut world = World::new();
-    world.emulator = Some(emulator);
+    for name in programs {
+        let Some(program) = host::unpacked("other", name) else {
+            skip!("make sets has not run");
+        };
+        match *name {
+            "virsh" => world.virsh.program = program,
+            _ => world.emulator = Some(program),
+        }
+    }
     short_life(&world);
 }
 
 #[test]
+fn the_other_qemu_works() {
+    with_the_others(&["qemu-system-x86_64"]);
+}
+
+#[test]
 fn the_other_virsh_works() {
-    let Some(program) = host::unpacked("other", "virsh") else {
-        skip!("make sets has not run");
-    };
-    let mut world = World::new();
-    world.virsh.program = program;
-    short_life(&world);
+    with_the_others(&["virsh"]);
+}
+
+/// As they come together in one release.
+#[test]
+fn the_other_qemu_and_virsh_work() {
+    with_the_others(&["qemu-system-x86_64", "virsh"]);
 }
