@@ -9,11 +9,13 @@
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtsnap_engine::inspect::Inspect;
+use virtsnap_engine::plan::moment_image;
 use virtsnap_rpc::remote::*;
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::{Context, Failure, Outcome};
@@ -22,6 +24,7 @@ use crate::service::{ERR_INTERNAL, ERR_OPERATION_DENIED, RpcError};
 const FROM_STORAGE: i32 = 18;
 const NO_STORAGE_POOL: i32 = 49;
 const NO_STORAGE_VOL: i32 = 50;
+const OPERATION_INVALID: i32 = 55;
 
 fn refused(code: i32, message: String) -> Failure {
     RpcError::new(code, FROM_STORAGE, message).into()
@@ -310,18 +313,58 @@ pub(super) async fn volume_path<H: Inspect>(
     Ok(StorageVolGetPathRet { name: volume(&cx, args.vol.key).await?.path })
 }
 
-/// `vol-delete`, `undefine --remove-all-storage` and virt-manager's dialog: a file goes.
+/// The images that somebody would lose, and who: running guests and snapshots. A definition alone
+/// does not count, since clients remove a domain's images before they undefine it.
+fn needed<H: Inspect>(cx: &Context<'_, H>) -> Vec<(PathBuf, String)> {
+    let mut needed = Vec::new();
+    for domain in cx.daemon.domains.table.all() {
+        let (name, moments) = {
+            let book = domain.book();
+            (book.name.clone(), book.moments.clone())
+        };
+        for moment in moments.iter() {
+            let who = format!("snapshot '{}' of domain '{name}'", moment.name);
+            let images = moment.disks.iter().filter_map(|disk| moment_image(moment, &disk.name));
+            needed.extend(images.map(|image| (image, who.clone())));
+        }
+        let Some(active) = cx.daemon.domains.active(&domain) else { continue };
+        for disk in domain::disks(&active.live) {
+            let chain = disk.path().into_iter().chain(disk.backing_paths());
+            needed.extend(chain.map(|path| (path.into(), format!("the running domain '{name}'"))));
+        }
+    }
+    needed
+}
+
+/// Which file it is, whatever its path.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// `vol-delete`, `undefine --remove-all-storage` and virt-manager's dialog: a file goes, unless
+/// a snapshot or a running guest would lose it.
 pub(super) async fn delete<H: Inspect>(
     cx: Context<'_, H>,
     args: StorageVolDeleteArgs,
 ) -> Outcome<()> {
     super::flags::only(args.flags, 0, "virtsnapStorageVolDelete")?;
+    let needed = needed(&cx);
     looked_up(&cx, move || {
         let volume = Volume::open(&args.vol.key)?;
         let unable =
             |why: String| refused(ERR_INTERNAL, format!("cannot remove '{}': {why}", volume.path));
         if volume.block {
             return Err(unable("it is a block device".to_owned()));
+        }
+        let this = identity(Path::new(&volume.path));
+        let is_this = |path: &Path| this.is_some() && identity(path) == this;
+        if let Some((_, who)) = needed.iter().find(|(path, _)| is_this(path)) {
+            let message = format!(
+                "Requested operation is not valid: volume '{}' is still in use by {who}",
+                volume.path
+            );
+            return Err(refused(OPERATION_INVALID, message));
         }
         std::fs::remove_file(&volume.path).map_err(|err| unable(err.to_string()))
     })

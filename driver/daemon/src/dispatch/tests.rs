@@ -152,7 +152,8 @@ async fn an_image_is_found_by_its_path() {
     }
     let served = serve();
     let image = served.file("a.img", "12345");
-    let xml = served.file("vm.xml", &VM.replace("/images/vm.qcow2", &image));
+    let vm = VM.replace("/images/vm.qcow2", &image);
+    let xml = served.file("vm.xml", &vm);
     assert!(served.virsh(&["vol-dumpxml", &image]).await.contains(">5</capacity>"));
     let directory = served.virsh(&["vol-pool", &image]).await;
     assert!(image.starts_with(&directory), "{directory}");
@@ -161,7 +162,19 @@ async fn an_image_is_found_by_its_path() {
     let barred = served.refused(&["-r", "vol-info", &image]).await;
     assert!(barred.contains("forbidden"), "{barred}");
     served.virsh(&["define", &xml]).await;
-    served.virsh(&["undefine", "vm", "--remove-all-storage"]).await;
+    served.virsh(&["start", "vm"]).await;
+    let used = served.refused(&["vol-delete", &image]).await;
+    assert!(used.contains("still in use by the running domain 'vm'"), "{used}");
+    served.virsh(&["destroy", "vm"]).await;
+    let snapshot = format!(
+        "<domainsnapshot><name>s</name><state>shutoff</state><creationTime>1</creationTime>\
+         <disks><disk name='vda' snapshot='internal'/></disks>{vm}</domainsnapshot>"
+    );
+    let snapshot = served.file("s.xml", &snapshot);
+    served.virsh(&["snapshot-create", "vm", &snapshot, "--redefine"]).await;
+    let used = served.refused(&["vol-delete", &image]).await;
+    assert!(used.contains("still in use by snapshot 's' of domain 'vm'"), "{used}");
+    served.virsh(&["undefine", "vm", "--snapshots-metadata", "--remove-all-storage"]).await;
     assert!(!std::path::Path::new(&image).exists());
 }
 
