@@ -17,11 +17,14 @@
 mod abi;
 mod chardev;
 mod devices;
+mod disks;
+mod displays;
 mod draft;
 mod firmware;
 mod general;
 mod host;
 mod live;
+mod memory;
 mod pci;
 mod ports;
 mod slots;
@@ -52,10 +55,10 @@ pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
     devices::add_implicit(&mut draft)?;
     devices::complete(&mut draft)?;
     chardev::complete(&mut draft)?;
-    devices::disk_controllers(&mut draft);
+    disks::controllers(&mut draft);
     chardev::ensure_controllers(&mut draft);
     chardev::card_readers(&mut draft);
-    devices::primary_video(&mut draft)?;
+    displays::primary_video(&mut draft)?;
     chardev::assign_ports(&mut draft)?;
     pci::assign(&mut draft)?;
     usb::assign(&mut draft)?;

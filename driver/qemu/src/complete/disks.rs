@@ -1,0 +1,174 @@
+//! Disks: their order, bus, format and place on a drive controller.
+
+use virtsnap_engine::error::Result;
+use virtsnap_xml::element::Element;
+
+use super::draft::{Draft, bad, checked_number, disk_index, number_of, set_default, unsupported};
+
+pub(super) fn complete(disk: &mut Element, q35: bool) -> Result<()> {
+    set_default(disk, "type", "file");
+    set_default(disk, "device", "disk");
+    let device = disk.attr("device").unwrap_or_default().to_owned();
+    let target = disk.child_or_insert("target");
+    let name = target.attr("dev").unwrap_or_default().to_owned();
+    let bus = match target.attr("bus") {
+        Some(bus) => bus.to_owned(),
+        None => match (device.as_str(), name.get(..2)) {
+            ("floppy", _) => "fdc",
+            (_, Some("sd")) => "scsi",
+            (_, Some("vd")) => "virtio",
+            _ => "ide",
+        }
+        .to_owned(),
+    };
+    target.set_attr("bus", bus.clone());
+    target.remove_attr("tray");
+    check_disk(&name, &device, &bus, q35)?;
+    let driver = disk.child_or_insert("driver");
+    set_default(driver, "name", "qemu");
+    set_default(driver, "type", "raw");
+    disk_source(disk, &name, &device)?;
+    if device == "cdrom" {
+        disk.child_or_insert("readonly");
+    }
+    if disk.child("readonly").is_some() && disk.attr("snapshot") == Some("no") {
+        disk.remove_attr("snapshot");
+    }
+    if disk.child("address").is_none() {
+        drive_address(disk, &bus, disk_index(&name).unwrap_or_default());
+    } else if let Some(address) = disk.child_mut("address")
+        && address.attr("type") == Some("drive")
+    {
+        for part in ["controller", "bus", "target", "unit"] {
+            let value = checked_number(address, part)?.unwrap_or(0);
+            address.set_attr(part, value.to_string());
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(name: &str, device: &str, bus: &str, q35: bool) -> Result<()> {
+    let problem = match (device, bus) {
+        ("floppy", "fdc") => None,
+        ("floppy", _) | (_, "fdc") => Some("a floppy, and only a floppy, is on the bus fdc"),
+        (_, "ide") if q35 => Some("a q35 machine has no IDE: use sata, scsi or virtio"),
+        ("cdrom", "virtio") => Some("a cdrom cannot be on the bus virtio: use sata, ide or scsi"),
+        ("lun", "virtio" | "scsi") => None,
+        ("lun", _) => Some("device 'lun' needs the bus virtio or scsi"),
+        _ => None,
+    };
+    match problem {
+        Some(problem) => Err(unsupported(format!("disk {name}: {problem}"))),
+        None => Ok(()),
+    }
+}
+
+fn disk_source(disk: &mut Element, name: &str, device: &str) -> Result<()> {
+    // What follows of a running guest is found again at its next start.
+    disk.remove_children("mirror");
+    if disk.child("source").is_some_and(|source| source.attr("index").is_some()) {
+        disk.remove_children("backingStore");
+    }
+    let attribute = if disk.attr("type") == Some("block") { "dev" } else { "file" };
+    let mut empty = true;
+    if let Some(source) = disk.child_mut("source") {
+        source.remove_attr("index");
+        if source.attr(attribute) == Some("") {
+            source.remove_attr(attribute);
+        }
+        empty = source.attr(attribute).is_none();
+        for label in source.children_mut("seclabel") {
+            label.remove_attr("type");
+        }
+    }
+    if empty && !matches!(device, "cdrom" | "floppy") {
+        return Err(bad(format!("disk {name} has no source {attribute}")));
+    }
+    Ok(())
+}
+
+fn drive_address(disk: &mut Element, bus: &str, index: u32) {
+    let (controller, bus, unit) = match bus {
+        "scsi" => (index / 7, 0, index % 7),
+        "ide" => (index / 4, (index % 4) / 2, index % 2),
+        "sata" => (index / 6, 0, index % 6),
+        "fdc" => (index / 2, 0, index % 2),
+        _ => return,
+    };
+    disk.push(
+        Element::new("address")
+            .with_attr("type", "drive")
+            .with_attr("controller", controller.to_string())
+            .with_attr("bus", bus.to_string())
+            .with_attr("target", "0")
+            .with_attr("unit", unit.to_string()),
+    );
+}
+
+pub(super) fn sort(draft: &mut Draft<'_>) -> Result<()> {
+    let mut sorted: Vec<Element> = Vec::new();
+    let key = |disk: &Element| {
+        let target = disk.child("target");
+        let name = target.and_then(|target| target.attr("dev")).unwrap_or_default();
+        let bus = target.and_then(|target| target.attr("bus")).unwrap_or_default();
+        (bus.to_owned(), disk_index(name))
+    };
+    for disk in draft.of("disk") {
+        let (bus, index) = key(disk);
+        let name = disk.child("target").and_then(|target| target.attr("dev")).unwrap_or_default();
+        if name.is_empty() {
+            return Err(bad("a disk has no target dev"));
+        }
+        if index.is_none() {
+            return Err(bad(format!("'{name}' is not a disk name such as vda, sdb or hdc")));
+        }
+        let mut at = None;
+        for (position, other) in sorted.iter().enumerate().rev() {
+            let (other_bus, other_index) = key(other);
+            if other_bus != bus {
+                continue;
+            }
+            if other_index > index {
+                at = Some(position);
+            } else if at.is_none() {
+                at = Some(position + 1);
+            }
+        }
+        sorted.insert(at.unwrap_or(sorted.len()), disk.clone());
+    }
+    for (at, disk) in draft.positions("disk").into_iter().zip(sorted) {
+        draft.devices[at] = disk;
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for disk in draft.of("disk") {
+        let name = disk.child("target").and_then(|target| target.attr("dev")).unwrap_or_default();
+        if !names.insert(name) {
+            return Err(bad(format!("the disk target '{name}' is used twice")));
+        }
+    }
+    Ok(())
+}
+
+/// Controllers that disks name by their addresses.
+pub(super) fn controllers(draft: &mut Draft<'_>) {
+    for (kind, bus) in [("scsi", "scsi"), ("fdc", "fdc"), ("ide", "ide"), ("sata", "sata")] {
+        let highest = draft
+            .of("disk")
+            .filter(|disk| disk.child("target").and_then(|t| t.attr("bus")) == Some(bus))
+            .filter_map(|disk| disk.child("address"))
+            .filter(|address| address.attr("type") == Some("drive"))
+            .filter_map(|address| number_of(address, "controller"))
+            .max();
+        let Some(highest) = highest else { continue };
+        // No machine has more; a larger number is a slip, and refused when it finds no slot.
+        for index in 0..=highest.min(255) {
+            let model =
+                if kind == "scsi" { Some(scsi_model(draft.host.devices.lsi)) } else { None };
+            draft.ensure_controller(kind, index, model);
+        }
+    }
+}
+
+pub(super) fn scsi_model(lsi: bool) -> &'static str {
+    if lsi { "lsilogic" } else { "virtio-scsi" }
+}
