@@ -1,0 +1,372 @@
+//! What survives the daemon: images, the guest, records and the journal; and what each act of a
+//! plan does to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
+
+use super::Trouble;
+use crate::domain::{PausedReason, RunningReason, ShutOffReason, State};
+use crate::error::{Condition, Error, Result};
+use crate::facts::{
+    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts,
+    InternalSnapshot,
+};
+use crate::moment::MomentList;
+use crate::plan::{Finish, Pivot, Plan, Step};
+use crate::ports::{Entry, Subject};
+
+/// Cluster → value. A cluster that is not there is read from the backing file, and 0 at the end.
+pub type Content = BTreeMap<u8, u64>;
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Image {
+    pub backing: Option<PathBuf>,
+    pub data: Content,
+    pub snapshots: Vec<Saved>,
+    /// Made by a step whose plan has not ended.
+    pub claimed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Saved {
+    pub tag: String,
+    pub data: Content,
+    pub memory: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guest {
+    pub running: bool,
+    pub frozen: bool,
+    pub memory: u64,
+    pub live: Element,
+    /// Active layer of each disk.
+    pub active: BTreeMap<String, PathBuf>,
+    attached: BTreeMap<String, PathBuf>,
+    loaded: Option<String>,
+}
+/// What survives the daemon.
+#[derive(Debug, Default)]
+pub(super) struct Inner {
+    pub(super) images: BTreeMap<PathBuf, Image>,
+    pub(super) guest: Option<Guest>,
+    pub(super) config: Option<Element>,
+    pub(super) moments: MomentList,
+    pub(super) owned: BTreeSet<PathBuf>,
+    pub(super) journal: Option<(Plan, Vec<Entry>)>,
+    pub(super) plans: Vec<String>,
+    pub(super) now: i64,
+    pub(super) calls: usize,
+    pub(super) trouble: Option<(usize, Trouble)>,
+    pub(super) dead: bool,
+}
+impl Guest {
+    pub(super) fn boot(live: Element, memory: u64) -> Self {
+        let active = domain::disks(&live)
+            .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.path()?))))
+            .collect();
+        Self {
+            running: true,
+            frozen: false,
+            memory,
+            live,
+            active,
+            attached: BTreeMap::new(),
+            loaded: None,
+        }
+    }
+}
+impl Inner {
+    pub(super) fn read(&self, image: &Path) -> Content {
+        let Some(found) = self.images.get(image) else { return Content::new() };
+        let mut content = found.backing.as_ref().map(|b| self.read(b)).unwrap_or_default();
+        content.extend(found.data.clone());
+        content
+    }
+
+    pub(super) fn guest(&mut self) -> Result<&mut Guest> {
+        self.guest
+            .as_mut()
+            .ok_or_else(|| Error::new(Condition::OperationInvalid, "the domain is not running"))
+    }
+
+    pub(super) fn image(&mut self, path: &Path) -> Result<&mut Image> {
+        self.images.get_mut(path).ok_or_else(|| {
+            Error::new(Condition::OperationFailed, format!("no image {}", path.display()))
+        })
+    }
+
+    pub(super) fn new_image(&mut self, path: &Path, image: Image) -> Result<()> {
+        if self.images.contains_key(path) {
+            return Err(Error::new(Condition::OperationFailed, "the file exists"));
+        }
+        self.images.insert(path.to_owned(), Image { claimed: true, ..image });
+        Ok(())
+    }
+
+    pub(super) fn act(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Pause => self.guest()?.running = false,
+            Step::FreezeFilesystems => self.guest()?.frozen = true,
+            Step::CreateOverlay { overlay, backing, .. } => {
+                self.image(backing)?;
+                let image = Image { backing: Some(backing.clone()), ..Image::default() };
+                self.new_image(overlay, image)?;
+            }
+            Step::CopyImage { from, to } => {
+                let image = self.image(from)?.clone();
+                self.new_image(to, image)?;
+            }
+            Step::AttachOverlay { disk, overlay, .. } => {
+                self.guest()?.attached.insert(disk.clone(), overlay.clone());
+            }
+            Step::SnapshotImage { image, tag } => {
+                let image = self.image(image)?;
+                let (tag, data) = (tag.clone(), image.data.clone());
+                image.snapshots.push(Saved { tag, data, memory: None });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn undo(&mut self, step: &Step) {
+        match step {
+            Step::Pause => {
+                if let Some(guest) = &mut self.guest {
+                    guest.running = true;
+                }
+            }
+            Step::FreezeFilesystems => {
+                if let Some(guest) = &mut self.guest {
+                    guest.frozen = false;
+                }
+            }
+            Step::CreateOverlay { overlay: path, .. } | Step::CopyImage { to: path, .. } => {
+                if self.images.get(path).is_some_and(|image| image.claimed) {
+                    self.images.remove(path);
+                }
+            }
+            Step::AttachOverlay { disk, .. } => {
+                if let Some(guest) = &mut self.guest {
+                    guest.attached.remove(disk);
+                }
+            }
+            Step::SnapshotImage { image, tag } => {
+                if let Some(image) = self.images.get_mut(image) {
+                    image.snapshots.retain(|saved| saved.tag != *tag);
+                }
+            }
+        }
+    }
+
+    pub(super) fn pivot(&mut self, pivot: &Pivot) -> Result<()> {
+        match pivot {
+            Pivot::Record => {}
+            Pivot::SwitchToOverlays { disks } => {
+                for (disk, overlay) in disks {
+                    let guest = self.guest()?;
+                    assert_eq!(guest.attached.remove(disk).as_ref(), Some(overlay));
+                    guest.active.insert(disk.clone(), overlay.clone());
+                }
+            }
+            Pivot::SaveVmState { tag, vmstate, disks } => {
+                let memory = self.guest()?.memory;
+                for disk in disks {
+                    let active = self.active(disk)?;
+                    let memory = (disk == vmstate).then_some(memory);
+                    let image = self.image(&active)?;
+                    let (tag, data) = (tag.clone(), image.data.clone());
+                    image.snapshots.push(Saved { tag, data, memory });
+                }
+            }
+            Pivot::LoadVmState { tag, disks, .. } => {
+                assert!(!self.guest()?.running, "the vCPUs are stopped before memory is loaded");
+                self.load(tag, disks)?;
+                self.guest()?.loaded = Some(tag.clone());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn load(&mut self, tag: &str, disks: &[String]) -> Result<()> {
+        for disk in disks {
+            let active = self.active(disk)?;
+            let image = self.image(&active)?;
+            let saved = image.snapshots.iter().find(|saved| saved.tag == *tag).cloned();
+            let saved = saved
+                .ok_or_else(|| Error::new(Condition::OperationFailed, format!("no tag {tag}")))?;
+            image.data = saved.data;
+            if let Some(memory) = saved.memory {
+                self.guest()?.memory = memory;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn active(&mut self, disk: &str) -> Result<PathBuf> {
+        let active = self.guest()?.active.get(disk).cloned();
+        active.ok_or_else(|| Error::new(Condition::OperationFailed, format!("no disk {disk}")))
+    }
+
+    pub(super) fn pivoted(&self, pivot: &Pivot) -> bool {
+        match pivot {
+            Pivot::Record => false,
+            Pivot::SwitchToOverlays { disks } => self.guest.as_ref().is_some_and(|guest| {
+                disks.iter().all(|(disk, overlay)| guest.active.get(disk) == Some(overlay))
+            }),
+            Pivot::SaveVmState { tag, .. } => {
+                self.images.values().any(|image| image.snapshots.iter().any(|s| s.tag == *tag))
+            }
+            Pivot::LoadVmState { tag, .. } => {
+                self.guest.as_ref().is_some_and(|guest| guest.loaded.as_ref() == Some(tag))
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, finish: &Finish) -> Result<()> {
+        match finish {
+            Finish::ThawFilesystems => self.undo(&Step::FreezeFilesystems),
+            Finish::Resume(_) => self.guest()?.running = true,
+            Finish::Stop(_) => self.guest = None,
+            Finish::ApplySnapshot { image, tag } => {
+                let image = self.image(image)?;
+                let saved = image.snapshots.iter().find(|saved| saved.tag == *tag).cloned();
+                let saved = saved.ok_or_else(|| {
+                    Error::new(Condition::OperationFailed, format!("no tag {tag}"))
+                })?;
+                image.data = saved.data;
+            }
+            Finish::DeleteSnapshot { image, tag } => {
+                self.image(image)?.snapshots.retain(|saved| saved.tag != *tag);
+            }
+            Finish::Commit { disk, top, base } => self.commit(disk, top, base)?,
+            Finish::Stream { top, base, .. } => self.stream(top, base.as_deref())?,
+            Finish::Repoint { image, backing, .. } => {
+                self.image(image)?.backing = Some(backing.clone());
+            }
+            Finish::SetLive(live) => {
+                if let Some(guest) = &mut self.guest {
+                    guest.live = live.clone();
+                }
+            }
+            Finish::RemoveImage(path) => {
+                self.images.remove(path);
+            }
+            Finish::KeepImage(path) | Finish::HandOver(path) => {
+                self.image(path)?.claimed = false;
+            }
+            Finish::SetConfig(_) | Finish::Record(_) => unreachable!("goes to the records"),
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, disk: &str, top: &Path, base: &Path) -> Result<()> {
+        let mut merged = Vec::new();
+        let mut at = top.to_owned();
+        while at != base {
+            let image = self.image(&at)?;
+            assert!(image.snapshots.is_empty(), "a layer with snapshots must not be committed");
+            merged.push(image.data.clone());
+            at = image.backing.clone().ok_or_else(|| {
+                Error::new(Condition::OperationFailed, "the base is not below the top")
+            })?;
+        }
+        let base_image = self.image(base)?;
+        assert!(base_image.snapshots.is_empty(), "snapshots in the base would be falsified");
+        for data in merged.into_iter().rev() {
+            base_image.data.extend(data);
+        }
+        if let Some(guest) = &mut self.guest
+            && guest.active.get(disk).map(PathBuf::as_path) == Some(top)
+        {
+            guest.active.insert(disk.to_owned(), base.to_owned());
+        }
+        Ok(())
+    }
+
+    fn stream(&mut self, top: &Path, base: Option<&Path>) -> Result<()> {
+        let data = match base {
+            None => self.read(top),
+            Some(base) => {
+                let below = self.read(base);
+                self.read(top).into_iter().filter(|(k, v)| below.get(k) != Some(v)).collect()
+            }
+        };
+        let image = self.image(top)?;
+        image.data = data;
+        image.backing = base.map(Path::to_owned);
+        Ok(())
+    }
+
+    pub(super) fn facts(&self, subject: &Subject) -> DomainFacts {
+        let state = match &self.guest {
+            Some(guest) if guest.running => State::Running(RunningReason::Booted),
+            Some(_) => State::Paused(PausedReason::User),
+            None => State::ShutOff(ShutOffReason::Unknown),
+        };
+        let live = self.guest.as_ref().map(|guest| guest.live.clone());
+        let definition = live.as_ref().or(subject.config.as_ref());
+        let disks: Vec<DiskFacts> = definition
+            .into_iter()
+            .flat_map(domain::disks)
+            .map(|disk| DiskFacts {
+                target: disk.target().to_owned(),
+                device: DiskDevice::Disk,
+                source: disk.path().map(|path| DiskSource::File(path.into())),
+                format: Format::Qcow2,
+                readonly: disk.is_readonly(),
+                shareable: disk.is_shareable(),
+                transient: false,
+                snapshot: disk.snapshot(),
+                block_job: false,
+            })
+            .collect();
+        let mut open: Vec<PathBuf> = disks.iter().filter_map(|d| d.image().cloned()).collect();
+        open.extend(subject.images.iter().chain(&subject.owned).cloned());
+        let mut images = BTreeMap::new();
+        while let Some(path) = open.pop() {
+            let Some(image) = self.images.get(&path) else { continue };
+            open.extend(image.backing.clone());
+            images.insert(path, image_facts(image));
+        }
+        DomainFacts {
+            uuid: subject.uuid,
+            name: subject.name.clone(),
+            state,
+            config: subject.config.clone(),
+            live,
+            disks,
+            images,
+            owned: subject.owned.clone(),
+            foreign_readers: BTreeMap::new(),
+            agent: AgentState::Connected,
+            has_managed_save: false,
+            now: self.now,
+        }
+    }
+}
+fn image_facts(image: &Image) -> ImageFacts {
+    ImageFacts {
+        format: Format::Qcow2,
+        virtual_size: 1 << 20,
+        actual_size: image.data.len() as u64,
+        backing: image.backing.clone(),
+        backing_format: image.backing.as_ref().map(|_| Format::Qcow2),
+        snapshots: image
+            .snapshots
+            .iter()
+            .enumerate()
+            .map(|(n, saved)| InternalSnapshot {
+                id: n.to_string(),
+                tag: saved.tag.clone(),
+                vm_state_size: saved.memory.map_or(0, |_| 1),
+                date: 0,
+                vm_clock: 0,
+            })
+            .collect(),
+        is_block_device: false,
+    }
+}

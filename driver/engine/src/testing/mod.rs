@@ -1,0 +1,251 @@
+//! A simulated hypervisor, store and journal in one: images are maps from cluster to value, the
+//! guest's memory is one number, and any call can be made to fail, before or after its effect, or
+//! to be the last one before the daemon dies.
+//!
+//! It keeps what a real world keeps across a crash of the daemon, and nothing else.
+//!
+//! - [`World`]: what a test does with it;
+//! - `inner`: what survives the daemon, and what each act does to it;
+//! - `ports`: the engine's ports.
+
+mod inner;
+mod ports;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
+
+use self::inner::Inner;
+pub use self::inner::{Content, Guest, Image, Saved};
+use crate::book::Book;
+use crate::error::{Condition, Error, Result};
+
+/// How the call that was chosen goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It fails, with no effect.
+    Fails,
+    /// It has its effect, and fails: the hardest case for undo.
+    FailsAfterEffect,
+    /// The daemon dies before it.
+    DiesBefore,
+    /// The daemon dies after it.
+    DiesAfter,
+}
+/// The simulated world. Clones share it.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub uuid: Uuid,
+    inner: Arc<Mutex<Inner>>,
+}
+
+pub const NAME: &str = "vm";
+
+impl World {
+    /// A shut-off domain with these disks, each on an empty qcow2 image `/img/<target>.qcow2`.
+    pub fn new(targets: &[&str]) -> Self {
+        let uuid = Uuid::from_u128(0x1234);
+        let mut devices = Element::new("devices");
+        let mut images = BTreeMap::new();
+        for target in targets {
+            let path = format!("/img/{target}.qcow2");
+            images.insert(PathBuf::from(&path), Image::default());
+            devices.push(
+                Element::new("disk")
+                    .with_attr("type", "file")
+                    .with_attr("device", "disk")
+                    .with_child(
+                        Element::new("driver").with_attr("name", "qemu").with_attr("type", "qcow2"),
+                    )
+                    .with_child(Element::new("source").with_attr("file", path))
+                    .with_child(Element::new("target").with_attr("dev", *target)),
+            );
+        }
+        let config = Element::new("domain")
+            .with_child(Element::new("name").with_text(NAME))
+            .with_child(Element::new("uuid").with_text(uuid.to_string()))
+            .with_child(devices);
+        let inner = Inner { images, config: Some(config), now: 1000, ..Inner::default() };
+        Self { uuid, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// What a daemon that has just started knows of the domain.
+    pub fn book(&self) -> Mutex<Book> {
+        let inner = self.lock();
+        Mutex::new(Book {
+            uuid: self.uuid,
+            name: NAME.to_owned(),
+            config: inner.config.clone(),
+            moments: inner.moments.clone(),
+            owned: inner.owned.clone(),
+            has_managed_save: false,
+        })
+    }
+
+    pub fn start(&self) {
+        let mut inner = self.lock();
+        let config = inner.config.clone().expect("the domain is persistent");
+        inner.guest = Some(Guest::boot(config, 0));
+    }
+
+    pub fn stop(&self) {
+        self.lock().guest = None;
+    }
+
+    pub fn pause(&self) {
+        self.lock().guest.as_mut().expect("the guest is up").running = false;
+    }
+
+    /// The guest, or an offline tool, writes to a disk; the guest's memory changes with it.
+    pub fn write(&self, target: &str, cluster: u8, value: u64) {
+        let mut inner = self.lock();
+        let image = match &mut inner.guest {
+            Some(guest) => {
+                guest.memory = value;
+                guest.active.get(target).cloned()
+            }
+            None => {
+                let config = inner.config.as_ref().expect("the domain is persistent");
+                domain::disk(config, target).and_then(|disk| disk.path()).map(PathBuf::from)
+            }
+        };
+        let image = image.expect("the disk is there");
+        let image = inner.images.get_mut(&image).expect("the image is there");
+        image.data.insert(cluster, value);
+    }
+
+    /// What the domain reads from a disk now.
+    pub fn content(&self, target: &str) -> Content {
+        let inner = self.lock();
+        let image = match &inner.guest {
+            Some(guest) => guest.active.get(target).cloned().expect("the disk is there"),
+            None => {
+                let config = inner.config.as_ref().expect("the domain is persistent");
+                let disk = domain::disk(config, target).expect("the disk is there");
+                PathBuf::from(disk.path().expect("the disk has a path"))
+            }
+        };
+        inner.read(&image)
+    }
+
+    /// What a disk of a moment holds, as the moment's record says where it is.
+    pub fn content_of(&self, moment: &str, target: &str) -> Content {
+        let inner = self.lock();
+        let def = inner.moments.get(moment).expect("the moment is recorded");
+        let image = crate::plan::moment_image(def, target).expect("the disk took part");
+        let found = inner.images.get(&image);
+        let found = found.unwrap_or_else(|| panic!("{moment} is gone: {}", image.display()));
+        match found.snapshots.iter().find(|saved| saved.tag == moment) {
+            Some(saved) if !def.is_external() => {
+                let mut content =
+                    found.backing.as_ref().map(|below| inner.read(below)).unwrap_or_default();
+                content.extend(saved.data.clone());
+                content
+            }
+            _ => inner.read(&image),
+        }
+    }
+
+    pub fn guest(&self) -> Option<Guest> {
+        self.lock().guest.clone()
+    }
+
+    pub fn images(&self) -> BTreeMap<PathBuf, Image> {
+        self.lock().images.clone()
+    }
+
+    /// Every plan that was begun, as a person reads it.
+    pub fn plans(&self) -> Vec<String> {
+        self.lock().plans.clone()
+    }
+
+    pub fn has_journal(&self) -> bool {
+        self.lock().journal.is_some()
+    }
+
+    pub fn calls(&self) -> usize {
+        self.lock().calls
+    }
+
+    /// The `n`th call from now goes wrong.
+    pub fn arm(&self, n: usize, trouble: Trouble) {
+        let mut inner = self.lock();
+        inner.calls = 0;
+        inner.trouble = Some((n, trouble));
+    }
+
+    /// The daemon is started again, and nothing goes wrong any more.
+    pub fn revive(&self) {
+        let mut inner = self.lock();
+        inner.dead = false;
+        inner.trouble = None;
+    }
+
+    /// Was the trouble that was armed met?
+    pub fn was_struck(&self) -> bool {
+        let inner = self.lock();
+        inner.trouble.is_some_and(|(at, _)| inner.calls > at)
+    }
+
+    /// A second passes.
+    pub fn tick(&self) {
+        self.lock().now += 1;
+    }
+
+    /// A second world that is as this one is now.
+    pub fn fork(&self) -> World {
+        let inner = self.lock();
+        let copy = Inner {
+            images: inner.images.clone(),
+            guest: inner.guest.clone(),
+            config: inner.config.clone(),
+            moments: inner.moments.clone(),
+            owned: inner.owned.clone(),
+            journal: inner.journal.clone(),
+            plans: Vec::new(),
+            now: inner.now,
+            calls: 0,
+            trouble: None,
+            dead: false,
+        };
+        World { uuid: self.uuid, inner: Arc::new(Mutex::new(copy)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One call from the daemon into the world.
+    fn call<T>(&self, effect: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
+        let mut inner = self.lock();
+        let gone = || Err(Error::new(Condition::Internal, "the daemon is dead"));
+        if inner.dead {
+            return gone();
+        }
+        let now = inner.calls;
+        inner.calls += 1;
+        let trouble = inner.trouble.filter(|(at, _)| *at == now).map(|(_, trouble)| trouble);
+        let injected = || Err(Error::new(Condition::OperationFailed, "injected failure"));
+        match trouble {
+            None => effect(&mut inner),
+            Some(Trouble::Fails) => injected(),
+            Some(Trouble::FailsAfterEffect) => {
+                effect(&mut inner)?;
+                injected()
+            }
+            Some(Trouble::DiesBefore) => {
+                inner.dead = true;
+                gone()
+            }
+            Some(Trouble::DiesAfter) => {
+                let result = effect(&mut inner);
+                inner.dead = true;
+                result.and_then(|_| gone())
+            }
+        }
+    }
+}

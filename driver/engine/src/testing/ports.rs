@@ -1,0 +1,211 @@
+//! The simulated world behind the engine's ports: each call may be the one that goes wrong.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use virtsnap_xml::element::Element;
+
+use super::inner::Guest;
+use super::{NAME, World};
+use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
+use crate::error::{Condition, Error, Result};
+use crate::facts::{DomainFacts, PathKind};
+use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
+use crate::ports::{
+    Entry, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
+};
+
+impl Hypervisor for World {
+    fn complete(&self, domain: Element) -> Result<Element> {
+        Ok(domain)
+    }
+
+    async fn capabilities(&self) -> Result<Element> {
+        Ok(Element::new("capabilities"))
+    }
+
+    async fn reconnect(&self) -> Result<Vec<Active>> {
+        Ok(self.all_active())
+    }
+
+    async fn start(&self, domain: Element, start: Start) -> Result<Active> {
+        self.call(|inner| {
+            let mut guest = Guest::boot(domain.clone(), 0);
+            guest.running = !start.paused;
+            inner.guest = Some(guest);
+            if let StartFrom::VmState { tag, disks, .. } = &start.from {
+                let loaded = inner.load(tag, disks);
+                if loaded.is_err() {
+                    inner.guest = None;
+                }
+                loaded?;
+            }
+            Ok(())
+        })?;
+        self.active(self.uuid).ok_or_else(|| Error::new(Condition::Internal, "it is gone again"))
+    }
+
+    fn active(&self, _domain: Uuid) -> Option<Active> {
+        let inner = self.lock();
+        let guest = inner.guest.as_ref()?;
+        let state = if guest.running {
+            State::Running(RunningReason::Booted)
+        } else {
+            State::Paused(PausedReason::User)
+        };
+        Some(Active {
+            uuid: self.uuid,
+            name: NAME.to_owned(),
+            id: 1,
+            state,
+            live: guest.live.clone(),
+        })
+    }
+
+    fn all_active(&self) -> Vec<Active> {
+        self.active(self.uuid).into_iter().collect()
+    }
+
+    fn set_live(&self, _domain: Uuid, live: Element) -> Result<()> {
+        self.call(|inner| inner.finish(&Finish::SetLive(live)))
+    }
+
+    async fn suspend(&self, _domain: Uuid) -> Result<()> {
+        self.call(|inner| inner.act(&Step::Pause))
+    }
+
+    async fn resume(&self, _domain: Uuid) -> Result<()> {
+        self.call(|inner| {
+            inner.guest()?.running = true;
+            Ok(())
+        })
+    }
+
+    async fn shutdown(&self, domain: Uuid) -> Result<()> {
+        self.destroy(domain, ShutOffReason::Shutdown).await
+    }
+
+    async fn reboot(&self, _domain: Uuid) -> Result<()> {
+        self.call(|inner| inner.guest().map(|_| ()))
+    }
+
+    async fn reset(&self, _domain: Uuid) -> Result<()> {
+        self.call(|inner| inner.guest().map(|_| ()))
+    }
+
+    async fn destroy(&self, _domain: Uuid, reason: ShutOffReason) -> Result<()> {
+        self.call(|inner| inner.finish(&Finish::Stop(reason)))
+    }
+
+    async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
+        Ok(self.lock().facts(subject))
+    }
+
+    async fn probe(&self, path: &Path) -> Result<PathKind> {
+        let exists = self.lock().images.contains_key(path);
+        Ok(if exists { PathKind::Regular(1) } else { PathKind::Missing })
+    }
+
+    async fn act(&self, _domain: Uuid, step: &Step) -> Result<()> {
+        self.call(|inner| inner.act(step))
+    }
+
+    async fn undo(&self, _domain: Uuid, step: &Step) -> Result<()> {
+        self.call(|inner| {
+            inner.undo(step);
+            Ok(())
+        })
+    }
+
+    async fn pivot(&self, _domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
+        // A pivot that had its effect and failed is one whose answer was lost.
+        let before = self.lock().pivoted(pivot);
+        self.call(|inner| inner.pivot(pivot)).map_err(|err| {
+            if self.lock().pivoted(pivot) && !before {
+                PivotError::InDoubt(err)
+            } else {
+                PivotError::Refused(err)
+            }
+        })
+    }
+
+    async fn pivoted(&self, _domain: Uuid, pivot: &Pivot) -> Result<bool> {
+        self.call(|inner| Ok(inner.pivoted(pivot)))
+    }
+
+    async fn finish(&self, _domain: Uuid, finish: &Finish) -> Result<()> {
+        self.call(|inner| inner.finish(finish))
+    }
+
+    async fn conclude(&self, _domain: Uuid, conclude: &Conclude) -> Result<()> {
+        let Conclude::Start { definition, start } = conclude;
+        if self.lock().guest.is_some() {
+            return Ok(());
+        }
+        Hypervisor::start(self, definition.clone(), start.clone()).await.map(|_| ())
+    }
+}
+
+impl Records for World {
+    fn set_config(&self, _domain: Uuid, config: &Element) -> Result<()> {
+        self.call(|inner| {
+            inner.config = Some(config.clone());
+            Ok(())
+        })
+    }
+
+    fn record(&self, _domain: Uuid, change: &MomentChange) -> Result<()> {
+        self.call(|inner| {
+            inner.moments.apply(change);
+            Ok(())
+        })
+    }
+
+    fn set_owned(&self, _domain: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()> {
+        self.call(|inner| {
+            inner.owned.clone_from(owned);
+            Ok(())
+        })
+    }
+}
+
+impl Journals for World {
+    fn begin(&self, _domain: Uuid, plan: &Plan) -> Result<Box<dyn Journal>> {
+        self.call(|inner| {
+            assert!(inner.journal.is_none(), "one operation at a time");
+            inner.plans.push(plan.to_string());
+            inner.journal = Some((plan.clone(), Vec::new()));
+            Ok(())
+        })?;
+        Ok(Box::new(self.clone()))
+    }
+
+    fn unfinished(&self) -> Result<Vec<Unfinished>> {
+        let journal = self.lock().journal.clone();
+        let unfinished =
+            journal.map(|(plan, entries)| Unfinished { domain: self.uuid, plan, entries });
+        Ok(unfinished.into_iter().collect())
+    }
+
+    fn resume(&self, _domain: Uuid) -> Result<Box<dyn Journal>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Journal for World {
+    fn record(&mut self, entry: Entry) -> Result<()> {
+        self.call(|inner| {
+            let (_, entries) = inner.journal.as_mut().expect("the journal is open");
+            entries.push(entry);
+            Ok(())
+        })
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.call(|inner| {
+            inner.journal = None;
+            Ok(())
+        })
+    }
+}
