@@ -33,6 +33,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -76,9 +77,15 @@ fn start(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         .with_ansi(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(startup::run(&config, |events| qemu(&config, events)))?;
-    Ok(())
+    let served = runtime.block_on(startup::run(&config, |events| qemu(&config, events)));
+    // What still runs is left as a crash would leave it, and recovered at the next start.
+    runtime.shutdown_timeout(LAST_CALLS);
+    Ok(served?)
 }
+
+/// How long a system call on another thread may keep the daemon from ending: a file on a server
+/// that does not answer would do so for ever.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 
 /// The driver behind `qemu:///`. QEMU itself runs as the configuration says.
 fn qemu(config: &Config, events: Arc<dyn EventSink>) -> virtsnap_engine::error::Result<Qemu> {
