@@ -20,6 +20,7 @@ use virtsnap_engine::options::{
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::{Content, Trouble, World};
+use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Request;
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
@@ -301,6 +302,18 @@ fn a_guest_started_after_settling_keeps_what_it_writes() {
         assert_eq!(world.content("vda"), written, "call {at} failed");
         assert_tidy(&world, &format!("call {at} failed"));
     }
+}
+
+/// Memory would go back and the firmware's variables would not.
+#[test]
+fn memory_is_not_taken_without_the_variable_store() {
+    let world = World::new(&DISKS);
+    world.edit(|domain| domain.child_or_insert("os").push(Element::new("nvram")));
+    world.start();
+    let book = world.book();
+    let err = apply(&world, &book, Internal(0), 0).unwrap_err();
+    assert_eq!(err.condition, Condition::OperationUnsupported);
+    apply(&world, &book, External(0), 0).unwrap();
 }
 
 #[test]

@@ -50,6 +50,9 @@ pub fn draft(
     let (recorded, memory, default) = scope(request, options, facts)?;
     let disks = align(request, &facts.disks, &name, default)?;
     check_selection(&disks, facts, &memory, default)?;
+    if memory == Memory::Internal {
+        check_firmware(facts)?;
+    }
     let (domain, inactive_domain) = definitions(facts);
     let moment = Definition {
         name,
@@ -275,6 +278,20 @@ fn check_selection(
                 disk.name
             ));
         }
+    }
+    Ok(())
+}
+
+/// The memory of a guest with UEFI belongs to its variable store, which is in a file of its own
+/// and would not go back with it.
+fn check_firmware(facts: &DomainFacts) -> Result<()> {
+    let os = facts.live.as_ref().and_then(|live| live.child("os"));
+    if os.is_some_and(|os| os.child("nvram").is_some()) {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            "this version of virtsnap does not take the variable store of UEFI firmware into a \
+             snapshot with memory; take one of the disks alone, or shut the domain down first",
+        ));
     }
     Ok(())
 }

@@ -130,7 +130,8 @@ fn check<'a>(
             "this version of virtsnap does not load memory from an external file",
         ));
     }
-    if options.reset_nvram {
+    let has_nvram = domain.at(&["os", "nvram"]).is_some();
+    if options.reset_nvram && has_nvram {
         return Err(Error::new(
             Condition::ArgumentUnsupported,
             "this version of virtsnap does not reset NVRAM on revert",

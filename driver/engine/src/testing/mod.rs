@@ -36,6 +36,7 @@ pub enum Trouble {
     /// The daemon dies after it.
     DiesAfter,
 }
+
 /// The simulated world. Clones share it.
 #[derive(Debug, Clone)]
 pub struct World {
@@ -84,6 +85,11 @@ impl World {
             owned: inner.owned.clone(),
             has_managed_save: false,
         })
+    }
+
+    /// Changes the persistent definition, as a user's edit does.
+    pub fn edit(&self, change: impl FnOnce(&mut Element)) {
+        change(self.lock().config.as_mut().expect("the domain is persistent"));
     }
 
     pub fn start(&self) {
