@@ -70,11 +70,28 @@ assert conn.listDefinedDomains() == ["py"] and not dom.isActive() and dom.isPers
 assert conn.lookupByUUIDString(dom.UUIDString()).name() == "py"
 refused(libvirt.VIR_ERR_NO_DOMAIN, conn.lookupByName, "nobody")
 refused(libvirt.VIR_ERR_OPERATION_INVALID, dom.suspend)
+refused(libvirt.VIR_ERR_OPERATION_INVALID, dom.jobStats)
+refused(libvirt.VIR_ERR_NO_SUPPORT, conn.numOfInterfaces)
 
 dom.create()
 assert dom.state()[0] == libvirt.VIR_DOMAIN_RUNNING and conn.listDomainsID() == [dom.ID()]
 state, max_memory, memory, cpus, _ = dom.info()
 assert (state, max_memory, memory, cpus) == (1, 96 * 1024, 96 * 1024, 1)
+
+# What management software looks at beside that.
+cpus = conn.getCPUMap()[0]
+assert [len(pins) for pins in dom.vcpuPinInfo()] == [cpus] and len(dom.emulatorPinInfo()) == cpus
+assert dom.ioThreadInfo() == [] and dom.diskErrors() == {} and not dom.hasManagedSaveImage()
+assert dom.jobInfo()[0] == 0 and dom.controlInfo()[0] == 0 and len(dom.vcpus()[0]) == 1
+assert all(free > 0 for free in conn.getCellsFreeMemory(0, 1))
+portable = dom.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE)
+assert "<alias" not in portable and " id=" not in portable.splitlines()[0], portable
+URI_OF_OURS = "http://virtsnap.test/instance"
+OURS = "<instance><flavor>small</flavor></instance>"
+both = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+dom.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OURS, "o", URI_OF_OURS, both)
+for affect in [libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG]:
+    assert "small" in dom.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, URI_OF_OURS, affect)
 
 # The console as a stream, in both directions.
 console = conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
