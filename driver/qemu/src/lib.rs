@@ -10,7 +10,7 @@
 //! - [`qmp`]: the monitor connection;
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
-//! - [`facts`], [`steps`]: what a plan is made from, and its acts.
+//! - `facts`, `steps`: what a plan is made from, and its acts.
 
 mod agent;
 pub mod argv;

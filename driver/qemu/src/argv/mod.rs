@@ -7,9 +7,9 @@
 //! What needs a file descriptor (a tap device, vhost-vsock) is returned as data: the runtime opens
 //! it and passes it under the number that the command line names.
 //!
-//! - [`read`]: reading so that nothing is overlooked: what is not rendered is refused;
-//! - [`props`]: JSON of one `-device`, `-object` or `-blockdev`; options of the older form;
-//! - [`address`]: the bus a device sits on;
+//! - `read`: reading so that nothing is overlooked: what is not rendered is refused;
+//! - `props`: JSON of one `-device`, `-object` or `-blockdev`; options of the older form;
+//! - `address`: the bus a device sits on;
 //! - the other modules follow the sections of a definition.
 
 mod address;

@@ -1,8 +1,8 @@
 //! Block nodes and backing chains of a running QEMU.
 //!
-//! - [`nodes`]: nodes added, found, reopened, deleted; a chain as QEMU has it;
-//! - [`graph`]: who stands on whom;
-//! - [`job`]: jobs that outlive the one who started them.
+//! - `nodes`: nodes added, found, reopened, deleted; a chain as QEMU has it;
+//! - `graph`: who stands on whom;
+//! - `job`: jobs that outlive the one who started them.
 
 mod graph;
 pub(crate) mod job;

@@ -1,6 +1,6 @@
 //! From what a client wrote to what libvirt would have made of it.
 //!
-//! [`complete`] is define time: what is not understood is refused by its path ([`vocabulary`]),
+//! [`complete`] is define time: what is not understood is refused by its path (`vocabulary`),
 //! then defaults are filled in and addresses given out in the order in which libvirt's QEMU
 //! driver does it, because that order decides the guest ABI: canonical machine, implicit devices,
 //! each device's defaults, controllers that follow from disks and channels, virtio-serial ports,

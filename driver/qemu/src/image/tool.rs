@@ -1,7 +1,7 @@
 //! `qemu-img` as a child process.
 //!
 //! Every call ends: a short one at its deadline, a long one when the process has done nothing
-//! (no I/O, no CPU time) for [`STALL`]. Then it is killed. Output is read up to a limit only.
+//! (no I/O, no CPU time) for `STALL`. Then it is killed. Output is read up to a limit only.
 
 use std::ffi::OsString;
 use std::io;
