@@ -5,6 +5,7 @@
 //! nodes are made before the old medium goes, so that an image that cannot be opened changes
 //! nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
-use virtsnap_xml::element::Element;
+use virtsnap_xml::element::{Element, Node};
 
 use crate::argv::blockdev;
 use crate::backing;
@@ -142,7 +143,7 @@ async fn is_open(instance: &Instance, alias: &str) -> Result<bool> {
 /// The drive's source in the live definition, and its chain.
 fn record(
     live: &mut Element,
-    chains: &mut std::collections::BTreeMap<String, Chain>,
+    chains: &mut BTreeMap<String, Chain>,
     target: &str,
     disk: &Element,
     chain: Option<Chain>,
@@ -159,10 +160,10 @@ fn record(
     match chain {
         Some(chain) => {
             if let Some(source) = disk.child("source") {
-                let is_driver = |node: &virtsnap_xml::element::Node| matches!(node, virtsnap_xml::element::Node::Element(e) if e.name() == "driver");
+                let is_driver =
+                    |node: &Node| matches!(node, Node::Element(e) if e.name() == "driver");
                 let at = old.nodes().iter().position(is_driver).map_or(0, |at| at + 1);
-                let node = virtsnap_xml::element::Node::Element(source.clone());
-                old.nodes_mut().insert(at, node);
+                old.nodes_mut().insert(at, Node::Element(source.clone()));
             }
             backing::write(old, &chain);
             chains.insert(target.to_owned(), chain);
