@@ -577,6 +577,60 @@ async fn an_ordinary_user_of_qemus_gets_all_that_a_guest_needs() {
     }
 }
 
+/// The one that ended does not take the base from the one that runs.
+#[test]
+fn a_base_stays_lent_to_the_guest_that_is_found_again() {
+    skip_without_qemu!();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can start QEMU as somebody else");
+        return;
+    }
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    let mut bed = Bed::new();
+    for name in ["", "run"] {
+        let dir = bed.dir.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::set_permissions(dir, mode(0o711)).unwrap();
+    }
+    let user = Owner { uid: 64_991, gid: 64_991 };
+    let config = QemuConfig { user: Some(user), ..bed.config() };
+    let base = bed.image("base");
+    std::fs::set_permissions(&base, mode(0o400)).unwrap();
+    let ours = Owner::of(&base).unwrap();
+    let overlay = |name: &str| {
+        let path = bed.dir.path().join(name);
+        let mut tool = Command::new("qemu-img");
+        tool.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&base).arg(&path);
+        assert!(tool.status().unwrap().success());
+        path
+    };
+    let images = [overlay("a"), overlay("b")];
+    let first = Runtime::new().unwrap();
+    first.block_on(async {
+        let qemu = Qemu::new(config.clone(), bed.told.clone());
+        for (nth, image) in (1..).zip(&images) {
+            bed.uuid = Uuid::from_u128(nth);
+            qemu.start_domain(bed.domain(image, ""), paused()).await.unwrap();
+        }
+    });
+    first.shutdown_timeout(Duration::from_secs(10));
+    let second = Runtime::new().unwrap();
+    second.block_on(async {
+        let ended = bed.dir.path().join("run").join(Uuid::from_u128(1).to_string());
+        let status = crate::status::Status::read(&ended).unwrap().unwrap();
+        let process = status.process.unwrap().find().unwrap();
+        process.signal(rustix::process::Signal::KILL);
+        process.gone().await;
+        let qemu = Qemu::new(config.clone(), bed.told.clone());
+        assert_eq!(qemu.reconnect_all().await.unwrap().len(), 1);
+        assert_eq!(Owner::of(&images[0]).unwrap(), ours);
+        assert_eq!(Owner::of(&base).unwrap(), user, "the other guest reads it");
+        qemu.destroy_domain(bed.uuid, ShutOffReason::Destroyed).await.unwrap();
+        assert_eq!(Owner::of(&base).unwrap(), ours);
+        process.reap();
+    });
+}
+
 /// What a QEMU that has been taken over puts in its directory is not read for it.
 #[tokio::test]
 async fn a_screenshot_is_no_way_to_other_files() {

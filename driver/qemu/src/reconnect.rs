@@ -45,16 +45,24 @@ impl Qemu {
                 return Err(Error::new(Condition::Internal, message).caused_by(err));
             }
         };
-        let mut running = Vec::new();
+        let mut found = Vec::new();
         for dir in directories {
             match Status::read(&dir) {
-                Ok(Some(status)) => running.extend(self.shared.find_again(status, &dir).await),
+                Ok(Some(status)) => found.push((status, dir)),
                 Ok(None) => {
                     let _ = fs::remove_dir_all(&dir);
                 }
                 // Left alone: a process may stand behind it, and a later version may read it.
                 Err(err) => tracing::error!(dir = %dir.display(), %err, "unreadable status"),
             }
+        }
+        // Those that run come first: what the others hand back may be in use by one of them.
+        found.sort_by_key(|(status, _)| {
+            status.process.as_ref().and_then(ProcessRecord::find).is_none()
+        });
+        let mut running = Vec::new();
+        for (status, dir) in found {
+            running.extend(self.shared.find_again(status, &dir).await);
         }
         Ok(running)
     }
