@@ -178,17 +178,17 @@ fn route(
             ),
         ));
     }
-    if !read_by_others(&image, facts, moments) {
+    let Some(reader) = reader(&image, facts, moments) else {
         return Ok(Route::InPlace { image, tag });
-    }
+    };
     let in_use =
         facts.state.is_active() && facts.disks.iter().any(|disk| disk.image() == Some(&image));
     if in_use {
         return Err(Error::new(
             Condition::OperationUnsupported,
             format!(
-                "the image '{}' of disk '{target}' is written to by the running domain and read \
-                 by other images; shut the domain down first",
+                "the image '{}' of disk '{target}' is written to by the running domain and also \
+                 read by {reader}; shut the domain down first",
                 image.display()
             ),
         ));
@@ -197,17 +197,20 @@ fn route(
     Ok(Route::Branch { image, copy, tag })
 }
 
-/// Would a change of the image's active content be seen by anybody but its own disk?
-fn read_by_others(image: &Path, facts: &DomainFacts, moments: &MomentList) -> bool {
-    let frozen_by_a_moment = moments.iter().any(|moment| {
+/// Who but the disk itself would see a change of the image's active content?
+fn reader(image: &Path, facts: &DomainFacts, moments: &MomentList) -> Option<String> {
+    let freezes = |moment: &&Definition| {
         moment.disks.iter().any(|disk| {
             disk.snapshot == Location::External
                 && image_of(moment, &disk.name).as_deref() == Some(image)
         })
-    });
-    frozen_by_a_moment
-        || !Layers::of(facts).readers(image).is_empty()
-        || facts.foreign_readers.contains_key(image)
+    };
+    if let Some(moment) = moments.iter().find(freezes) {
+        return Some(format!("snapshot '{}'", moment.name));
+    }
+    let overlays = Layers::of(facts).readers(image);
+    let overlay = overlays.first().map(|overlay| format!("the image '{}'", overlay.display()));
+    overlay.or_else(|| facts.foreign_readers.get(image).cloned())
 }
 
 fn existing<'a>(
