@@ -19,7 +19,7 @@ libvirt-dev what the Rust client of the tests links with
 gcc linker, and compiler of the test guest's worker
 libc6-dev its static C library
 pkg-config finds libvirt-dev
-libxml2 validates XML
+libxml2-dev libxml2: the daemon validates snapshot XML with it
 cpio packs the test guest's initramfs
 busybox-static is the test guest's user space
 python3-libvirt the second client of the tests

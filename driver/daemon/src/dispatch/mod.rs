@@ -27,6 +27,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod validate;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -145,7 +145,7 @@ async fn create_or_redefine<H: Inspect>(
     }
     let root = parse(&args.xml_desc)?;
     if args.flags & VALIDATE.0 != 0 {
-        validate(&root)?;
+        super::validate::snapshot(&root).await?;
     }
     let moment = match options {
         CreateOptions::Redefine { make_current } => {
@@ -164,30 +164,6 @@ async fn create_or_redefine<H: Inspect>(
         }
     };
     Ok(SnapshotRef { name: moment.name, dom: args.dom })
-}
-
-/// VALIDATE: what is not in the schema's top level is refused, not ignored.
-fn validate(root: &Element) -> Outcome<()> {
-    const KNOWN: [&str; 10] = [
-        "name",
-        "description",
-        "state",
-        "parent",
-        "creationTime",
-        "memory",
-        "disks",
-        "domain",
-        "inactiveDomain",
-        "cookie",
-    ];
-    match root.elements().find(|child| !KNOWN.contains(&child.name())) {
-        None => Ok(()),
-        Some(unknown) => Err(Error::snapshot(
-            Condition::XmlInvalidSchema,
-            format!("<domainsnapshot> has no element <{}>", unknown.name()),
-        )
-        .into()),
-    }
 }
 
 pub(super) async fn revert<H: Inspect>(
