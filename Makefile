@@ -3,6 +3,7 @@
 #   make demo     set up, build, and take a real guest through snapshots with unmodified virsh
 #                 (KEEP=1 leaves daemon and guest running)
 #   make test     set up, and run every test
+#   make install  the daemon, its units and its group (PREFIX=/usr/local, DESTDIR=)
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -10,8 +11,10 @@ SHELL = /bin/bash
 export SETUP
 export KEEP
 CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
 
-.PHONY: help demo test setup guest sets
+.PHONY: help demo test setup guest sets install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -33,3 +36,19 @@ demo: guest
 
 test: guest sets
 	@tests/setup/test.sh
+
+UNITS = virtsnapd.service virtsnapd.socket virtsnapd-ro.socket
+install:
+	@echo "install: building virtsnapd"
+	@$(CARGO) build --quiet --release --locked --package virtsnapd
+	@install -D -m 755 target/release/virtsnapd $(DESTDIR)$(PREFIX)/sbin/virtsnapd
+	@for unit in $(UNITS); do \
+	    mkdir -p $(DESTDIR)$(PREFIX)/lib/systemd/system && \
+	    sed 's,/usr/sbin/,$(PREFIX)/sbin/,; s,/usr/share/doc/,$(PREFIX)/share/doc/,' \
+	        driver/daemon/systemd/$$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit; \
+	done
+	@install -D -m 644 driver/daemon/systemd/virtsnap.sysusers \
+	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/virtsnap.conf
+	@install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/virtsnap/README.md
+	@echo "install: done; then: systemd-sysusers && systemctl daemon-reload &&" \
+	    "systemctl enable --now virtsnapd.socket virtsnapd-ro.socket"
