@@ -276,6 +276,35 @@ async fn snapshot_metadata_is_put_back_listed_and_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_held_against_the_grammar_only_when_asked() {
+    if !have_virsh() {
+        return;
+    }
+    let served = serve();
+    served.virsh(&["define", &served.file("vm.xml", VM)]).await;
+    let snapshot = |more: &str| {
+        format!(
+            "<domainsnapshot><name>s</name><state>shutoff</state>\
+             <creationTime>1700000000</creationTime><disks>\
+             <disk name='vda' snapshot='internal'{more}/></disks>{VM}</domainsnapshot>"
+        )
+    };
+    let wrong = served.file("wrong.xml", &snapshot(" colour='red'"));
+    let create = ["snapshot-create", "vm", &wrong, "--redefine", "--validate"];
+    let refused = served.refused(&create).await;
+    assert!(refused.contains("XML document failed to validate against schema: "), "{refused}");
+    assert!(refused.contains("Element domainsnapshot failed to validate content"), "{refused}");
+    assert_eq!(served.virsh(&["snapshot-list", "vm", "--name"]).await, "");
+    let other = served.file("other.xml", VM);
+    let refused = served.refused(&["snapshot-create", "vm", &other, "--validate"]).await;
+    assert!(refused.contains("XML error: the root element is <domain>"), "{refused}");
+    served.virsh(&["snapshot-create", "vm", &wrong, "--redefine"]).await;
+    let right = served.file("right.xml", &snapshot(""));
+    served.virsh(&["snapshot-create", "vm", &right, "--redefine", "--validate"]).await;
+    assert_eq!(served.virsh(&["snapshot-list", "vm", "--name"]).await, "s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_event_of_virsh_can_be_waited_for() {
     if !have_virsh() {
         return;
