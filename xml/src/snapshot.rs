@@ -259,6 +259,8 @@ pub enum ErrorKind {
     Xml,
     /// VIR_ERR_XML_ERROR of the XML parser (VIR_FROM_XML): another document altogether.
     WrongRoot,
+    /// VIR_ERR_XML_ERROR of the XML parser (VIR_FROM_XML): a value that its attribute cannot have.
+    XmlValue,
     /// VIR_ERR_XML_DETAIL: a name that cannot be; libvirt's driver says so.
     XmlDetail,
     /// VIR_ERR_CONFIG_UNSUPPORTED

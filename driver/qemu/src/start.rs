@@ -120,27 +120,26 @@ fn lost_a_port(err: &Error) -> bool {
 }
 
 /// The last part: memory, and the vCPUs. Events in libvirt's order, which differs between a boot
-/// (resumed, started) and a snapshot (started, resumed).
+/// (resumed, started) and loaded memory (started, resumed). A guest that boots on the disks of a
+/// snapshot is one that boots, to all but the event that says why it was started.
 async fn run(qemu: &Qemu, instance: &Arc<Instance>, start: &Start) -> Result<()> {
     let is_boot = start.from == StartFrom::Boot;
+    let boots = !matches!(start.from, StartFrom::VmState { .. });
     if let StartFrom::VmState { tag, vmstate, disks } = &start.from {
         setup::load_vm_state(instance, tag, vmstate, disks).await?;
     }
     let tell = |event| qemu.shared.tell(instance, event);
     let started = if is_boot { Started::Booted } else { Started::FromSnapshot };
     if start.paused {
-        let (reason, suspended) = if is_boot {
-            (PausedReason::User, Suspended::Paused)
-        } else {
-            (PausedReason::FromSnapshot, Suspended::FromSnapshot)
-        };
+        let reason = if boots { PausedReason::User } else { PausedReason::FromSnapshot };
+        let suspended = if is_boot { Suspended::Paused } else { Suspended::FromSnapshot };
         instance.lock().state = State::Paused(reason);
         instance.save()?;
         tell(Event::Started(started));
         tell(Event::Suspended(suspended));
         return Ok(());
     }
-    if is_boot {
+    if boots {
         instance.resume(RunningReason::Booted).await?;
         tell(Event::Started(started));
     } else {

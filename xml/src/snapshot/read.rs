@@ -237,7 +237,8 @@ fn check_source_type(name: &str, kind: &str) -> Result<()> {
         return Err(xml(format!("disk '{name}' cannot have its snapshot in a {kind}")));
     }
     if !SOURCE_TYPES.contains(&kind) {
-        return Err(xml(format!("disk '{name}' is of unknown type '{kind}'")));
+        let message = format!("disk '{name}' is of unknown type '{kind}'");
+        return Err(refused(ErrorKind::XmlValue, message));
     }
     Ok(())
 }
@@ -284,7 +285,8 @@ fn location(element: &Element) -> Result<Option<Location>> {
     let Some(name) = element.attr("snapshot") else { return Ok(None) };
     Location::from_name(name).map(Some).ok_or_else(|| {
         let element = element.name();
-        xml(format!("<{element} snapshot='{name}'>: there is no such kind of snapshot"))
+        let message = format!("<{element} snapshot='{name}'>: there is no such kind of snapshot");
+        refused(ErrorKind::XmlValue, message)
     })
 }
 

@@ -67,9 +67,6 @@ fn memory_is_read_by_libvirts_rules() {
     for wrong in [
         "snapshot='manual'",
         "snapshot='manual' file='/m'",
-        "snapshot='default'",
-        "snapshot=''",
-        "snapshot='NO'",
         "snapshot='no' file='/m'",
         "snapshot='internal' file='/m'",
         "snapshot='external' file='m'",
@@ -77,6 +74,9 @@ fn memory_is_read_by_libvirts_rules() {
         "file=''",
     ] {
         assert_eq!(kind(memory(wrong)), ErrorKind::Xml, "{wrong}");
+    }
+    for unknown in ["snapshot='default'", "snapshot=''", "snapshot='NO'"] {
+        assert_eq!(kind(memory(unknown)), ErrorKind::XmlValue, "{unknown}");
     }
 }
 
@@ -114,10 +114,10 @@ fn disks_are_read_by_libvirts_rules() {
 fn disks_that_libvirt_refuses_are_refused_with_its_class() {
     for (disk, expected) in [
         ("<disk/>", ErrorKind::Internal),
-        ("<disk name='a' snapshot='default'/>", ErrorKind::Xml),
-        ("<disk name='a' snapshot='yes'/>", ErrorKind::Xml),
-        ("<disk name='a' type='none'/>", ErrorKind::Xml),
-        ("<disk name='a' type='floppy'/>", ErrorKind::Xml),
+        ("<disk name='a' snapshot='default'/>", ErrorKind::XmlValue),
+        ("<disk name='a' snapshot='yes'/>", ErrorKind::XmlValue),
+        ("<disk name='a' type='none'/>", ErrorKind::XmlValue),
+        ("<disk name='a' type='floppy'/>", ErrorKind::XmlValue),
         ("<disk name='a' type='volume'/>", ErrorKind::Xml),
         ("<disk name='a' type='dir'/>", ErrorKind::Xml),
         ("<disk name='a' type='network'><source name='x'/></disk>", ErrorKind::Xml),

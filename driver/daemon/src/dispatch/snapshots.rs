@@ -103,7 +103,7 @@ fn without_invalid_argument(failure: Failure) -> Failure {
 fn refused(err: SnapshotXmlError) -> Error {
     let (condition, origin) = match err.kind {
         ErrorKind::Xml => (Condition::XmlError, Origin::Snapshot),
-        ErrorKind::WrongRoot => (Condition::XmlError, Origin::Xml),
+        ErrorKind::WrongRoot | ErrorKind::XmlValue => (Condition::XmlError, Origin::Xml),
         ErrorKind::XmlDetail => (Condition::XmlDetail, Origin::Driver),
         ErrorKind::ConfigUnsupported => (Condition::ConfigUnsupported, Origin::Snapshot),
         ErrorKind::Internal => (Condition::Internal, Origin::Snapshot),
@@ -188,8 +188,9 @@ pub(super) async fn revert<H: Inspect>(
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
     let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
+    let was_active = domains.active(&domain).is_some();
     let reverted = domains.snapshots.revert(&domain.book, &args.snap.name, &options).await;
-    if reverted.is_ok() && domains.active(&domain).is_none() {
+    if reverted.is_ok() && was_active && domains.active(&domain).is_none() {
         domain.set_off(ShutOffReason::FromSnapshot);
     }
     domains.drop_if_gone(&domain);

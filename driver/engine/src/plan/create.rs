@@ -49,7 +49,7 @@ pub fn draft(
     let name = name(request, options, facts, moments)?;
     let (recorded, memory, default) = scope(request, options, facts)?;
     let disks = align(request, &facts.disks, &name, default)?;
-    check_selection(&disks, facts, &memory, default)?;
+    check_selection(request, &disks, facts, &memory, default)?;
     if memory == Memory::Internal {
         check_firmware(facts)?;
     }
@@ -234,13 +234,18 @@ fn recorded_state(state: State) -> Result<Recorded> {
 }
 
 fn check_selection(
+    request: &Request,
     disks: &[Disk],
     facts: &DomainFacts,
     memory: &Memory,
     default: Location,
 ) -> Result<()> {
-    // As libvirt, whose snapshot code speaks where all disks must be of one kind.
-    let origin = if default == Location::Internal { Origin::Snapshot } else { Origin::Driver };
+    // As libvirt: where all disks must be internal, one that is asked not to be is an error of its
+    // snapshot code; what the domain says of its disks is the driver's concern.
+    let asked = request.disks.iter().filter_map(|disk| disk.snapshot);
+    let another = asked.into_iter().any(|location| location != Location::Internal);
+    let speaks = default == Location::Internal && another;
+    let origin = if speaks { Origin::Snapshot } else { Origin::Driver };
     let unsupported = |message: String| {
         Err(Error::new(Condition::ConfigUnsupported, message).from_origin(origin))
     };

@@ -26,12 +26,12 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 
-/// A storage error about one file.
+/// An error about one file. To a client it is the driver's, as where libvirt makes an overlay.
 pub(crate) fn failure(condition: Condition, message: impl Into<String>) -> Error {
-    Error::new(condition, message).from_origin(Origin::Storage)
+    Error::new(condition, message)
 }
 
 /// A system call on a file failed.
