@@ -4,6 +4,8 @@
 #                 (KEEP=1 leaves daemon and guest running)
 #   make test     set up, and run every test
 #   make install  the daemon, its units and its group (PREFIX=/usr/local, DESTDIR=)
+#   make conformance
+#                 compare every recorded outcome of libvirt 11.3.0 with a live virtsnapd
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -14,7 +16,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: help demo test setup guest sets install
+.PHONY: help demo test conformance setup guest sets install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -52,3 +54,9 @@ install:
 	@install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/virtsnap/README.md
 	@echo "install: done; then: systemd-sysusers && systemctl daemon-reload &&" \
 	    "systemctl enable --now virtsnapd.socket virtsnapd-ro.socket"
+
+conformance: setup
+	@echo "conformance: the recorded cases of fixtures/conformance, against a virtsnapd of its own"
+	@VIRTSNAP_CONFORMANCE=all $(CARGO) test --quiet --locked --package virtsnap-tests \
+		--test conformance -- --nocapture --format terse 2>&1 | grep --line-buffered "^UNEX\|^STALE\|^    \|^conf\|panick\|^error"; \
+		exit $${PIPESTATUS[0]}
