@@ -1,5 +1,7 @@
 //! REDEFINE: metadata is put back or edited; no image and no guest is touched.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 use virtsnap_xml::snapshot::{Definition, State};
 
@@ -35,6 +37,7 @@ pub fn redefine(
             moment.revert_disks.clone_from(&old.revert_disks);
         }
     }
+    check_disks(&moment)?;
     let current =
         if make_current { Some(moment.name.clone()) } else { moments.current().map(str::to_owned) };
     let change = MomentChange { write: vec![moment.clone()], forget: Vec::new(), current };
@@ -68,6 +71,31 @@ fn check_domain(asked: &Definition, name: &str, uuid: Uuid) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// A disk of a snapshot is one of the definition that the snapshot holds.
+fn check_disks(moment: &Definition) -> Result<()> {
+    if moment.disks.is_empty() {
+        return Ok(());
+    }
+    let Some(domain) = &moment.domain else {
+        return Err(Error::snapshot(
+            Condition::Internal,
+            format!("snapshot '{}' names disks, and has no <domain> that has them", moment.name),
+        ));
+    };
+    let targets: BTreeSet<&str> = domain
+        .children("devices")
+        .flat_map(|devices| devices.children("disk"))
+        .filter_map(|disk| disk.child("target")?.attr("dev"))
+        .collect();
+    match moment.disks.iter().find(|disk| !targets.contains(disk.name.as_str())) {
+        None => Ok(()),
+        Some(disk) => Err(Error::snapshot(
+            Condition::ConfigUnsupported,
+            format!("the <domain> of snapshot '{}' has no disk '{}'", moment.name, disk.name),
+        )),
+    }
 }
 
 fn check_kind(old: &Definition, new: &Definition) -> Result<()> {
