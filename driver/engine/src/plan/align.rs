@@ -84,8 +84,16 @@ fn align_disk(
         )));
     }
     let external = location == Location::External;
+    let source_type = wanted.and_then(|wanted| wanted.source_type.as_deref());
     let source = match source {
         Some(source) => Some(source),
+        None if external && source_type.is_some_and(|kind| kind != "file") => {
+            return Err(unsupported(format!(
+                "no name can be made up for the overlay of disk '{}', which is not to be a file; \
+                 give a <source>",
+                disk.target
+            )));
+        }
         None if external => Some(default_overlay(disk, name)?),
         None => None,
     };
