@@ -410,16 +410,26 @@ fn made_current(
     routes: &[(String, Route)],
     moments: &MomentList,
 ) -> MomentChange {
-    let revert_disks = routes
-        .iter()
-        .filter_map(|(target, route)| match route {
-            Route::Overlay { overlay, .. } => {
-                Some(Disk::overlay(target.clone(), overlay.to_string_lossy(), "qcow2"))
+    let overlay = |target: &str| match routes.iter().find(|(name, _)| name == target)? {
+        (_, Route::Overlay { overlay, .. }) => {
+            Some(Disk::overlay(target, overlay.to_string_lossy(), "qcow2"))
+        }
+        (_, Route::Stay | Route::InPlace { .. } | Route::Branch { .. }) => None,
+    };
+    let mut reverted = moment.clone();
+    // As libvirt: the overlays that children were taken on stay in <disks>, and the new ones go
+    // beside them; where there are no children, the old overlays are gone.
+    if moments.children(&moment.name).next().is_some() {
+        reverted.revert_disks = moment.disks.iter().filter_map(|d| overlay(&d.name)).collect();
+    } else {
+        reverted.revert_disks.clear();
+        for disk in &mut reverted.disks {
+            if let Some(new) = overlay(&disk.name) {
+                *disk = new;
             }
-            Route::Stay | Route::InPlace { .. } | Route::Branch { .. } => None,
-        })
-        .collect();
-    let mut write = vec![Definition { revert_disks, ..moment.clone() }];
+        }
+    }
+    let mut write = vec![reverted];
     if let Some(before) = moments.current().and_then(|name| moments.get(name))
         && before.name != moment.name
         && !before.revert_disks.is_empty()
