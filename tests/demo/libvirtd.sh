@@ -15,7 +15,12 @@ cgroup_controllers = []
 namespaces = []
 stdio_handler = "file"
 CONF
+# Its package makes a user, without whom it does not start; here only it sees that user.
+{ cat /etc/passwd; echo 'libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin'; } > "$dir/passwd"
+{ cat /etc/group; echo 'libvirt-qemu:x:64055:'; echo 'kvm:x:64056:'; } > "$dir/group"
 LIBVIRT_DRIVER_DIR=$dir/drivers unshare --mount sh -e -c '
+    mount --bind "$1/passwd" /etc/passwd
+    mount --bind "$1/group" /etc/group
     for pair in etc:/etc run:/run lib:/var/lib log:/var/log cache:/var/cache; do
         mkdir -p "${pair#*:}/libvirt"
         mount --bind "$1/${pair%%:*}" "${pair#*:}/libvirt"

@@ -35,7 +35,17 @@ pub fn libvirtd(dir: &Path) -> Command {
     let _ = symlink(files.join(driver), drivers.join("libvirt_driver_qemu.so"));
     std::fs::write(dir.join("etc/libvirtd.conf"), DAEMON_CONF).expect("the directory is ours");
     std::fs::write(dir.join("etc/qemu.conf"), QEMU_CONF).expect("the directory is ours");
+    // Its package makes a user, without whom it does not start; here only it sees that user.
+    for (file, line) in [
+        ("passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin"),
+        ("group", "libvirt-qemu:x:64055:\nkvm:x:64056:"),
+    ] {
+        let known = std::fs::read_to_string(Path::new("/etc").join(file)).unwrap_or_default();
+        std::fs::write(dir.join(file), format!("{known}{line}\n")).expect("the directory is ours");
+    }
     let script = r#"
+        mount --bind "$1/passwd" /etc/passwd
+        mount --bind "$1/group" /etc/group
         for pair in etc:/etc run:/run lib:/var/lib log:/var/log cache:/var/cache; do
             over=${pair#*:}/libvirt
             mkdir -p "$over"
