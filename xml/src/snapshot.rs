@@ -107,7 +107,10 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemoryRequest {
     No,
-    Internal,
+    /// `image` (its `file=`) is for memory that no disk has room for: all disks are external.
+    Internal {
+        image: Option<String>,
+    },
     /// `file` may be left out: a default name is given (libvirt refuses).
     External {
         file: Option<String>,
@@ -158,8 +161,15 @@ pub struct Definition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Memory {
     No,
-    Internal,
-    External { file: String },
+    /// In the internal snapshots of the disks; or, where no disk has one, in a qcow2 image of its
+    /// own (ours: libvirt prints no `file=` here).
+    Internal {
+        image: Option<String>,
+    },
+    /// In a save image.
+    External {
+        file: String,
+    },
 }
 
 /// One `<disk>` of a definition.
@@ -238,7 +248,7 @@ impl Definition {
 
     /// Some part of it lies in a file of its own.
     pub fn is_external(&self) -> bool {
-        matches!(self.memory, Memory::External { .. })
+        matches!(self.memory, Memory::External { .. } | Memory::Internal { image: Some(_) })
             || self.disks.iter().any(|disk| disk.snapshot == Location::External)
     }
 }

@@ -1,7 +1,11 @@
 //! The words for what a domain is and does: states, reasons, events. libvirt's, as types.
 
+use std::path::PathBuf;
+
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
+
+use crate::facts::Target;
 
 /// virDomainState with its reason. The numbers live in the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,9 +94,20 @@ pub enum StartFrom {
     Boot,
     /// Cold boot of disks a snapshot was reverted to (event detail "from snapshot").
     BootSnapshot,
-    /// Memory and device state from the internal snapshot `tag`; `vmstate` is the target of the
-    /// disk that holds the memory, `disks` are all targets that carry the tag.
-    VmState { tag: String, vmstate: String, disks: Vec<String> },
+    /// Memory and device state from the internal snapshot `tag`, which all of `disks` carry too:
+    /// their content is loaded with it.
+    VmState { tag: String, vmstate: VmStateIn, disks: Vec<Target> },
+    /// Memory and device state from a save image.
+    Memory { file: PathBuf },
+}
+
+/// Where the memory of an internal snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmStateIn {
+    /// In the qcow2 image of a disk.
+    Disk(Target),
+    /// In a qcow2 image of its own, which no device of the guest uses.
+    Image(PathBuf),
 }
 
 /// What happened to a domain. The daemon turns it into libvirt's event messages.

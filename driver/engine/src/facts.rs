@@ -23,8 +23,11 @@ pub struct DomainFacts {
     pub live: Option<Element>,
     /// The disks of the live definition, or of the persistent one when shut off.
     pub disks: Vec<DiskFacts>,
-    /// Every image that the disks and the domain's moments reach, backing files included.
+    /// Every image that the disks and the domain's moments reach, backing files included; the
+    /// images that hold nothing but memory are among them.
     pub images: BTreeMap<PathBuf, ImageFacts>,
+    /// The save images that the domain's moments name, without those that are missing.
+    pub memory_files: BTreeMap<PathBuf, MemoryFile>,
     /// Files that virtsnap created: the only ones it may remove.
     pub owned: BTreeSet<PathBuf>,
     /// Images that something outside this domain refers to (other domains, their moments,
@@ -136,6 +139,15 @@ pub struct InternalSnapshot {
     pub date: i64,
     /// Nanoseconds of guest run time.
     pub vm_clock: u64,
+}
+
+/// A save image: memory and device state in a file of their own.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MemoryFile {
+    /// It can be loaded; `definition` is the live one of the guest that was saved.
+    Whole { definition: Element },
+    /// It cannot, and why.
+    Damaged(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

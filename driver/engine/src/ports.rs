@@ -27,6 +27,8 @@ pub struct Subject {
     pub config: Option<Element>,
     /// Images beyond the disks' own chains: layers and overlays that moments name.
     pub images: BTreeSet<PathBuf>,
+    /// Save images that moments name.
+    pub memory_files: BTreeSet<PathBuf>,
     /// Files virtsnap created for this domain.
     pub owned: BTreeSet<PathBuf>,
 }

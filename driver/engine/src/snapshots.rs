@@ -186,6 +186,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
                 name: book.name.clone(),
                 config: book.config.clone(),
                 images: plan::images_of(&book.moments),
+                memory_files: plan::memory_files_of(&book.moments),
                 owned: book.owned.clone(),
             }
         };

@@ -71,6 +71,7 @@ impl Qemu {
             live,
             disks,
             images,
+            memory_files: BTreeMap::new(),
             owned: subject.owned.clone(),
             foreign_readers,
             agent,
@@ -327,6 +328,7 @@ mod tests {
             name: "vm".to_owned(),
             config: None,
             images: BTreeSet::from([at("mid"), at("branch"), at("absent")]),
+            memory_files: BTreeSet::new(),
             owned: BTreeSet::from([at("orphan")]),
         };
         named_only(&tool, &subject, &mut images).await.unwrap();
@@ -357,6 +359,7 @@ mod tests {
             name: "vm".to_owned(),
             config: None,
             images: BTreeSet::from([at("disk"), at("zz-overlay")]),
+            memory_files: BTreeSet::new(),
             owned: BTreeSet::new(),
         };
         let mut images = Images::new();

@@ -443,7 +443,7 @@ async fn memory_comes_back_from_a_snapshot_in_a_new_process() {
     let disks = vec!["vda".to_owned()];
     let save = virtsnap_engine::plan::Pivot::SaveVmState {
         tag: "s".to_owned(),
-        vmstate: "vda".to_owned(),
+        vmstate: VmStateIn::Disk("vda".to_owned()),
         disks: disks.clone(),
     };
     qemu.pivot(bed.uuid, &save).await.unwrap();
@@ -451,7 +451,7 @@ async fn memory_comes_back_from_a_snapshot_in_a_new_process() {
     bed.told.take();
     let from = |tag: &str| StartFrom::VmState {
         tag: tag.to_owned(),
-        vmstate: "vda".to_owned(),
+        vmstate: VmStateIn::Disk("vda".to_owned()),
         disks: disks.clone(),
     };
     let start = Start { paused: false, from: from("s") };

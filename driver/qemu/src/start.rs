@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use virtsnap_engine::domain::{
     Active, Event, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, Started, State,
-    Suspended,
+    Suspended, VmStateIn,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, Target};
@@ -124,9 +124,16 @@ fn lost_a_port(err: &Error) -> bool {
 /// snapshot is one that boots, to all but the event that says why it was started.
 async fn run(qemu: &Qemu, instance: &Arc<Instance>, start: &Start) -> Result<()> {
     let is_boot = start.from == StartFrom::Boot;
-    let boots = !matches!(start.from, StartFrom::VmState { .. });
-    if let StartFrom::VmState { tag, vmstate, disks } = &start.from {
-        setup::load_vm_state(instance, tag, vmstate, disks).await?;
+    let boots = matches!(start.from, StartFrom::Boot | StartFrom::BootSnapshot);
+    match &start.from {
+        StartFrom::Boot | StartFrom::BootSnapshot => {}
+        StartFrom::VmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } => {
+            setup::load_vm_state(instance, tag, vmstate, disks).await?;
+        }
+        StartFrom::VmState { vmstate: VmStateIn::Image(_), .. } | StartFrom::Memory { .. } => {
+            let what = "this version of virtsnap does not load memory from a file of its own";
+            return Err(Error::new(Condition::OperationUnsupported, what));
+        }
     }
     let tell = |event| qemu.shared.tell(instance, event);
     let started = if is_boot { Started::Booted } else { Started::FromSnapshot };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use uuid::Uuid;
-use virtsnap_engine::domain::{ShutOffReason, Start, StartFrom};
+use virtsnap_engine::domain::{ShutOffReason, Start, StartFrom, VmStateIn};
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::plan::{
     Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step,
@@ -83,6 +83,7 @@ pub(crate) fn plan() -> Plan {
 pub(crate) fn every_word() -> Vec<Plan> {
     let (image, tag) = (path("/i"), "t".to_owned());
     let disks = || vec!["vda".to_owned()];
+    let on_disk = || VmStateIn::Disk("vda".to_owned());
     let start = |from| Conclude::Start {
         definition: config(TRANSIENT, "t"),
         start: Start { paused: true, from },
@@ -102,15 +103,11 @@ pub(crate) fn every_word() -> Vec<Plan> {
             Step::CopyImage { from: image.clone(), to: path("/j") },
             Step::SnapshotImage { image: image.clone(), tag: tag.clone() },
         ],
-        pivot: Pivot::SaveVmState { tag: tag.clone(), vmstate: "vda".to_owned(), disks: disks() },
+        pivot: Pivot::SaveVmState { tag: tag.clone(), vmstate: on_disk(), disks: disks() },
         conclude: vec![
             start(StartFrom::Boot),
             start(StartFrom::BootSnapshot),
-            start(StartFrom::VmState {
-                tag: tag.clone(),
-                vmstate: "vda".to_owned(),
-                disks: disks(),
-            }),
+            start(StartFrom::VmState { tag: tag.clone(), vmstate: on_disk(), disks: disks() }),
         ],
         ..finish(vec![
             Finish::ThawFilesystems,
@@ -144,9 +141,42 @@ pub(crate) fn every_word() -> Vec<Plan> {
     ];
     plans.push(Plan {
         operation: Operation::Delete { moments: vec!["m".to_owned(), "n".to_owned()] },
-        pivot: Pivot::LoadVmState { tag, vmstate: "vda".to_owned(), disks: disks() },
+        pivot: Pivot::LoadVmState { tag, vmstate: on_disk(), disks: disks() },
         ..finish(reasons.map(Finish::Stop).to_vec())
     });
     plans.push(finish(Vec::new()));
+    plans.push(added());
     plans
+}
+
+/// The words that came after the fixtures were frozen.
+fn added() -> Plan {
+    let vmstate = VmStateIn::Image(path("/v"));
+    let start = |from| Conclude::Start {
+        definition: config(TRANSIENT, "t"),
+        start: Start { paused: false, from },
+    };
+    Plan {
+        operation: Operation::Create { moment: "m".to_owned() },
+        prepare: vec![
+            Step::SaveMemory {
+                file: path("/m"),
+                live: true,
+                overwrite: false,
+                definition: config(TRANSIENT, "t"),
+            },
+            Step::CreateVmStateImage { image: path("/v") },
+            Step::SaveVmState { tag: "t".to_owned(), vmstate: vmstate.clone(), disks: Vec::new() },
+        ],
+        pivot: Pivot::SnapshotDisks {
+            overlays: vec![("vda".to_owned(), path("/o"))],
+            internal: vec!["vdb".to_owned()],
+            tag: "t".to_owned(),
+        },
+        finish: Vec::new(),
+        conclude: vec![
+            start(StartFrom::VmState { tag: "t".to_owned(), vmstate, disks: Vec::new() }),
+            start(StartFrom::Memory { file: path("/m") }),
+        ],
+    }
 }

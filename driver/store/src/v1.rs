@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use virtsnap_engine::domain::{ShutOffReason, Start, StartFrom};
+use virtsnap_engine::domain::{ShutOffReason, Start, StartFrom, VmStateIn};
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::plan::{
     Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step,
@@ -126,6 +126,28 @@ enum StepV1 {
         image: PathBuf,
         tag: String,
     },
+    SaveMemory {
+        file: PathBuf,
+        live: bool,
+        overwrite: bool,
+        xml: String,
+    },
+    CreateVmStateImage {
+        image: PathBuf,
+    },
+    SaveVmState {
+        tag: String,
+        vmstate: VmStateInV1,
+        disks: Vec<String>,
+    },
+}
+
+/// A disk's target, or an image of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum VmStateInV1 {
+    Disk(String),
+    Image { image: PathBuf },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,8 +155,9 @@ enum StepV1 {
 enum PivotV1 {
     Record,
     SwitchToOverlays { disks: Vec<(String, PathBuf)> },
-    SaveVmState { tag: String, vmstate: String, disks: Vec<String> },
-    LoadVmState { tag: String, vmstate: String, disks: Vec<String> },
+    SnapshotDisks { overlays: Vec<(String, PathBuf)>, internal: Vec<String>, tag: String },
+    SaveVmState { tag: String, vmstate: VmStateInV1, disks: Vec<String> },
+    LoadVmState { tag: String, vmstate: VmStateInV1, disks: Vec<String> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,7 +190,8 @@ enum ConcludeV1 {
 enum StartFromV1 {
     Boot,
     BootSnapshot,
-    VmState { tag: String, vmstate: String, disks: Vec<String> },
+    VmState { tag: String, vmstate: VmStateInV1, disks: Vec<String> },
+    Memory { file: PathBuf },
 }
 
 /// An enum whose variants are the engine's, by name.
@@ -256,7 +280,7 @@ impl TryFrom<PlanV1> for Plan {
                 OperationV1::Revert { moment } => Operation::Revert { moment },
                 OperationV1::Delete { moments } => Operation::Delete { moments },
             },
-            prepare: plan.prepare.into_iter().map(Step::from).collect(),
+            prepare: plan.prepare.into_iter().map(Step::try_from).collect::<Result<_, _>>()?,
             pivot: plan.pivot.into(),
             finish: plan.finish.into_iter().map(Finish::try_from).collect::<Result<_, _>>()?,
             conclude: plan
@@ -287,13 +311,40 @@ impl From<Step> for StepV1 {
                 StepV1::AttachOverlay { disk, overlay, format: format.as_str().to_owned() }
             }
             Step::SnapshotImage { image, tag } => StepV1::SnapshotImage { image, tag },
+            Step::SaveMemory { file, live, overwrite, definition } => {
+                StepV1::SaveMemory { file, live, overwrite, xml: definition.to_string() }
+            }
+            Step::CreateVmStateImage { image } => StepV1::CreateVmStateImage { image },
+            Step::SaveVmState { tag, vmstate, disks } => {
+                StepV1::SaveVmState { tag, vmstate: vmstate.into(), disks }
+            }
         }
     }
 }
 
-impl From<StepV1> for Step {
-    fn from(step: StepV1) -> Self {
-        match step {
+impl From<VmStateIn> for VmStateInV1 {
+    fn from(vmstate: VmStateIn) -> Self {
+        match vmstate {
+            VmStateIn::Disk(target) => VmStateInV1::Disk(target),
+            VmStateIn::Image(image) => VmStateInV1::Image { image },
+        }
+    }
+}
+
+impl From<VmStateInV1> for VmStateIn {
+    fn from(vmstate: VmStateInV1) -> Self {
+        match vmstate {
+            VmStateInV1::Disk(target) => VmStateIn::Disk(target),
+            VmStateInV1::Image { image } => VmStateIn::Image(image),
+        }
+    }
+}
+
+impl TryFrom<StepV1> for Step {
+    type Error = Unreadable;
+
+    fn try_from(step: StepV1) -> Result<Self, Unreadable> {
+        Ok(match step {
             StepV1::Pause => Step::Pause,
             StepV1::FreezeFilesystems => Step::FreezeFilesystems,
             StepV1::CreateOverlay { overlay, format, backing, backing_format, virtual_size } => {
@@ -310,7 +361,14 @@ impl From<StepV1> for Step {
                 Step::AttachOverlay { disk, overlay, format: Format::from(format.as_str()) }
             }
             StepV1::SnapshotImage { image, tag } => Step::SnapshotImage { image, tag },
-        }
+            StepV1::SaveMemory { file, live, overwrite, xml } => {
+                Step::SaveMemory { file, live, overwrite, definition: Element::parse(&xml)? }
+            }
+            StepV1::CreateVmStateImage { image } => Step::CreateVmStateImage { image },
+            StepV1::SaveVmState { tag, vmstate, disks } => {
+                Step::SaveVmState { tag, vmstate: vmstate.into(), disks }
+            }
+        })
     }
 }
 
@@ -319,11 +377,14 @@ impl From<Pivot> for PivotV1 {
         match pivot {
             Pivot::Record => PivotV1::Record,
             Pivot::SwitchToOverlays { disks } => PivotV1::SwitchToOverlays { disks },
+            Pivot::SnapshotDisks { overlays, internal, tag } => {
+                PivotV1::SnapshotDisks { overlays, internal, tag }
+            }
             Pivot::SaveVmState { tag, vmstate, disks } => {
-                PivotV1::SaveVmState { tag, vmstate, disks }
+                PivotV1::SaveVmState { tag, vmstate: vmstate.into(), disks }
             }
             Pivot::LoadVmState { tag, vmstate, disks } => {
-                PivotV1::LoadVmState { tag, vmstate, disks }
+                PivotV1::LoadVmState { tag, vmstate: vmstate.into(), disks }
             }
         }
     }
@@ -334,11 +395,14 @@ impl From<PivotV1> for Pivot {
         match pivot {
             PivotV1::Record => Pivot::Record,
             PivotV1::SwitchToOverlays { disks } => Pivot::SwitchToOverlays { disks },
+            PivotV1::SnapshotDisks { overlays, internal, tag } => {
+                Pivot::SnapshotDisks { overlays, internal, tag }
+            }
             PivotV1::SaveVmState { tag, vmstate, disks } => {
-                Pivot::SaveVmState { tag, vmstate, disks }
+                Pivot::SaveVmState { tag, vmstate: vmstate.into(), disks }
             }
             PivotV1::LoadVmState { tag, vmstate, disks } => {
-                Pivot::LoadVmState { tag, vmstate, disks }
+                Pivot::LoadVmState { tag, vmstate: vmstate.into(), disks }
             }
         }
     }
@@ -412,8 +476,9 @@ impl From<Conclude> for ConcludeV1 {
                     StartFrom::Boot => StartFromV1::Boot,
                     StartFrom::BootSnapshot => StartFromV1::BootSnapshot,
                     StartFrom::VmState { tag, vmstate, disks } => {
-                        StartFromV1::VmState { tag, vmstate, disks }
+                        StartFromV1::VmState { tag, vmstate: vmstate.into(), disks }
                     }
+                    StartFrom::Memory { file } => StartFromV1::Memory { file },
                 },
             },
         }
@@ -429,8 +494,9 @@ impl TryFrom<ConcludeV1> for Conclude {
             StartFromV1::Boot => StartFrom::Boot,
             StartFromV1::BootSnapshot => StartFrom::BootSnapshot,
             StartFromV1::VmState { tag, vmstate, disks } => {
-                StartFrom::VmState { tag, vmstate, disks }
+                StartFrom::VmState { tag, vmstate: vmstate.into(), disks }
             }
+            StartFromV1::Memory { file } => StartFrom::Memory { file },
         };
         Ok(Conclude::Start { definition: Element::parse(&xml)?, start: Start { paused, from } })
     }

@@ -132,16 +132,16 @@ fn memory_request(root: &Element) -> Result<Option<MemoryRequest>> {
         Some(location) => location,
     };
     if let Some(file) = &file {
-        if location != Location::External && location != Location::Manual {
+        if location == Location::No {
             return Err(xml(format!("memory file '{file}' needs snapshot='external'")));
         }
-        if location == Location::External && !file.starts_with('/') {
+        if location != Location::Manual && !file.starts_with('/') {
             return Err(xml(format!("memory file '{file}' is not an absolute path")));
         }
     }
     match location {
         Location::No => Ok(Some(MemoryRequest::No)),
-        Location::Internal => Ok(Some(MemoryRequest::Internal)),
+        Location::Internal => Ok(Some(MemoryRequest::Internal { image: file })),
         Location::External => Ok(Some(MemoryRequest::External { file })),
         Location::Manual => Err(xml("memory cannot be snapshot='manual'")),
     }
@@ -150,9 +150,9 @@ fn memory_request(root: &Element) -> Result<Option<MemoryRequest>> {
 fn recorded_memory(root: &Element, state: State) -> Result<Memory> {
     let memory = match memory_request(root)? {
         None if state.is_offline() => Memory::No,
-        None => Memory::Internal,
+        None => Memory::Internal { image: None },
         Some(MemoryRequest::No) => Memory::No,
-        Some(MemoryRequest::Internal) => Memory::Internal,
+        Some(MemoryRequest::Internal { image }) => Memory::Internal { image },
         Some(MemoryRequest::External { file }) => Memory::External {
             file: file.ok_or_else(|| xml("a recorded external memory needs its file="))?,
         },

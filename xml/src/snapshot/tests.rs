@@ -57,9 +57,13 @@ fn memory_is_read_by_libvirts_rules() {
     let memory = |attributes: &str| request(&format!("<memory {attributes}/>")).map(|r| r.memory);
     let external =
         |file: Option<&str>| Some(MemoryRequest::External { file: file.map(str::to_owned) });
+    let internal =
+        |image: Option<&str>| Some(MemoryRequest::Internal { image: image.map(str::to_owned) });
     assert_eq!(memory(""), Ok(None));
     assert_eq!(memory("snapshot='no'"), Ok(Some(MemoryRequest::No)));
-    assert_eq!(memory("snapshot='internal'"), Ok(Some(MemoryRequest::Internal)));
+    assert_eq!(memory("snapshot='internal'"), Ok(internal(None)));
+    // Ours, for the memory of a snapshot whose disks are all external.
+    assert_eq!(memory("snapshot='internal' file='/m'"), Ok(internal(Some("/m"))));
     assert_eq!(memory("file='/m'"), Ok(external(Some("/m"))));
     assert_eq!(memory("snapshot='external' file='/m'"), Ok(external(Some("/m"))));
     // libvirt refuses: here a default name is given.
@@ -68,7 +72,7 @@ fn memory_is_read_by_libvirts_rules() {
         "snapshot='manual'",
         "snapshot='manual' file='/m'",
         "snapshot='no' file='/m'",
-        "snapshot='internal' file='/m'",
+        "snapshot='internal' file='m'",
         "snapshot='external' file='m'",
         "file='m'",
         "file=''",
@@ -216,7 +220,10 @@ fn what_a_definition_does_not_say_is_libvirts_default() {
     };
     let disk = "<disks><disk name='a'/></disks>";
     let running = said(&format!("<state>running</state>{disk}"));
-    assert_eq!((running.memory, running.disks[0].snapshot), (Memory::Internal, Location::Internal));
+    assert_eq!(
+        (running.memory, running.disks[0].snapshot),
+        (Memory::Internal { image: None }, Location::Internal)
+    );
     let disks_only = said(&format!("<state>disk-snapshot</state>{disk}"));
     assert_eq!(disks_only.memory, Memory::No);
     assert_eq!(disks_only.disks[0].snapshot, Location::External);
@@ -283,7 +290,8 @@ fn some_definition() -> impl Strategy<Value = Definition> {
     let states = proptest::sample::select(State::ALL.to_vec());
     let memory = prop_oneof![
         Just(Memory::No),
-        Just(Memory::Internal),
+        Just(Memory::Internal { image: None }),
+        text().prop_map(|file| Memory::Internal { image: Some(format!("/{file}")) }),
         text().prop_map(|file| Memory::External { file: format!("/{file}") })
     ];
     let who = (name, proptest::option::of(text()), proptest::option::of(text()));
@@ -397,7 +405,7 @@ proptest! {
         prop_assert_eq!(foreign.parent.map(|parent| parent.name), definition.parent);
         let (snapshot, file) = match definition.memory {
             Memory::No => ("no", None),
-            Memory::Internal => ("internal", None),
+            Memory::Internal { image } => ("internal", image),
             Memory::External { file } => ("external", Some(file)),
         };
         prop_assert_eq!(foreign.memory.snapshot, snapshot);

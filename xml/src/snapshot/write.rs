@@ -45,7 +45,10 @@ fn memory(memory: &Memory) -> Element {
     let element = Element::new("memory");
     match memory {
         Memory::No => element.with_attr("snapshot", "no"),
-        Memory::Internal => element.with_attr("snapshot", "internal"),
+        Memory::Internal { image: None } => element.with_attr("snapshot", "internal"),
+        Memory::Internal { image: Some(image) } => {
+            element.with_attr("snapshot", "internal").with_attr("file", image)
+        }
         Memory::External { file } => {
             element.with_attr("snapshot", "external").with_attr("file", file)
         }

@@ -17,7 +17,7 @@ use virtsnap_xml::snapshot::{
 use super::align::{align, overlay_path};
 use super::definition::{self, Source, push_overlay, redirect};
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step};
-use crate::domain::{ShutOffReason, State};
+use crate::domain::{ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Origin, Result};
 use crate::facts::{AgentState, DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
 use crate::moment::MomentList;
@@ -50,7 +50,7 @@ pub fn draft(
     let (recorded, memory, default) = scope(request, options, facts)?;
     let disks = align(request, &facts.disks, &name, default)?;
     check_selection(request, &disks, facts, &memory, default)?;
-    if memory == Memory::Internal {
+    if matches!(memory, Memory::Internal { .. }) {
         check_firmware(facts)?;
     }
     let (domain, inactive_domain) = definitions(facts);
@@ -113,6 +113,7 @@ pub fn plan(
         }
     }
     if active && let Some(vmstate) = saved.first().cloned() {
+        let vmstate = VmStateIn::Disk(vmstate);
         plan.pivot = Pivot::SaveVmState { tag: moment.name.clone(), vmstate, disks: saved };
     } else if active {
         if quiesce {
@@ -180,8 +181,10 @@ fn scope(
     let state = recorded_state(facts.state)?;
     let active = facts.state.is_active();
     let disk_only = matches!(options.scope, Scope::DiskOnly { .. });
-    let asks_memory =
-        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
+    let asks_memory = matches!(
+        request.memory,
+        Some(MemoryRequest::Internal { .. } | MemoryRequest::External { .. })
+    );
     if asks_memory && (disk_only || !active) {
         return Err(Error::snapshot(
             Condition::XmlError,
@@ -203,8 +206,8 @@ fn scope(
         (false, false) => Ok((state, Memory::No, Location::Internal)),
         (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
         (true, false) => match request.memory {
-            None | Some(MemoryRequest::Internal) => {
-                Ok((state, Memory::Internal, Location::Internal))
+            None | Some(MemoryRequest::Internal { .. }) => {
+                Ok((state, Memory::Internal { image: None }, Location::Internal))
             }
             Some(MemoryRequest::No) => Err(Error::new(
                 Condition::OperationUnsupported,
@@ -261,7 +264,7 @@ fn check_selection(
                 .into(),
         );
     }
-    if *memory == Memory::Internal && external {
+    if matches!(memory, Memory::Internal { .. }) && external {
         return unsupported(
             "internal and external disks cannot be mixed in a snapshot with memory".into(),
         );
@@ -277,7 +280,7 @@ fn check_selection(
         let left_out = matches!(disk.snapshot, Location::No | Location::Manual)
             && facts_of.source.is_some()
             && !facts_of.readonly;
-        if left_out && *memory == Memory::Internal {
+        if left_out && matches!(memory, Memory::Internal { .. }) {
             return unsupported(format!(
                 "disk '{}' is left out, but a snapshot with memory takes every writable disk",
                 disk.name

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, Location};
+use virtsnap_xml::snapshot::{Definition, Location, Memory};
 
 use super::definition;
 use crate::facts::DomainFacts;
@@ -82,8 +82,29 @@ pub fn image_of(moment: &Definition, target: &str) -> Option<PathBuf> {
     }
 }
 
-/// Every image that must stay: those of the moments in `kept`, of the definitions, and those that
-/// somebody else reads.
+/// The save image of a moment with external memory.
+pub(super) fn memory_file(moment: &Definition) -> Option<PathBuf> {
+    match &moment.memory {
+        Memory::External { file } => Some(PathBuf::from(file)),
+        Memory::No | Memory::Internal { .. } => None,
+    }
+}
+
+/// The image that holds nothing but the memory of a moment.
+pub(super) fn vmstate_image(moment: &Definition) -> Option<PathBuf> {
+    match &moment.memory {
+        Memory::Internal { image } => image.as_ref().map(PathBuf::from),
+        Memory::No | Memory::External { .. } => None,
+    }
+}
+
+/// Every save image that the domain's moments name, to be looked at for facts.
+pub fn memory_files_of(moments: &MomentList) -> BTreeSet<PathBuf> {
+    moments.iter().filter_map(memory_file).collect()
+}
+
+/// Every file that must stay: images and memory of the moments in `kept`, images of the
+/// definitions, and those that somebody else reads.
 pub(super) fn roots<'a>(
     kept: impl Iterator<Item = &'a Definition>,
     definitions: impl Iterator<Item = &'a Element>,
@@ -92,6 +113,8 @@ pub(super) fn roots<'a>(
     let mut roots: BTreeSet<PathBuf> = facts.foreign_readers.keys().cloned().collect();
     for moment in kept {
         roots.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
+        roots.extend(memory_file(moment));
+        roots.extend(vmstate_image(moment));
     }
     for domain in definitions {
         let disks = domain.child("devices").into_iter().flat_map(|d| d.children("disk"));
@@ -109,6 +132,7 @@ pub fn images_of(moments: &MomentList) -> BTreeSet<PathBuf> {
         images.extend(
             moment.disks.iter().chain(&moment.revert_disks).filter_map(super::align::overlay_path),
         );
+        images.extend(vmstate_image(moment));
     }
     images
 }

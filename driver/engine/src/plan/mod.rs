@@ -21,8 +21,8 @@ use std::path::PathBuf;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
-pub use self::layers::{image_of as moment_image, images_of};
-use crate::domain::{ShutOffReason, Start};
+pub use self::layers::{image_of as moment_image, images_of, memory_files_of};
+use crate::domain::{ShutOffReason, Start, VmStateIn};
 use crate::facts::{Format, Target};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +66,19 @@ pub enum Step {
     AttachOverlay { disk: Target, overlay: PathBuf, format: Format },
     /// Offline: a new internal snapshot in the image. Undo: delete that tag.
     SnapshotImage { image: PathBuf, tag: String },
+    /// Memory and device state into a save image, with `definition` in its header; durable when
+    /// done. The guest was stopped before, unless `live`: then it goes on until the last pages are
+    /// written. When done it is stopped, and its block nodes can be snapshot and written to.
+    /// A file that is there already is refused, unless it is empty or `overwrite`.
+    /// Undo: end the migration, remove the file if this step made it, and if it was `live` and
+    /// the guest ran before, let it run again.
+    SaveMemory { file: PathBuf, live: bool, overwrite: bool, definition: Element },
+    /// A new qcow2 image without content, for memory alone. Refused if the path exists. Undo:
+    /// remove it, if it is the one this step made.
+    CreateVmStateImage { image: PathBuf },
+    /// Live, of a stopped guest: memory and `disks` into internal snapshots, in one job; `disks`
+    /// may be empty. Undo: delete that tag from those images.
+    SaveVmState { tag: String, vmstate: VmStateIn, disks: Vec<Target> },
 }
 
 /// The one act that makes the new world hold.
@@ -75,11 +88,14 @@ pub enum Pivot {
     Record,
     /// Live: every disk's writes go to its attached overlay, in one transaction.
     SwitchToOverlays { disks: Vec<(Target, PathBuf)> },
+    /// Live: in one transaction, writes of some disks go to their attached overlays and others
+    /// get an internal snapshot without memory.
+    SnapshotDisks { overlays: Vec<(Target, PathBuf)>, internal: Vec<Target>, tag: String },
     /// Live: memory and disks into internal snapshots, in one job.
-    SaveVmState { tag: String, vmstate: Target, disks: Vec<Target> },
+    SaveVmState { tag: String, vmstate: VmStateIn, disks: Vec<Target> },
     /// Live, in the same process: memory and disks back from internal snapshots. The vCPUs are
     /// stopped before (a [`Step::Pause`] stands in `prepare`) and stay stopped.
-    LoadVmState { tag: String, vmstate: Target, disks: Vec<Target> },
+    LoadVmState { tag: String, vmstate: VmStateIn, disks: Vec<Target> },
 }
 
 /// One effect after the pivot. Doing it twice is doing it once.

@@ -18,7 +18,7 @@ use super::align::sibling;
 use super::definition::{self, Source, redirect};
 use super::layers::{Layers, image_of, roots};
 use super::{Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step};
-use crate::domain::{ShutOffReason, Start, StartFrom, State};
+use crate::domain::{ShutOffReason, Start, StartFrom, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format, ImageFacts};
 use crate::moment::MomentList;
@@ -70,7 +70,7 @@ pub fn revert(
         .iter()
         .map(|disk| Ok((disk.name.clone(), route(moment, disk, facts, moments, free)?)))
         .collect::<Result<_>>()?;
-    let with_memory = moment.memory == Memory::Internal && goal != Goal::ShutOff;
+    let with_memory = matches!(moment.memory, Memory::Internal { .. }) && goal != Goal::ShutOff;
     if with_memory && in_process(domain, &routes, facts) {
         return Ok(in_process_plan(moment, goal, &routes, facts, moments));
     }
@@ -252,7 +252,7 @@ fn in_process_plan(
     moments: &MomentList,
 ) -> Plan {
     let (tag, disks) = saved(routes);
-    let vmstate = disks.first().cloned().unwrap_or_default();
+    let vmstate = VmStateIn::Disk(disks.first().cloned().unwrap_or_default());
     let mut finish = Vec::new();
     if goal == Goal::Running {
         finish.push(Finish::Resume(ResumeReason::FromSnapshot));
@@ -342,11 +342,11 @@ fn restart_plan(
 }
 
 fn start_from(moment: &Definition, routes: &[(String, Route)]) -> StartFrom {
-    if moment.memory != Memory::Internal {
+    if !matches!(moment.memory, Memory::Internal { .. }) {
         return StartFrom::BootSnapshot;
     }
     let (tag, disks) = saved(routes);
-    let vmstate = disks.first().cloned().unwrap_or_default();
+    let vmstate = VmStateIn::Disk(disks.first().cloned().unwrap_or_default());
     StartFrom::VmState { tag, vmstate, disks }
 }
 

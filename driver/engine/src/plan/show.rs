@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Conclude, Finish, MomentChange, Operation, Pivot, Plan, Step};
-use crate::domain::StartFrom;
+use crate::domain::{StartFrom, VmStateIn};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +47,15 @@ impl fmt::Display for Step {
             Step::SnapshotImage { image, tag } => {
                 write!(f, "snapshot {tag} in {}", image.display())
             }
+            Step::SaveMemory { file, live, overwrite, .. } => {
+                let live = if *live { ", live" } else { "" };
+                let over = if *overwrite { ", over what is there" } else { "" };
+                write!(f, "save memory to {}{live}{over}", file.display())
+            }
+            Step::CreateVmStateImage { image } => {
+                write!(f, "create {} for memory", image.display())
+            }
+            Step::SaveVmState { tag, vmstate, disks } => save_vm_state(f, tag, vmstate, disks),
         }
     }
 }
@@ -59,12 +68,37 @@ impl fmt::Display for Pivot {
                 let disks = disks.iter().map(|(disk, to)| format!("{disk} to {}", to.display()));
                 write!(f, "switch {}", disks.collect::<Vec<_>>().join(", "))
             }
-            Pivot::SaveVmState { tag, vmstate, disks } => {
-                write!(f, "save {} as {tag}, memory in {vmstate}", disks.join(", "))
+            Pivot::SnapshotDisks { overlays, internal, tag } => {
+                write!(f, "snapshot {} as {tag}", internal.join(", "))?;
+                overlays
+                    .iter()
+                    .try_for_each(|(disk, to)| write!(f, ", switch {disk} to {}", to.display()))
             }
+            Pivot::SaveVmState { tag, vmstate, disks } => save_vm_state(f, tag, vmstate, disks),
             Pivot::LoadVmState { tag, vmstate, disks } => {
                 write!(f, "load {} from {tag}, memory from {vmstate}", disks.join(", "))
             }
+        }
+    }
+}
+
+fn save_vm_state(
+    f: &mut fmt::Formatter<'_>,
+    tag: &str,
+    vmstate: &VmStateIn,
+    disks: &[String],
+) -> fmt::Result {
+    if disks.is_empty() {
+        return write!(f, "save memory as {tag} in {vmstate}");
+    }
+    write!(f, "save {} as {tag}, memory in {vmstate}", disks.join(", "))
+}
+
+impl fmt::Display for VmStateIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VmStateIn::Disk(target) => f.write_str(target),
+            VmStateIn::Image(path) => write!(f, "{}", path.display()),
         }
     }
 }
@@ -123,6 +157,9 @@ impl fmt::Display for Conclude {
             StartFrom::Boot | StartFrom::BootSnapshot => write!(f, "boot{paused}"),
             StartFrom::VmState { tag, vmstate, .. } => {
                 write!(f, "start from {tag}, memory from {vmstate}{paused}")
+            }
+            StartFrom::Memory { file } => {
+                write!(f, "start from memory in {}{paused}", file.display())
             }
         }
     }

@@ -8,11 +8,11 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::Trouble;
-use crate::domain::{PausedReason, RunningReason, ShutOffReason, State};
+use crate::domain::{PausedReason, RunningReason, ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{
     AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts,
-    InternalSnapshot,
+    InternalSnapshot, MemoryFile,
 };
 use crate::moment::MomentList;
 use crate::plan::{Finish, Pivot, Plan, Step};
@@ -26,6 +26,8 @@ pub struct Image {
     pub backing: Option<PathBuf>,
     pub data: Content,
     pub snapshots: Vec<Saved>,
+    /// Of a save image, which is no image of a disk.
+    pub memory: Option<SavedMemory>,
     /// Made by a step whose plan has not ended.
     pub claimed: bool,
 }
@@ -35,6 +37,13 @@ pub struct Saved {
     pub tag: String,
     pub data: Content,
     pub memory: Option<u64>,
+}
+
+/// What a save image has in it, and who was saved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedMemory {
+    pub memory: u64,
+    pub definition: Element,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +56,8 @@ pub struct Guest {
     pub active: BTreeMap<String, PathBuf>,
     attached: BTreeMap<String, PathBuf>,
     loaded: Option<String>,
+    /// Its memory was saved, and until the pivot it must not run.
+    saved: bool,
 }
 /// What survives the daemon.
 #[derive(Debug, Default)]
@@ -76,6 +87,7 @@ impl Guest {
             active,
             attached: BTreeMap::new(),
             loaded: None,
+            saved: false,
         }
     }
 }
@@ -128,7 +140,50 @@ impl Inner {
                 let (tag, data) = (tag.clone(), image.data.clone());
                 image.snapshots.push(Saved { tag, data, memory: None });
             }
+            Step::SaveMemory { file, live, overwrite, definition } => {
+                self.save_memory(file, *live, *overwrite, definition)?;
+            }
+            Step::CreateVmStateImage { image } => self.new_image(image, Image::default())?,
+            Step::SaveVmState { tag, vmstate, disks } => self.save_vm_state(tag, vmstate, disks)?,
         }
+        Ok(())
+    }
+
+    fn save_memory(
+        &mut self,
+        file: &Path,
+        live: bool,
+        overwrite: bool,
+        definition: &Element,
+    ) -> Result<()> {
+        let guest = self.guest()?;
+        assert_eq!(guest.running, live, "what runs is saved live, what is stopped is not");
+        let (memory, definition) = (guest.memory, definition.clone());
+        match self.images.get_mut(file) {
+            None => self.new_image(file, Image::default())?,
+            Some(found) if overwrite || *found == Image::default() => {}
+            Some(_) => return Err(Error::new(Condition::OperationFailed, "the file exists")),
+        }
+        self.image(file)?.memory = Some(SavedMemory { memory, definition });
+        let guest = self.guest()?;
+        (guest.running, guest.saved) = (false, true);
+        Ok(())
+    }
+
+    fn save_vm_state(&mut self, tag: &str, vmstate: &VmStateIn, disks: &[String]) -> Result<()> {
+        let memory = self.guest()?.memory;
+        for disk in disks {
+            let memory = (*vmstate == VmStateIn::Disk(disk.clone())).then_some(memory);
+            let active = self.active(disk)?;
+            let image = self.image(&active)?;
+            let (tag, data) = (tag.to_owned(), image.data.clone());
+            image.snapshots.push(Saved { tag, data, memory });
+        }
+        if let VmStateIn::Image(image) = vmstate {
+            let (tag, data) = (tag.to_owned(), Content::new());
+            self.image(image)?.snapshots.push(Saved { tag, data, memory: Some(memory) });
+        }
+        self.guest()?.saved = true;
         Ok(())
     }
 
@@ -144,7 +199,9 @@ impl Inner {
                     guest.frozen = false;
                 }
             }
-            Step::CreateOverlay { overlay: path, .. } | Step::CopyImage { to: path, .. } => {
+            Step::CreateOverlay { overlay: path, .. }
+            | Step::CopyImage { to: path, .. }
+            | Step::CreateVmStateImage { image: path } => {
                 if self.images.get(path).is_some_and(|image| image.claimed) {
                     self.images.remove(path);
                 }
@@ -159,50 +216,95 @@ impl Inner {
                     image.snapshots.retain(|saved| saved.tag != *tag);
                 }
             }
+            Step::SaveMemory { file, live, .. } => {
+                if let Some(guest) = &mut self.guest {
+                    guest.saved = false;
+                    guest.running |= live;
+                }
+                match self.images.get_mut(file) {
+                    Some(image) if image.claimed => drop(self.images.remove(file)),
+                    Some(image) => image.memory = None,
+                    None => {}
+                }
+            }
+            Step::SaveVmState { tag, vmstate, disks } => {
+                let mut images = Vec::new();
+                if let Some(guest) = &mut self.guest {
+                    guest.saved = false;
+                    images.extend(disks.iter().filter_map(|disk| guest.active.get(disk).cloned()));
+                }
+                if let VmStateIn::Image(image) = vmstate {
+                    images.push(image.clone());
+                }
+                for path in images {
+                    if let Some(image) = self.images.get_mut(&path) {
+                        image.snapshots.retain(|saved| saved.tag != *tag);
+                    }
+                }
+            }
         }
     }
 
     pub(super) fn pivot(&mut self, pivot: &Pivot) -> Result<()> {
         match pivot {
             Pivot::Record => {}
-            Pivot::SwitchToOverlays { disks } => {
-                for (disk, overlay) in disks {
-                    let guest = self.guest()?;
-                    assert_eq!(guest.attached.remove(disk).as_ref(), Some(overlay));
-                    guest.active.insert(disk.clone(), overlay.clone());
-                }
-            }
-            Pivot::SaveVmState { tag, vmstate, disks } => {
-                let memory = self.guest()?.memory;
-                for disk in disks {
+            Pivot::SwitchToOverlays { disks } => self.switch(disks)?,
+            Pivot::SnapshotDisks { overlays, internal, tag } => {
+                self.switch(overlays)?;
+                for disk in internal {
                     let active = self.active(disk)?;
-                    let memory = (disk == vmstate).then_some(memory);
                     let image = self.image(&active)?;
                     let (tag, data) = (tag.clone(), image.data.clone());
-                    image.snapshots.push(Saved { tag, data, memory });
+                    image.snapshots.push(Saved { tag, data, memory: None });
                 }
+                self.guest()?.saved = false;
             }
-            Pivot::LoadVmState { tag, disks, .. } => {
+            Pivot::SaveVmState { tag, vmstate, disks } => {
+                self.save_vm_state(tag, vmstate, disks)?;
+                self.guest()?.saved = false;
+            }
+            Pivot::LoadVmState { tag, vmstate, disks } => {
                 assert!(!self.guest()?.running, "the vCPUs are stopped before memory is loaded");
-                self.load(tag, disks)?;
+                self.load(tag, vmstate, disks)?;
                 self.guest()?.loaded = Some(tag.clone());
             }
         }
         Ok(())
     }
 
-    pub(super) fn load(&mut self, tag: &str, disks: &[String]) -> Result<()> {
+    fn switch(&mut self, disks: &[(String, PathBuf)]) -> Result<()> {
+        let guest = self.guest()?;
+        assert!(!(guest.saved && guest.running), "disks and memory would not belong together");
+        for (disk, overlay) in disks {
+            assert_eq!(guest.attached.remove(disk).as_ref(), Some(overlay));
+            guest.active.insert(disk.clone(), overlay.clone());
+        }
+        guest.saved = false;
+        Ok(())
+    }
+
+    pub(super) fn load(&mut self, tag: &str, vmstate: &VmStateIn, disks: &[String]) -> Result<()> {
+        let no_tag = || Error::new(Condition::OperationFailed, format!("no tag {tag}"));
         for disk in disks {
             let active = self.active(disk)?;
             let image = self.image(&active)?;
-            let saved = image.snapshots.iter().find(|saved| saved.tag == *tag).cloned();
-            let saved = saved
-                .ok_or_else(|| Error::new(Condition::OperationFailed, format!("no tag {tag}")))?;
-            image.data = saved.data;
-            if let Some(memory) = saved.memory {
-                self.guest()?.memory = memory;
-            }
+            let saved = image.snapshots.iter().find(|saved| saved.tag == *tag);
+            image.data = saved.ok_or_else(no_tag)?.data.clone();
         }
+        let image = match vmstate {
+            VmStateIn::Disk(disk) => self.active(disk)?,
+            VmStateIn::Image(image) => image.clone(),
+        };
+        let saved = self.image(&image)?.snapshots.iter().find(|saved| saved.tag == *tag);
+        let memory = saved.and_then(|saved| saved.memory).ok_or_else(no_tag)?;
+        self.guest()?.memory = memory;
+        Ok(())
+    }
+
+    pub(super) fn load_file(&mut self, file: &Path) -> Result<()> {
+        let saved = self.image(file)?.memory.clone();
+        let saved = saved.ok_or_else(|| Error::new(Condition::OperationFailed, "no save image"))?;
+        self.guest()?.memory = saved.memory;
         Ok(())
     }
 
@@ -217,6 +319,16 @@ impl Inner {
             Pivot::SwitchToOverlays { disks } => self.guest.as_ref().is_some_and(|guest| {
                 disks.iter().all(|(disk, overlay)| guest.active.get(disk) == Some(overlay))
             }),
+            Pivot::SnapshotDisks { overlays, internal, tag } => {
+                self.guest.as_ref().is_some_and(|guest| {
+                    let has_tag = |disk| {
+                        let image = guest.active.get(disk).and_then(|path| self.images.get(path));
+                        image.is_some_and(|image| image.snapshots.iter().any(|s| s.tag == *tag))
+                    };
+                    overlays.iter().all(|(disk, overlay)| guest.active.get(disk) == Some(overlay))
+                        && internal.iter().all(has_tag)
+                })
+            }
             Pivot::SaveVmState { tag, .. } => {
                 self.images.values().any(|image| image.snapshots.iter().any(|s| s.tag == *tag))
             }
@@ -329,6 +441,9 @@ impl Inner {
         let mut images = BTreeMap::new();
         while let Some(path) = open.pop() {
             let Some(image) = self.images.get(&path) else { continue };
+            if subject.memory_files.contains(&path) {
+                continue;
+            }
             open.extend(image.backing.clone());
             images.insert(path, image_facts(image));
         }
@@ -340,12 +455,23 @@ impl Inner {
             live,
             disks,
             images,
+            memory_files: subject
+                .memory_files
+                .iter()
+                .filter_map(|path| Some((path.clone(), memory_file(self.images.get(path)?))))
+                .collect(),
             owned: subject.owned.clone(),
             foreign_readers: BTreeMap::new(),
             agent: AgentState::Connected,
             has_managed_save: false,
             now: self.now,
         }
+    }
+}
+fn memory_file(image: &Image) -> MemoryFile {
+    match &image.memory {
+        Some(saved) => MemoryFile::Whole { definition: saved.definition.clone() },
+        None => MemoryFile::Damaged("it is no save image".to_owned()),
     }
 }
 fn image_facts(image: &Image) -> ImageFacts {

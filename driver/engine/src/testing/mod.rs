@@ -12,15 +12,16 @@ mod inner;
 mod ports;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Location, Memory};
 
 use self::inner::Inner;
-pub use self::inner::{Content, Guest, Image, Saved};
+pub use self::inner::{Content, Guest, Image, Saved, SavedMemory};
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 
@@ -145,14 +146,43 @@ impl World {
         let image = crate::plan::moment_image(def, target).expect("the disk took part");
         let found = inner.images.get(&image);
         let found = found.unwrap_or_else(|| panic!("{moment} is gone: {}", image.display()));
+        let is_internal =
+            def.disks.iter().any(|d| d.name == target && d.snapshot == Location::Internal);
         match found.snapshots.iter().find(|saved| saved.tag == moment) {
-            Some(saved) if !def.is_external() => {
+            Some(saved) if is_internal => {
                 let mut content =
                     found.backing.as_ref().map(|below| inner.read(below)).unwrap_or_default();
                 content.extend(saved.data.clone());
                 content
             }
             _ => inner.read(&image),
+        }
+    }
+
+    /// The memory of a moment, wherever its record says it is.
+    pub fn memory_of(&self, moment: &str) -> Option<u64> {
+        let inner = self.lock();
+        let def = inner.moments.get(moment).expect("the moment is recorded");
+        let found = |path: &Path| {
+            let found = inner.images.get(path);
+            found.unwrap_or_else(|| panic!("{moment} is gone: {}", path.display()))
+        };
+        let tagged = |image: &Image| {
+            let saved = image.snapshots.iter().find(|saved| saved.tag == moment)?;
+            saved.memory
+        };
+        match &def.memory {
+            Memory::No => None,
+            Memory::External { file } => {
+                let saved = found(Path::new(file)).memory.as_ref();
+                Some(saved.expect("it is a save image").memory)
+            }
+            Memory::Internal { image: Some(image) } => tagged(found(Path::new(image))),
+            Memory::Internal { image: None } => def
+                .disks
+                .iter()
+                .filter_map(|disk| crate::plan::moment_image(def, &disk.name))
+                .find_map(|image| tagged(found(&image))),
         }
     }
 

@@ -34,14 +34,15 @@ impl Hypervisor for World {
             let mut guest = Guest::boot(domain.clone(), 0);
             guest.running = !start.paused;
             inner.guest = Some(guest);
-            if let StartFrom::VmState { tag, disks, .. } = &start.from {
-                let loaded = inner.load(tag, disks);
-                if loaded.is_err() {
-                    inner.guest = None;
-                }
-                loaded?;
+            let loaded = match &start.from {
+                StartFrom::Boot | StartFrom::BootSnapshot => Ok(()),
+                StartFrom::VmState { tag, vmstate, disks } => inner.load(tag, vmstate, disks),
+                StartFrom::Memory { file } => inner.load_file(file),
+            };
+            if loaded.is_err() {
+                inner.guest = None;
             }
-            Ok(())
+            loaded
         })?;
         self.active(self.uuid).ok_or_else(|| Error::new(Condition::Internal, "it is gone again"))
     }

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use uuid::Uuid;
-use virtsnap_engine::domain::{PausedReason, RunningReason};
+use virtsnap_engine::domain::{PausedReason, RunningReason, VmStateIn};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::plan::{Finish, Pivot, ResumeReason, Step};
@@ -60,6 +60,9 @@ impl Qemu {
                 self.attach_overlay(domain, disk, overlay, format).await
             }
             Step::SnapshotImage { image, tag } => self.snapshot_image(domain, image, tag).await,
+            Step::SaveMemory { .. }
+            | Step::CreateVmStateImage { .. }
+            | Step::SaveVmState { .. } => Err(not_yet()),
         }
     }
 
@@ -73,6 +76,10 @@ impl Qemu {
             Step::SnapshotImage { image, tag } => {
                 self.undo_snapshot_image(domain, image, tag).await
             }
+            // Never acted.
+            Step::SaveMemory { .. }
+            | Step::CreateVmStateImage { .. }
+            | Step::SaveVmState { .. } => Ok(()),
         }
     }
 
@@ -80,18 +87,23 @@ impl Qemu {
         match pivot {
             Pivot::Record => Ok(()),
             Pivot::SwitchToOverlays { disks } => self.switch_to_overlays(domain, disks).await,
-            Pivot::SaveVmState { tag, vmstate, disks } => {
+            Pivot::SaveVmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } => {
                 self.save_vm_state(domain, tag, vmstate, disks).await
             }
-            Pivot::LoadVmState { tag, vmstate, disks } => {
+            Pivot::LoadVmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } => {
                 self.load_vm_state(domain, tag, vmstate, disks).await
+            }
+            Pivot::SnapshotDisks { .. }
+            | Pivot::SaveVmState { vmstate: VmStateIn::Image(_), .. }
+            | Pivot::LoadVmState { vmstate: VmStateIn::Image(_), .. } => {
+                Err(PivotError::Refused(not_yet()))
             }
         }
     }
 
     pub(crate) async fn has_pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
         match pivot {
-            Pivot::Record => Ok(false),
+            Pivot::Record | Pivot::SnapshotDisks { .. } => Ok(false),
             Pivot::SwitchToOverlays { disks } => self.has_switched(domain, disks).await,
             Pivot::SaveVmState { tag, disks, .. } => self.has_saved(domain, tag, disks).await,
             Pivot::LoadVmState { tag, .. } => self.has_loaded(domain, tag).await,
@@ -170,6 +182,11 @@ impl Qemu {
             .find(|chain| chain.layers.first().is_some_and(|layer| layer.image == image));
         active.map_or(Ok(()), |chain| Err(in_use(image, &chain.target, what)))
     }
+}
+
+fn not_yet() -> Error {
+    let what = "this version of virtsnap has no such step on a running QEMU";
+    Error::new(Condition::OperationUnsupported, what)
 }
 
 fn in_use(image: &Path, target: &str, what: &str) -> Error {

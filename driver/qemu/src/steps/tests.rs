@@ -653,12 +653,12 @@ async fn merges_work_for_an_ordinary_qemu_user_and_all_is_handed_back() {
 
 fn save(tag: &str, disks: &[&str]) -> Pivot {
     let disks = disks.iter().map(|disk| (*disk).to_owned()).collect();
-    Pivot::SaveVmState { tag: tag.to_owned(), vmstate: "vda".to_owned(), disks }
+    Pivot::SaveVmState { tag: tag.to_owned(), vmstate: VmStateIn::Disk("vda".to_owned()), disks }
 }
 
 fn load(tag: &str, disks: &[&str]) -> Pivot {
     let disks = disks.iter().map(|disk| (*disk).to_owned()).collect();
-    Pivot::LoadVmState { tag: tag.to_owned(), vmstate: "vda".to_owned(), disks }
+    Pivot::LoadVmState { tag: tag.to_owned(), vmstate: VmStateIn::Disk("vda".to_owned()), disks }
 }
 
 #[tokio::test]
@@ -843,6 +843,7 @@ impl Bed {
             name: "t".to_owned(),
             config,
             images: images.iter().map(|path| (*path).clone()).collect(),
+            memory_files: Default::default(),
             owned: Default::default(),
         }
     }
