@@ -41,6 +41,28 @@ impl Location {
     }
 }
 
+/// `<on_delete keep=>`: which of the two files of an external snapshot is left when it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Survivor {
+    /// The file the snapshot froze: what was written since goes down into it.
+    Base,
+    /// The file written to since: what it stands on is copied up into it.
+    Overlay,
+}
+
+impl Survivor {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Survivor::Base => "base",
+            Survivor::Overlay => "overlay",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Survivor::Base, Survivor::Overlay].into_iter().find(|kept| kept.as_str() == name)
+    }
+}
+
 /// `<state>`: the domain's state at the moment of the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
@@ -131,6 +153,8 @@ pub struct DiskRequest {
     /// `<driver>`, if it says more than the format: then only `<metadata_cache>` with `<max_size>`
     /// in bytes, as libvirt keeps no more of it.
     pub driver: Option<Element>,
+    /// Ours: libvirt has no such element.
+    pub on_delete: Option<Survivor>,
     /// Elements inside `<disk>` that libvirt does not know, as read.
     pub extra: Vec<Element>,
 }
@@ -188,6 +212,8 @@ pub struct Disk {
     pub driver: Option<Element>,
     /// Internal: the tag, when it is not the snapshot's name. Ours: libvirt has no such attribute.
     pub tag: Option<String>,
+    /// External only. Ours: libvirt has no such element.
+    pub on_delete: Option<Survivor>,
     /// `<snapshotDeleteInProgress/>`: a merge of this disk did not end.
     pub delete_in_progress: bool,
     /// Elements inside `<disk>` that libvirt does not know, as read.
@@ -205,6 +231,7 @@ impl Disk {
             format: None,
             driver: None,
             tag: None,
+            on_delete: None,
             delete_in_progress: false,
             extra: Vec::new(),
         }

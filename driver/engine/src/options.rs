@@ -2,6 +2,7 @@
 //! are decoded into these once, in the daemon.
 
 use bitflags::bitflags;
+use virtsnap_xml::snapshot::Survivor;
 
 /// virDomainSnapshotCreateXML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,22 @@ pub struct New {
     pub metadata: Metadata,
     pub afterwards: Afterwards,
     pub overlays: Overlays,
+    /// It becomes the domain's current snapshot, and so the parent of the next. If not, the
+    /// domain writes to its overlays all the same.
+    pub becomes_current: bool,
+}
+
+impl New {
+    /// What a call without flags asks for.
+    pub fn plain(scope: Scope) -> Self {
+        Self {
+            scope,
+            metadata: Metadata::Keep,
+            afterwards: Afterwards::Continue,
+            overlays: Overlays::Create,
+            becomes_current: true,
+        }
+    }
 }
 
 /// Quiescing is for disk snapshots, `live` for full ones.
@@ -49,35 +66,53 @@ pub enum Overlays {
 }
 
 /// virDomainRevertToSnapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RevertOptions {
     pub state: RevertState,
     /// Risks that were pointed out are accepted.
     pub force: bool,
     pub reset_nvram: bool,
+    /// The domain goes back onto the files that the snapshot froze, which is used up by it.
+    pub discard: bool,
+    /// All snapshots below this one go in the same act.
+    pub delete_children: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RevertState {
+    #[default]
     AsSnapshot,
     Running,
     Paused,
+    /// Only the disks go back, also of a snapshot with memory, and the domain is off afterwards.
+    ShutOff,
 }
 
 /// virDomainSnapshotDelete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeleteOptions {
     pub scope: DeleteScope,
     /// Forget it, and touch no image.
     pub metadata_only: bool,
+    pub consolidate: Consolidate,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeleteScope {
     /// This one; its children go to its parent.
+    #[default]
     Single,
     WithDescendants,
     DescendantsOnly,
+}
+
+/// What becomes of the two files of an external snapshot when it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Consolidate {
+    /// Refuse, rather than leave a file unmerged or let another one survive than was asked for.
+    pub required: bool,
+    /// For all disks, whatever `<on_delete>` or the policy says.
+    pub keep: Option<Survivor>,
 }
 
 bitflags! {

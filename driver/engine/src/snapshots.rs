@@ -13,7 +13,7 @@ use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 use crate::execute::Stage;
 use crate::facts::{DomainFacts, PathKind};
-use crate::options::{DeleteOptions, New, RevertOptions};
+use crate::options::{Consolidate, DeleteOptions, New, RevertOptions};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Plan};
 use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
@@ -75,6 +75,9 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         name: &str,
         options: &RevertOptions,
     ) -> Result<()> {
+        if options.discard || options.delete_children {
+            return Err(not_yet("discarding overlays, or deleting children, on revert"));
+        }
         self.settle(book).await?;
         lock(book).moments.expect(name)?;
         let facts = self.facts(book).await?;
@@ -92,6 +95,9 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<()> {
+        if options.consolidate != Consolidate::default() {
+            return Err(not_yet("choosing the file that is left"));
+        }
         self.settle(book).await?;
         let moments = lock(book).moments.clone();
         let doomed = plan::delete::doomed(name, options.scope, &moments)?;
@@ -216,6 +222,11 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         Ok(free)
     }
+}
+
+fn not_yet(what: &str) -> Error {
+    let message = format!("this version of virtsnap does not support {what}");
+    Error::new(Condition::ArgumentUnsupported, message)
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {

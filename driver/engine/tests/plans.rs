@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use virtsnap_engine::error::Error;
 use virtsnap_engine::options::{
-    Afterwards, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
-    Scope,
+    Afterwards, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::World;
@@ -52,12 +51,7 @@ async fn act(
 ) -> Result<(), Error> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let (name, how) = rest.split_once(' ').unwrap_or((rest, ""));
-    let mut options = New {
-        scope: Scope::FullSystem { live: false },
-        metadata: Metadata::Keep,
-        afterwards: Afterwards::Continue,
-        overlays: Overlays::Create,
-    };
+    let mut options = New::plain(Scope::FullSystem { live: false });
     let named = Request { name: Some(name.to_owned()), ..Request::default() };
     match verb {
         "start" => world.start(),
@@ -83,7 +77,7 @@ async fn act(
                 "paused" => RevertState::Paused,
                 _ => panic!("{line}"),
             };
-            let options = RevertOptions { state, force: false, reset_nvram: false };
+            let options = RevertOptions { state, ..RevertOptions::default() };
             return engine.revert(book, name, &options).await;
         }
         "delete" => {
@@ -93,7 +87,7 @@ async fn act(
                 "below" => DeleteScope::DescendantsOnly,
                 _ => panic!("{line}"),
             };
-            let options = DeleteOptions { scope, metadata_only: false };
+            let options = DeleteOptions { scope, ..DeleteOptions::default() };
             return engine.delete(book, name, &options).await;
         }
         _ => panic!("{line}"),

@@ -14,8 +14,7 @@ use proptest::prelude::*;
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::options::{
-    Afterwards, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
-    Scope,
+    DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
@@ -53,12 +52,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 fn create(engine: &Engine, book: &Mutex<Book>, n: u8, scope: Scope) -> Result<(), Error> {
     let request = Request { name: Some(name(n)), ..Request::default() };
-    let options = New {
-        scope,
-        metadata: Metadata::Keep,
-        afterwards: Afterwards::Continue,
-        overlays: Overlays::Create,
-    };
+    let options = New::plain(scope);
     run(engine.create(book, &request, &options)).map(|_| ())
 }
 
@@ -69,11 +63,11 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
         Op::Internal(n) => create(&engine, book, n, Scope::FullSystem { live: false }),
         Op::External(n) => create(&engine, book, n, Scope::DiskOnly { quiesce: false }),
         Op::Revert(n, state) => {
-            let options = RevertOptions { state, force: false, reset_nvram: false };
+            let options = RevertOptions { state, ..RevertOptions::default() };
             run(engine.revert(book, &name(n), &options))
         }
         Op::Delete(n, scope) => {
-            let options = DeleteOptions { scope, metadata_only: false };
+            let options = DeleteOptions { scope, ..DeleteOptions::default() };
             run(engine.delete(book, &name(n), &options))
         }
         Op::Start => {
@@ -320,12 +314,7 @@ fn memory_is_not_taken_without_the_variable_store() {
 fn two_snapshots_without_a_name_in_one_second_both_succeed() {
     let world = situation(&[Write(1)]);
     let book = world.book();
-    let options = New {
-        scope: Scope::DiskOnly { quiesce: false },
-        metadata: Metadata::Keep,
-        afterwards: Afterwards::Continue,
-        overlays: Overlays::Create,
-    };
+    let options = New::plain(Scope::DiskOnly { quiesce: false });
     let engine = engine(&world);
     let first = run(engine.create(&book, &Request::default(), &options)).unwrap();
     let second = run(engine.create(&book, &Request::default(), &options)).unwrap();

@@ -324,12 +324,7 @@ impl Daemon<'_> {
     }
 
     fn apply(&self, op: Op, value: u8) -> Result<()> {
-        let new = |scope| New {
-            scope,
-            metadata: Metadata::Keep,
-            afterwards: Afterwards::Continue,
-            overlays: Overlays::Create,
-        };
+        let new = New::plain;
         let request = |n| Request { name: Some(format!("s{n}")), ..Request::default() };
         let snapshots = self.snapshots();
         match op {
@@ -357,11 +352,11 @@ impl Daemon<'_> {
             }
             Revert(n) => {
                 let state = RevertState::AsSnapshot;
-                let options = RevertOptions { state, force: false, reset_nvram: false };
+                let options = RevertOptions { state, ..RevertOptions::default() };
                 self.run(snapshots.revert(&self.book, &format!("s{n}"), &options))
             }
             Delete(n) => {
-                let options = DeleteOptions { scope: DeleteScope::Single, metadata_only: false };
+                let options = DeleteOptions::default();
                 self.run(snapshots.delete(&self.book, &format!("s{n}"), &options))
             }
         }

@@ -107,12 +107,7 @@ async fn run<H: Hypervisor, R: Records, J: Journals>(
     op: Op,
 ) -> Result<(), Error> {
     let name = |n: u8| format!("s{n}");
-    let new = |scope| New {
-        scope,
-        metadata: Metadata::Keep,
-        afterwards: Afterwards::Continue,
-        overlays: Overlays::Create,
-    };
+    let new = New::plain;
     let request = |n| Request { name: Some(name(n)), ..Request::default() };
     match op {
         Op::Full(n) => {
@@ -124,11 +119,11 @@ async fn run<H: Hypervisor, R: Records, J: Journals>(
             snapshots.create(book, &request(n), &options).await.map(|_| ())
         }
         Op::Revert(n, state) => {
-            let options = RevertOptions { state, force: false, reset_nvram: false };
+            let options = RevertOptions { state, ..RevertOptions::default() };
             snapshots.revert(book, &name(n), &options).await
         }
         Op::Delete(n, scope) => {
-            let options = DeleteOptions { scope, metadata_only: false };
+            let options = DeleteOptions { scope, ..DeleteOptions::default() };
             snapshots.delete(book, &name(n), &options).await
         }
         Op::Start | Op::Stop | Op::Write(_) => unreachable!("not a snapshot call"),

@@ -5,7 +5,7 @@
 
 use super::{
     Definition, Disk, DiskRequest, ErrorKind, Location, Memory, MemoryRequest, Request,
-    SnapshotXmlError, State, check_name, source_path,
+    SnapshotXmlError, State, Survivor, check_name, source_path,
 };
 use crate::domain::scaled_bytes;
 use crate::element::Element;
@@ -226,10 +226,23 @@ fn disk_request(element: &Element) -> Result<DiskRequest> {
     let driver = element.child("driver").map(metadata_cache).transpose()?.flatten();
     let extra = element
         .elements()
-        .filter(|child| !matches!(child.name(), "driver" | "source" | "snapshotDeleteInProgress"))
+        .filter(|child| {
+            !matches!(child.name(), "driver" | "source" | "snapshotDeleteInProgress" | "on_delete")
+        })
         .cloned()
         .collect();
-    Ok(DiskRequest { name, snapshot, source_type, source, format, driver, extra })
+    let on_delete = on_delete(element, &name)?;
+    Ok(DiskRequest { name, snapshot, source_type, source, format, driver, on_delete, extra })
+}
+
+fn on_delete(disk: &Element, name: &str) -> Result<Option<Survivor>> {
+    let Some(element) = disk.child("on_delete") else { return Ok(None) };
+    let keep = element.attr("keep").unwrap_or_default();
+    Survivor::from_name(keep).map(Some).ok_or_else(|| {
+        unsupported(format!(
+            "<on_delete> of disk '{name}' has keep='{keep}'; it keeps 'base' or 'overlay'"
+        ))
+    })
 }
 
 fn check_source_type(name: &str, kind: &str) -> Result<()> {
@@ -274,6 +287,7 @@ fn recorded_disks(
             format: disk.format,
             driver: disk.driver,
             tag: element.attr("tag").map(str::to_owned),
+            on_delete: disk.on_delete,
             delete_in_progress: element.child("snapshotDeleteInProgress").is_some(),
             extra: disk.extra,
         }

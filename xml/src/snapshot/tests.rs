@@ -92,7 +92,7 @@ fn disks_are_read_by_libvirts_rules() {
          <anything name='vdd'><driver type='qed'/></anything>\
          <disk name='vde' snapshot='external' type='network'>\
          <source protocol='rbd' name='p/i'/></disk></disks>\
-         <disks><disk name='vdf' snapshot='no'><on_delete/></disk></disks>",
+         <disks><disk name='vdf' snapshot='no'><on_monday/></disk></disks>",
     )
     .unwrap()
     .disks;
@@ -111,7 +111,7 @@ fn disks_are_read_by_libvirts_rules() {
     assert_eq!(disks[2].path(), Some("/dev/x"));
     assert_eq!(disks[3].format.as_deref(), Some("qed"));
     assert_eq!(disks[4].path(), None);
-    assert_eq!(disks[5].extra, [Element::new("on_delete")]);
+    assert_eq!(disks[5].extra, [Element::new("on_monday")]);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn what_a_definition_does_not_say_is_libvirts_default() {
 fn what_we_do_not_know_is_kept() {
     let text = "<name>n</name><state>running</state><creationTime>1</creationTime>\
                 <memory snapshot='no'/><disks><disk name='a' snapshot='internal' tag='t'>\
-                <snapshotDeleteInProgress/><on_delete>merge</on_delete></disk></disks>\
+                <snapshotDeleteInProgress/><on_delete keep='overlay'/></disk></disks>\
                 <novelty x='1'/>";
     let read = definition(text).unwrap();
     assert_eq!(read.extra, [Element::new("novelty").with_attr("x", "1")]);

@@ -78,6 +78,9 @@ fn disk(disk: &Disk) -> Element {
     if let Some(source) = &disk.source {
         element.push(source.clone());
     }
+    if let Some(kept) = disk.on_delete {
+        element.push(Element::new("on_delete").with_attr("keep", kept.as_str()));
+    }
     for extra in &disk.extra {
         element.push(extra.clone());
     }

@@ -39,6 +39,22 @@ pub(super) fn requires(flags: u32, flag: Flag, required: Flag, from: i32) -> Out
     Ok(())
 }
 
+/// Bits of ours, far above libvirt's: any client's binding can pass them, and `virtsnap` has an
+/// option for each. docs/extensions.md says what they do.
+pub(super) mod ours {
+    use super::Flag;
+
+    pub(crate) const CREATE_NO_CURRENT: Flag = (1 << 16, "VIRTSNAP_CREATE_NO_CURRENT");
+
+    pub(crate) const REVERT_STOP: Flag = (1 << 16, "VIRTSNAP_REVERT_STOP");
+    pub(crate) const REVERT_DISCARD: Flag = (1 << 17, "VIRTSNAP_REVERT_DISCARD");
+    pub(crate) const REVERT_DELETE_CHILDREN: Flag = (1 << 18, "VIRTSNAP_REVERT_DELETE_CHILDREN");
+
+    pub(crate) const DELETE_CONSOLIDATE: Flag = (1 << 16, "VIRTSNAP_DELETE_CONSOLIDATE");
+    pub(crate) const DELETE_KEEP_BASE: Flag = (1 << 17, "VIRTSNAP_DELETE_KEEP_BASE");
+    pub(crate) const DELETE_KEEP_OVERLAY: Flag = (1 << 18, "VIRTSNAP_DELETE_KEEP_OVERLAY");
+}
+
 pub(super) const LIVE: u32 = 1;
 pub(super) const CONFIG: u32 = 2;
 /// Clients add it to every call that returns typed parameters.

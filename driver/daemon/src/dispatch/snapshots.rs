@@ -8,13 +8,14 @@ use virtsnap_engine::domain::ShutOffReason;
 use virtsnap_engine::error::{Condition, Error, Origin};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::options::{
-    Afterwards, CreateOptions, DeleteOptions, DeleteScope, ListFilter, ListRoot, Metadata, New,
-    Overlays, RevertOptions, RevertState, Scope,
+    Afterwards, Consolidate, CreateOptions, DeleteOptions, DeleteScope, ListFilter, ListRoot,
+    Metadata, New, Overlays, RevertOptions, RevertState, Scope,
 };
 use virtsnap_rpc::remote::*;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, ErrorKind, Request, SnapshotXmlError};
+use virtsnap_xml::snapshot::{Definition, ErrorKind, Request, SnapshotXmlError, Survivor};
 
+use super::flags::ours::*;
 use super::flags::{self, Flag};
 use super::{Context, Failure, Outcome};
 use crate::domains::{Domain, Operation};
@@ -49,12 +50,15 @@ fn create_options(bits: u32) -> Outcome<CreateOptions> {
         ATOMIC,
         LIVE,
         VALIDATE,
+        CREATE_NO_CURRENT,
     ];
     let known = known.iter().fold(0, |bits, flag| bits | flag.0);
     flags::only(bits, known, "qemuSnapshotCreateXML")?;
     flags::requires(bits, CURRENT, REDEFINE, API)?;
     flags::exclusive(bits, REDEFINE, NO_METADATA, API)?;
     flags::exclusive(bits, REDEFINE, HALT, API)?;
+    // That is REDEFINE without CURRENT.
+    flags::exclusive(bits, REDEFINE, CREATE_NO_CURRENT, API)?;
     flags::requires(bits, QUIESCE, DISK_ONLY, DRIVER)?;
     flags::exclusive(bits, LIVE, REDEFINE, DRIVER)?;
     let has = |flag: Flag| bits & flag.0 != 0;
@@ -77,6 +81,7 @@ fn create_options(bits: u32) -> Outcome<CreateOptions> {
         metadata: if has(NO_METADATA) { Metadata::Forget } else { Metadata::Keep },
         afterwards: if has(HALT) { Afterwards::Halt } else { Afterwards::Continue },
         overlays: if has(REUSE_EXT) { Overlays::Reuse } else { Overlays::Create },
+        becomes_current: !has(CREATE_NO_CURRENT),
     }))
 }
 
@@ -166,25 +171,37 @@ async fn create_or_redefine<H: Inspect>(
     Ok(SnapshotRef { name: moment.name, dom: args.dom })
 }
 
+/// The flag word of virDomainRevertToSnapshot as options.
+fn revert_options(bits: u32) -> Outcome<RevertOptions> {
+    const RUNNING: Flag = (1, "VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING");
+    const PAUSED: Flag = (2, "VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED");
+    const FORCE: Flag = (4, "VIR_DOMAIN_SNAPSHOT_REVERT_FORCE");
+    const RESET_NVRAM: Flag = (8, "VIR_DOMAIN_SNAPSHOT_REVERT_RESET_NVRAM");
+    let ours = REVERT_STOP.0 | REVERT_DISCARD.0 | REVERT_DELETE_CHILDREN.0;
+    flags::only(bits, 0xf | ours, "qemuSnapshotRevert")?;
+    flags::exclusive(bits, RUNNING, PAUSED, API)?;
+    flags::exclusive(bits, RUNNING, REVERT_STOP, API)?;
+    flags::exclusive(bits, PAUSED, REVERT_STOP, API)?;
+    let has = |flag: Flag| bits & flag.0 != 0;
+    Ok(RevertOptions {
+        state: match (has(RUNNING), has(PAUSED), has(REVERT_STOP)) {
+            (true, ..) => RevertState::Running,
+            (_, true, _) => RevertState::Paused,
+            (_, _, true) => RevertState::ShutOff,
+            _ => RevertState::AsSnapshot,
+        },
+        force: has(FORCE),
+        reset_nvram: has(RESET_NVRAM),
+        discard: has(REVERT_DISCARD),
+        delete_children: has(REVERT_DELETE_CHILDREN),
+    })
+}
+
 pub(super) async fn revert<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainRevertToSnapshotArgs,
 ) -> Outcome<()> {
-    const RUNNING: Flag = (1, "VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING");
-    const PAUSED: Flag = (2, "VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED");
-    const FORCE: u32 = 4;
-    const RESET_NVRAM: u32 = 8;
-    flags::only(args.flags, 0xf, "qemuSnapshotRevert")?;
-    flags::exclusive(args.flags, RUNNING, PAUSED, API)?;
-    let options = RevertOptions {
-        state: match args.flags & 3 {
-            1 => RevertState::Running,
-            2 => RevertState::Paused,
-            _ => RevertState::AsSnapshot,
-        },
-        force: args.flags & FORCE != 0,
-        reset_nvram: args.flags & RESET_NVRAM != 0,
-    };
+    let options = revert_options(args.flags)?;
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
     let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
@@ -197,23 +214,40 @@ pub(super) async fn revert<H: Inspect>(
     Ok(reverted?)
 }
 
+/// The flag word of virDomainSnapshotDelete as options.
+fn delete_options(bits: u32) -> Outcome<DeleteOptions> {
+    const CHILDREN: Flag = (1, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN");
+    const METADATA_ONLY: Flag = (2, "VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY");
+    const CHILDREN_ONLY: Flag = (4, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY");
+    let ours = [DELETE_CONSOLIDATE, DELETE_KEEP_BASE, DELETE_KEEP_OVERLAY];
+    flags::only(bits, ours.iter().fold(7, |bits, flag| bits | flag.0), "qemuSnapshotDelete")?;
+    flags::exclusive(bits, CHILDREN, CHILDREN_ONLY, API)?;
+    for flag in ours {
+        flags::exclusive(bits, METADATA_ONLY, flag, API)?;
+    }
+    flags::exclusive(bits, DELETE_KEEP_BASE, DELETE_KEEP_OVERLAY, API)?;
+    let has = |flag: Flag| bits & flag.0 != 0;
+    let keep = match (has(DELETE_KEEP_BASE), has(DELETE_KEEP_OVERLAY)) {
+        (true, _) => Some(Survivor::Base),
+        (_, true) => Some(Survivor::Overlay),
+        _ => None,
+    };
+    Ok(DeleteOptions {
+        scope: match (has(CHILDREN), has(CHILDREN_ONLY)) {
+            (true, _) => DeleteScope::WithDescendants,
+            (_, true) => DeleteScope::DescendantsOnly,
+            _ => DeleteScope::Single,
+        },
+        metadata_only: has(METADATA_ONLY),
+        consolidate: Consolidate { required: has(DELETE_CONSOLIDATE), keep },
+    })
+}
+
 pub(super) async fn delete<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotDeleteArgs,
 ) -> Outcome<()> {
-    const CHILDREN: Flag = (1, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN");
-    const METADATA_ONLY: u32 = 2;
-    const CHILDREN_ONLY: Flag = (4, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY");
-    flags::only(args.flags, 7, "qemuSnapshotDelete")?;
-    flags::exclusive(args.flags, CHILDREN, CHILDREN_ONLY, API)?;
-    let options = DeleteOptions {
-        scope: match args.flags & 5 {
-            1 => DeleteScope::WithDescendants,
-            4 => DeleteScope::DescendantsOnly,
-            _ => DeleteScope::Single,
-        },
-        metadata_only: args.flags & METADATA_ONLY != 0,
-    };
+    let options = delete_options(args.flags)?;
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
     let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
@@ -427,7 +461,7 @@ mod tests {
 
     #[test]
     fn nonsense_in_create_flags_is_refused() {
-        for bits in [2, 1 | 4, 1 | 8, 64, 256 | 1, 1024] {
+        for bits in [2, 1 | 4, 1 | 8, 64, 256 | 1, 1024, 1 << 15, 1 << 17, 1 | 1 << 16] {
             assert_eq!(code(create_options(bits).unwrap_err()), 8, "{bits:#x}");
         }
         assert_eq!(code(create_options(256 | 16).unwrap_err()), 84);
@@ -442,6 +476,25 @@ mod tests {
         assert_eq!(new.metadata, Metadata::Forget);
         let redefine = create_options(3).unwrap();
         assert_eq!(redefine, CreateOptions::Redefine { make_current: true });
+    }
+
+    #[test]
+    fn our_own_bits_become_options() {
+        let CreateOptions::New(new) = create_options(1 << 16).unwrap() else {
+            panic!("not a redefine");
+        };
+        assert!(!new.becomes_current);
+        assert_eq!(revert_options(1 << 16).unwrap().state, RevertState::ShutOff);
+        assert!(revert_options(1 << 17).unwrap().discard);
+        assert!(revert_options(1 << 18).unwrap().delete_children);
+        for bits in [1 | 1 << 16, 2 | 1 << 16, 1 << 19, 16] {
+            assert_eq!(code(revert_options(bits).unwrap_err()), 8, "{bits:#x}");
+        }
+        let deleted = delete_options(1 << 16 | 1 << 18).unwrap().consolidate;
+        assert_eq!(deleted, Consolidate { required: true, keep: Some(Survivor::Overlay) });
+        for bits in [2 | 1 << 16, 3 << 17, 1 << 19, 8] {
+            assert_eq!(code(delete_options(bits).unwrap_err()), 8, "{bits:#x}");
+        }
     }
 
     #[test]

@@ -84,6 +84,14 @@ fn align_disk(
         )));
     }
     let external = location == Location::External;
+    let on_delete = wanted.and_then(|wanted| wanted.on_delete);
+    if on_delete.is_some() && !external {
+        return Err(unsupported(format!(
+            "disk '{}' has <on_delete>, which is about the two files of an external snapshot; take \
+             it externally, or leave <on_delete> out",
+            disk.target
+        )));
+    }
     let source_type = wanted.and_then(|wanted| wanted.source_type.as_deref());
     let source = match source {
         Some(source) => Some(source),
@@ -105,6 +113,7 @@ fn align_disk(
         source,
         format: said(|wanted| wanted.format.clone(), Format::Qcow2.as_str()),
         driver: wanted.and_then(|wanted| wanted.driver.clone()),
+        on_delete,
         extra: wanted.map(|wanted| wanted.extra.clone()).unwrap_or_default(),
         ..Disk::new(disk.target.clone(), location)
     })

@@ -129,7 +129,7 @@ pub fn plan(
         Metadata::Forget => Finish::HandOver(overlay),
     }));
     if options.metadata == Metadata::Keep {
-        plan.finish.push(Finish::Record(recorded(&moment, moments)));
+        plan.finish.push(Finish::Record(recorded(&moment, options, moments)));
     }
     if active && options.afterwards == Afterwards::Halt {
         plan.finish.push(Finish::Stop(ShutOffReason::FromSnapshot));
@@ -137,15 +137,20 @@ pub fn plan(
     Ok((moment, plan))
 }
 
-/// The moment becomes current; the one that was current has no revert in progress any more.
-fn recorded(moment: &Definition, moments: &MomentList) -> MomentChange {
+/// The moment becomes current, unless told not to; the one that was current has no revert in
+/// progress any more.
+fn recorded(moment: &Definition, options: &New, moments: &MomentList) -> MomentChange {
     let mut write = vec![moment.clone()];
     if let Some(parent) = moments.current().and_then(|current| moments.get(current))
         && !parent.revert_disks.is_empty()
     {
         write.push(Definition { revert_disks: Vec::new(), ..parent.clone() });
     }
-    MomentChange { write, forget: Vec::new(), current: Some(moment.name.clone()) }
+    let current = match options.becomes_current {
+        true => Some(moment.name.clone()),
+        false => moments.current().map(str::to_owned),
+    };
+    MomentChange { write, forget: Vec::new(), current }
 }
 
 fn name(

@@ -92,6 +92,7 @@ fn goal(moment: &Definition, options: &RevertOptions) -> Goal {
     match (options.state, moment.state) {
         (RevertState::Running, _) => Goal::Running,
         (RevertState::Paused, _) => Goal::Paused,
+        (RevertState::ShutOff, _) => Goal::ShutOff,
         (RevertState::AsSnapshot, Recorded::Running | Recorded::Blocked) => Goal::Running,
         (RevertState::AsSnapshot, Recorded::Paused) => Goal::Paused,
         (RevertState::AsSnapshot, _) => Goal::ShutOff,
@@ -116,7 +117,7 @@ fn check<'a>(
             format!("snapshot '{}' does not hold the domain's definition", moment.name),
         ));
     };
-    let has_memory = moment.memory != Memory::No;
+    let has_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
     if facts.has_managed_save && !has_memory && !options.force {
         return Err(Error::new(
             Condition::RevertRisky,
@@ -124,7 +125,7 @@ fn check<'a>(
              snapshot; remove it, or force the revert",
         ));
     }
-    if let Memory::External { .. } = moment.memory {
+    if has_memory && let Memory::External { .. } = moment.memory {
         return Err(Error::new(
             Condition::OperationUnsupported,
             "this version of virtsnap does not load memory from an external file",
@@ -425,7 +426,7 @@ fn made_current(
         reverted.revert_disks.clear();
         for disk in &mut reverted.disks {
             if let Some(new) = overlay(&disk.name) {
-                *disk = new;
+                *disk = Disk { on_delete: disk.on_delete, ..new };
             }
         }
     }
