@@ -5,9 +5,11 @@
 //! - [`element`]: a faithful tree. What we do not know survives, in the order it was read.
 //! - [`snapshot`]: `<domainsnapshot>`, as a request (asked) and as a definition (recorded).
 //! - [`domain`]: typed views over a `<domain>` tree; never a re-serialisation of it.
+//! - [`policy`]: our own element in a domain's `<metadata>`.
 
 #![forbid(unsafe_code)]
 
 pub mod domain;
 pub mod element;
+pub mod policy;
 pub mod snapshot;

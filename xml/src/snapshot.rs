@@ -42,7 +42,7 @@ impl Location {
 }
 
 /// `<on_delete keep=>`: which of the two files of an external snapshot is left when it is deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Survivor {
     /// The file the snapshot froze: what was written since goes down into it.
     Base,

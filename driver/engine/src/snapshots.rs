@@ -13,7 +13,7 @@ use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 use crate::execute::Stage;
 use crate::facts::{DomainFacts, PathKind};
-use crate::options::{Consolidate, DeleteOptions, New, RevertOptions};
+use crate::options::{DeleteOptions, New, RevertOptions};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Plan};
 use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
@@ -95,9 +95,6 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<()> {
-        if options.consolidate != Consolidate::default() {
-            return Err(not_yet("choosing the file that is left"));
-        }
         self.settle(book).await?;
         let moments = lock(book).moments.clone();
         let doomed = plan::delete::doomed(name, options.scope, &moments)?;
@@ -108,7 +105,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             return self.forget(book, &doomed);
         }
         let facts = self.facts(book).await?;
-        let plan = plan::delete::delete(&doomed, &facts, &moments)?;
+        let plan = plan::delete::delete(&doomed, options, &facts, &moments)?;
         self.run(book, &plan).await
     }
 

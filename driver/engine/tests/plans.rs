@@ -10,16 +10,20 @@ use std::sync::Arc;
 
 use virtsnap_engine::error::Error;
 use virtsnap_engine::options::{
-    Afterwards, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
+    Afterwards, Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::World;
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::Request;
+use virtsnap_xml::policy::NAMESPACE;
+use virtsnap_xml::snapshot::{Request, Survivor};
 
 /// A script, one act a line: `start`, `stop`, `pause`, `full NAME`, `disks NAME`,
-/// `quiesced NAME`, `halted NAME`, `xml <domainsnapshot>…`, `revert NAME [running|paused]`,
-/// `delete NAME [all|below]`. Returns the plans, and the refusals where one was.
+/// `quiesced NAME`, `halted NAME`, `xml [disks] <domainsnapshot>…`, `policy <policy>…`,
+/// `revert NAME [running|paused|off] [forced] [discarding] [alone]`,
+/// `delete NAME [all|below] [base|overlay] [consolidated]`. Returns the plans, and the refusals
+/// where one was.
 fn play(script: &str) -> String {
     let world = World::new(&["vda", "vdb"]);
     let shared = Arc::new(world.clone());
@@ -51,12 +55,20 @@ async fn act(
 ) -> Result<(), Error> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let (name, how) = rest.split_once(' ').unwrap_or((rest, ""));
+    let words: Vec<&str> = how.split(' ').collect();
     let mut options = New::plain(Scope::FullSystem { live: false });
     let named = Request { name: Some(name.to_owned()), ..Request::default() };
     match verb {
         "start" => world.start(),
         "stop" => world.stop(),
         "pause" => world.pause(),
+        "policy" => {
+            let set = |domain: &mut Element| {
+                domain::set_metadata(domain, Some(rest), "virtsnap", NAMESPACE).unwrap();
+            };
+            set(book.lock().unwrap().config.as_mut().unwrap());
+            world.edit(set);
+        }
         "full" => return create(engine, book, &named, &options).await,
         "halted" => {
             options.afterwards = Afterwards::Halt;
@@ -64,30 +76,44 @@ async fn act(
         }
         "disks" | "quiesced" => {
             options.scope = Scope::DiskOnly { quiesce: verb == "quiesced" };
+            options.becomes_current = !words.contains(&"aside");
             return create(engine, book, &named, &options).await;
         }
         "xml" => {
-            let request = Request::parse(&Element::parse(rest).unwrap()).unwrap();
+            let text = rest.strip_prefix("disks ").unwrap_or(rest);
+            if text != rest {
+                options.scope = Scope::DiskOnly { quiesce: false };
+            }
+            let request = Request::parse(&Element::parse(text).unwrap()).unwrap();
             return create(engine, book, &request, &options).await;
         }
         "revert" => {
-            let state = match how {
-                "" => RevertState::AsSnapshot,
-                "running" => RevertState::Running,
-                "paused" => RevertState::Paused,
-                _ => panic!("{line}"),
+            let state = match () {
+                () if words.contains(&"running") => RevertState::Running,
+                () if words.contains(&"paused") => RevertState::Paused,
+                () if words.contains(&"off") => RevertState::ShutOff,
+                () => RevertState::AsSnapshot,
             };
-            let options = RevertOptions { state, ..RevertOptions::default() };
+            let options = RevertOptions {
+                state,
+                force: words.contains(&"forced"),
+                discard: words.contains(&"discarding"),
+                delete_children: words.contains(&"alone"),
+                ..RevertOptions::default()
+            };
             return engine.revert(book, name, &options).await;
         }
         "delete" => {
-            let scope = match how {
-                "" => DeleteScope::Single,
-                "all" => DeleteScope::WithDescendants,
-                "below" => DeleteScope::DescendantsOnly,
-                _ => panic!("{line}"),
+            let scope = match () {
+                () if words.contains(&"all") => DeleteScope::WithDescendants,
+                () if words.contains(&"below") => DeleteScope::DescendantsOnly,
+                () => DeleteScope::Single,
             };
-            let options = DeleteOptions { scope, ..DeleteOptions::default() };
+            let consolidate = Consolidate {
+                required: words.contains(&"consolidated"),
+                keep: words.iter().find_map(|word| Survivor::from_name(word)),
+            };
+            let options = DeleteOptions { scope, consolidate, ..DeleteOptions::default() };
             return engine.delete(book, name, &options).await;
         }
         _ => panic!("{line}"),
@@ -129,6 +155,11 @@ fn reverts() {
 #[test]
 fn deletes() {
     check("delete");
+}
+
+#[test]
+fn follows_policy() {
+    check("policy");
 }
 
 #[test]

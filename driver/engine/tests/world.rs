@@ -14,13 +14,13 @@ use proptest::prelude::*;
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::options::{
-    DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
+    Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::{Content, Trouble, World};
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::Request;
+use virtsnap_xml::snapshot::{Request, Survivor};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 
@@ -30,6 +30,8 @@ enum Op {
     External(u8),
     Revert(u8, RevertState),
     Delete(u8, DeleteScope),
+    /// With the overlay left, not the base.
+    Stream(u8, DeleteScope),
     Start,
     Stop,
     Write(u8),
@@ -68,6 +70,11 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
         }
         Op::Delete(n, scope) => {
             let options = DeleteOptions { scope, ..DeleteOptions::default() };
+            run(engine.delete(book, &name(n), &options))
+        }
+        Op::Stream(n, scope) => {
+            let consolidate = Consolidate { keep: Some(Survivor::Overlay), required: false };
+            let options = DeleteOptions { scope, consolidate, ..DeleteOptions::default() };
             run(engine.delete(book, &name(n), &options))
         }
         Op::Start => {
@@ -188,7 +195,7 @@ fn every_trouble(before: &[Op], op: Op) {
 const AS: RevertState = RevertState::AsSnapshot;
 const UP: RevertState = RevertState::Running;
 const ONE: DeleteScope = DeleteScope::Single;
-use Op::{Delete, External, Internal, Revert, Start, Stop, Write};
+use Op::{Delete, External, Internal, Revert, Start, Stop, Stream, Write};
 
 #[test]
 fn create_keeps_the_old_world_or_makes_the_new() {
@@ -224,7 +231,9 @@ fn delete_keeps_the_old_world_or_makes_the_new() {
     for before in [&chain[..], &running, &branched] {
         for n in 0..3 {
             every_trouble(before, Delete(n, ONE));
+            every_trouble(before, Stream(n, ONE));
         }
+        every_trouble(before, Stream(0, DeleteScope::WithDescendants));
         every_trouble(before, Delete(0, DeleteScope::WithDescendants));
         every_trouble(before, Delete(0, DeleteScope::DescendantsOnly));
     }
@@ -333,7 +342,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         3 => (0u8..6).prop_map(Internal),
         4 => (0u8..6).prop_map(External),
         4 => ((0u8..6), state).prop_map(|(n, state)| Revert(n, state)),
-        3 => ((0u8..6), scope).prop_map(|(n, scope)| Delete(n, scope)),
+        3 => ((0u8..6), scope.clone()).prop_map(|(n, scope)| Delete(n, scope)),
+        2 => ((0u8..6), scope).prop_map(|(n, scope)| Stream(n, scope)),
         2 => Just(Start),
         1 => Just(Stop),
         6 => (0u8..5).prop_map(Write),
@@ -362,7 +372,7 @@ impl Model {
             _ => assert_eq!(before, after, "{op:?} {result:?}"),
         }
         let book = book.lock().unwrap();
-        if let (Delete(..), Ok(())) = (op, &result) {
+        if let (Delete(..) | Stream(..), Ok(())) = (op, &result) {
             self.moments.retain(|name, _| book.moments.get(name).is_some());
         }
         assert_eq!(book.moments.len(), self.moments.len(), "{op:?} {result:?}");

@@ -20,8 +20,7 @@ use virtsnap_engine::domain::{Active, Event, ShutOffReason, Start, StartFrom};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, PathKind};
 use virtsnap_engine::options::{
-    Afterwards, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
-    Scope,
+    Consolidate, DeleteOptions, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step, moment_image};
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, PivotError, Records, Subject};
@@ -30,7 +29,7 @@ use virtsnap_engine::testing::{Trouble, World};
 use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Location, Request};
+use virtsnap_xml::snapshot::{Location, Request, Survivor};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const CLUSTER: usize = 64 * 1024;
@@ -47,8 +46,10 @@ enum Op {
     Disks(u8),
     Revert(u8),
     Delete(u8),
+    /// With the overlay left, not the base.
+    Stream(u8),
 }
-use Op::{Delete, Disks, Full, Revert, Stop, Write};
+use Op::{Delete, Disks, Full, Revert, Stop, Stream, Write};
 
 struct Nobody;
 
@@ -355,8 +356,10 @@ impl Daemon<'_> {
                 let options = RevertOptions { state, ..RevertOptions::default() };
                 self.run(snapshots.revert(&self.book, &format!("s{n}"), &options))
             }
-            Delete(n) => {
-                let options = DeleteOptions::default();
+            Delete(n) | Stream(n) => {
+                let keep = matches!(op, Stream(_)).then_some(Survivor::Overlay);
+                let consolidate = Consolidate { keep, required: true };
+                let options = DeleteOptions { consolidate, ..DeleteOptions::default() };
                 self.run(snapshots.delete(&self.book, &format!("s{n}"), &options))
             }
         }
@@ -574,6 +577,22 @@ fn a_live_deletion_of_the_active_layer() {
 #[test]
 fn a_live_deletion_in_the_middle() {
     every_trouble(&[Op::Start, Write(0), Disks(0), Write(1), Disks(1), Write(2)], Delete(0));
+}
+
+#[test]
+fn a_live_deletion_upwards() {
+    every_trouble(&[Op::Start, Write(0), Disks(0), Write(1)], Stream(0));
+}
+
+#[test]
+fn a_live_deletion_upwards_in_the_middle() {
+    let before = [Op::Start, Write(0), Disks(0), Write(1), Disks(1), Write(2), Disks(2), Write(3)];
+    every_trouble(&before, Stream(1));
+}
+
+#[test]
+fn a_deletion_upwards_of_a_domain_that_is_shut_off() {
+    every_trouble(&[Write(0), Disks(0), Write(1), Disks(1), Write(2)], Stream(0));
 }
 
 #[test]

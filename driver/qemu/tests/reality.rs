@@ -20,8 +20,7 @@ use virtsnap_engine::domain::{Event, ShutOffReason, Start, StartFrom};
 use virtsnap_engine::error::Error;
 use virtsnap_engine::moment::MomentList;
 use virtsnap_engine::options::{
-    Afterwards, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
-    Scope,
+    Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::plan::moment_image;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
@@ -30,7 +29,7 @@ use virtsnap_engine::testing::{Content, World};
 use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Location, Request};
+use virtsnap_xml::snapshot::{Location, Request, Survivor};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const CLUSTERS: u8 = 4;
@@ -43,7 +42,7 @@ enum Op {
     Full(u8),
     Disks(u8),
     Revert(u8, RevertState),
-    Delete(u8, DeleteScope),
+    Delete(u8, DeleteScope, Option<Survivor>),
     Start,
     Stop,
     Write(u8),
@@ -60,11 +59,15 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => Just(DeleteScope::WithDescendants),
         1 => Just(DeleteScope::DescendantsOnly),
     ];
+    let keep = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Survivor::Overlay)),
+    ];
     prop_oneof![
         3 => (0u8..4).prop_map(Op::Full),
         4 => (0u8..4).prop_map(Op::Disks),
         4 => ((0u8..4), state).prop_map(|(n, state)| Op::Revert(n, state)),
-        4 => ((0u8..4), scope).prop_map(|(n, scope)| Op::Delete(n, scope)),
+        4 => ((0u8..4), scope, keep).prop_map(|(n, scope, keep)| Op::Delete(n, scope, keep)),
         3 => Just(Op::Start),
         1 => Just(Op::Stop),
         6 => (0..CLUSTERS).prop_map(Op::Write),
@@ -122,8 +125,9 @@ async fn run<H: Hypervisor, R: Records, J: Journals>(
             let options = RevertOptions { state, ..RevertOptions::default() };
             snapshots.revert(book, &name(n), &options).await
         }
-        Op::Delete(n, scope) => {
-            let options = DeleteOptions { scope, ..DeleteOptions::default() };
+        Op::Delete(n, scope, keep) => {
+            let consolidate = Consolidate { keep, required: false };
+            let options = DeleteOptions { scope, consolidate, ..DeleteOptions::default() };
             snapshots.delete(book, &name(n), &options).await
         }
         Op::Start | Op::Stop | Op::Write(_) => unreachable!("not a snapshot call"),

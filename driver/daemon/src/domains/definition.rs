@@ -6,6 +6,7 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Origin, Result};
 use virtsnap_xml::domain::{self, MetadataError, Vcpus};
 use virtsnap_xml::element::Element;
+use virtsnap_xml::policy::{self, Policy};
 
 /// Longer than any name a file system takes as part of a file name.
 const MAX_NAME: usize = 200;
@@ -31,7 +32,13 @@ pub(crate) fn parse(text: &str) -> Result<Element> {
             element.name()
         )));
     }
+    check_policy(&element)?;
     Ok(element)
+}
+
+/// A policy that could not be followed is not taken.
+fn check_policy(definition: &Element) -> Result<()> {
+    Policy::of(definition).map(drop).map_err(|err| xml_error(err.to_string()))
 }
 
 /// The name and uuid; a uuid is made up where there is none, and written in.
@@ -144,6 +151,9 @@ pub(crate) fn set_metadata(
                     Error::new(Condition::Internal, "bad metadata").caused_by(err)
                 }
             })?;
+            if uri == policy::NAMESPACE {
+                check_policy(definition)?;
+            }
         }
     }
     Ok(())
@@ -338,5 +348,21 @@ mod tests {
         assert_eq!(counts(&vm), (4, 8));
         set_vcpus(&mut vm, 2, true).unwrap();
         assert_eq!(counts(&vm), (2, 2));
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_followed_is_refused() {
+        let vm = |policy: &str| {
+            parse(&format!(
+                "<domain><name>vm</name><metadata>\
+                 <v:policy xmlns:v='{}'>{policy}</v:policy></metadata></domain>",
+                policy::NAMESPACE
+            ))
+        };
+        let mut good = vm("<v:delete keep='overlay'/>").unwrap();
+        assert_eq!(vm("<v:delete keep='all'/>").unwrap_err().condition, Condition::XmlError);
+        let element = Metadata::Element(policy::NAMESPACE);
+        let bad = Some("<policy><revert confirm='x'/></policy>");
+        assert!(set_metadata(&mut good, element, bad, "v").is_err());
     }
 }

@@ -1,11 +1,10 @@
 //! Planning a deletion.
 //!
 //! Forgetting a moment frees the layers it froze. A free layer that exactly one overlay of ours
-//! reads is merged with it: the overlay's data goes down into the layer, which keeps the older
-//! name, and every reference to the overlay is re-pointed. A layer that several read, that somebody
-//! outside reads, or that holds internal snapshots (merging would falsify them) is simply kept
-//! until its last reader goes: every deletion looks at all free layers. A run of them is merged in
-//! one go.
+//! reads is merged with it (down or up: see `merge`), and every reference to the file that goes is
+//! re-pointed. A layer that several read, that somebody outside reads, or that holds internal
+//! snapshots (merging would falsify them) is simply kept until its last reader goes: every deletion
+//! looks at all free layers.
 //!
 //! A layer that the user put below the domain's disk is never merged into, since what reads it is
 //! not an overlay of ours; nor is one whose snapshot has no metadata, since its overlay was handed
@@ -18,15 +17,17 @@ use std::path::{Path, PathBuf};
 
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, Location};
+use virtsnap_xml::snapshot::{Definition, Location, Survivor};
 
 use super::definition::{self, Source, redirect};
 use super::layers::{Layers, image_of, roots};
+use super::merge::{DeletedTags, Ground, Run, Wishes};
+use super::policy;
 use super::{Finish, MomentChange, Operation, Pivot, Plan};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, ImageFacts};
+use crate::facts::DomainFacts;
 use crate::moment::MomentList;
-use crate::options::DeleteScope;
+use crate::options::{DeleteOptions, DeleteScope};
 
 /// The moments that go, topmost first, and the list as it will be without them.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,7 +63,12 @@ pub fn doomed(name: &str, scope: DeleteScope, moments: &MomentList) -> Result<Do
 
 /// # Errors
 /// Every reason not to delete; nothing has been touched.
-pub fn delete(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Result<Plan> {
+pub fn delete(
+    doomed: &Doomed,
+    options: &DeleteOptions,
+    facts: &DomainFacts,
+    moments: &MomentList,
+) -> Result<Plan> {
     if let Some(disk) = facts.disks.iter().find(|disk| disk.block_job) {
         return Err(Error::new(
             Condition::OperationUnsupported,
@@ -71,13 +77,17 @@ pub fn delete(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Res
     }
     let gone: Vec<&Definition> = doomed.names.iter().filter_map(|n| moments.get(n)).collect();
     let mut finish = Vec::new();
-    let mut deleted_tags = BTreeSet::new();
+    let mut deleted_tags = DeletedTags::new();
     for moment in &gone {
         delete_tags(moment, facts, &mut deleted_tags, &mut finish);
     }
     let mut after = After::new(doomed, facts, moments);
-    for merge in merges(&after, &deleted_tags, facts)? {
-        after.merge(&merge, facts, &mut finish);
+    let wishes = Wishes::new(options.consolidate, &gone, policy::of(facts)?.keep);
+    for (run, target) in after.runs(&gone, &deleted_tags, options, facts)? {
+        match wishes.survivor(&run, &target, facts)? {
+            Survivor::Base => after.commit(&run, &target, facts, &mut finish),
+            Survivor::Overlay => after.stream(&run, target, &mut finish),
+        }
     }
     after.finish(facts, &mut finish);
     Ok(Plan {
@@ -89,10 +99,10 @@ pub fn delete(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Res
     })
 }
 
-fn delete_tags(
+pub(super) fn delete_tags(
     moment: &Definition,
     facts: &DomainFacts,
-    deleted: &mut BTreeSet<(PathBuf, String)>,
+    deleted: &mut DeletedTags,
     finish: &mut Vec<Finish>,
 ) {
     for disk in moment.disks.iter().filter(|disk| disk.snapshot == Location::Internal) {
@@ -108,73 +118,6 @@ fn delete_tags(
             }
         }
     }
-}
-
-/// One merge: `top` and all between go down into `base`.
-#[derive(Debug)]
-struct Merge {
-    target: String,
-    top: PathBuf,
-    base: PathBuf,
-}
-
-fn merges(
-    after: &After,
-    deleted_tags: &BTreeSet<(PathBuf, String)>,
-    facts: &DomainFacts,
-) -> Result<Vec<Merge>> {
-    let pinned = after.roots(facts);
-    let mut layers = after.layers.clone();
-    for image in layers.garbage(&facts.owned, &pinned) {
-        layers.remove(&image);
-    }
-    let plain = |path: &Path| {
-        facts.images.get(path).is_some_and(|image| holds_nothing(path, image, deleted_tags))
-            && !facts.foreign_readers.contains_key(path)
-    };
-    // The overlay that a free layer is to be merged with.
-    let overlay = |layer: &Path| match layers.readers(layer).as_slice() {
-        [only] if !pinned.contains(layer) && facts.owned.contains(only) => {
-            (plain(layer) && plain(only)).then(|| only.clone())
-        }
-        _ => None,
-    };
-    let mut merges = Vec::new();
-    for base in facts.images.keys() {
-        let Some(mut top) = overlay(base) else { continue };
-        if layers.backing(base).is_some_and(|below| overlay(below).is_some()) {
-            continue;
-        }
-        while let Some(above) = overlay(&top) {
-            top = above;
-        }
-        let Some(target) = after.disk_of(&top) else { continue };
-        check_sizes(&target, &top, base, facts)?;
-        merges.push(Merge { target, top, base: base.clone() });
-    }
-    Ok(merges)
-}
-
-fn holds_nothing(path: &Path, image: &ImageFacts, deleted: &BTreeSet<(PathBuf, String)>) -> bool {
-    image.snapshots.iter().all(|s| deleted.contains(&(path.to_owned(), s.tag.clone())))
-}
-
-/// A base on a block device cannot grow.
-fn check_sizes(target: &str, top: &Path, base: &Path, facts: &DomainFacts) -> Result<()> {
-    let (Some(upper), Some(lower)) = (facts.images.get(top), facts.images.get(base)) else {
-        return Ok(());
-    };
-    if lower.is_block_device && upper.virtual_size > lower.virtual_size {
-        return Err(Error::new(
-            Condition::OperationUnsupported,
-            format!(
-                "disk '{target}' has grown since the snapshot, and its layer '{}' is a block \
-                 device that cannot",
-                base.display()
-            ),
-        ));
-    }
-    Ok(())
 }
 
 /// The world as the plan leaves it.
@@ -231,31 +174,67 @@ impl After {
             .map(|(disk, _)| disk)
     }
 
-    fn merge(&mut self, merge: &Merge, facts: &DomainFacts, finish: &mut Vec<Finish>) {
-        let Merge { target, top, base } = merge;
+    /// What is to be merged, and of which disk it is.
+    fn runs(
+        &self,
+        gone: &[&Definition],
+        deleted_tags: &DeletedTags,
+        options: &DeleteOptions,
+        facts: &DomainFacts,
+    ) -> Result<Vec<(Run, String)>> {
+        let pinned = self.roots(facts);
+        let mut layers = self.layers.clone();
+        for image in layers.garbage(&facts.owned, &pinned) {
+            layers.remove(&image);
+        }
+        let ground = Ground { layers: &layers, pinned: &pinned, deleted_tags, facts };
+        let runs = ground.runs();
+        if options.consolidate.required {
+            ground.check_consolidated(gone, &runs)?;
+        }
+        let of_disks = runs.into_iter().filter_map(|run| {
+            let target = self.disk_of(run.top())?;
+            Some((run, target))
+        });
+        Ok(of_disks.collect())
+    }
+
+    /// The top takes what is below it, and no name changes.
+    fn stream(&mut self, run: &Run, target: String, finish: &mut Vec<Finish>) {
+        let below = self.layers.backing(run.base()).cloned();
+        self.layers.add(run.top(), below.as_deref());
+        finish.push(Finish::Stream { disk: target, top: run.top().to_owned(), base: below });
+    }
+
+    fn commit(&mut self, run: &Run, target: &str, facts: &DomainFacts, finish: &mut Vec<Finish>) {
+        let (base, top) = (run.base(), run.top());
         let Some(below) = facts.images.get(base) else { return };
         let source = Source::existing(base, below);
-        finish.push(Finish::Commit { disk: target.clone(), top: top.clone(), base: base.clone() });
+        finish.push(Finish::Commit {
+            disk: target.to_owned(),
+            top: top.to_owned(),
+            base: base.to_owned(),
+        });
         for reader in self.layers.readers(top) {
             finish.push(Finish::Repoint {
                 image: reader,
-                backing: base.clone(),
+                backing: base.to_owned(),
                 backing_format: below.format.clone(),
             });
         }
         self.layers.commit(top, base);
         for domain in [&mut self.live, &mut self.config].into_iter().flatten() {
-            if definition::image(domain, target).as_ref() == Some(top) {
+            if definition::image(domain, target).as_deref() == Some(top) {
                 redirect(domain, target, source);
             }
         }
         for moment in &mut self.kept {
-            if image_of(moment, target).as_ref() == Some(top)
+            if image_of(moment, target).as_deref() == Some(top)
                 && let Some(domain) = &mut moment.domain
             {
                 redirect(domain, target, source);
                 if let Some(inactive) = &mut moment.inactive_domain
-                    && definition::image(inactive, target).as_ref() == Some(top)
+                    && definition::image(inactive, target).as_deref() == Some(top)
                 {
                     redirect(inactive, target, source);
                 }

@@ -12,6 +12,8 @@ pub mod create;
 mod definition;
 pub mod delete;
 mod layers;
+mod merge;
+mod policy;
 pub mod redefine;
 pub mod revert;
 mod show;

@@ -1,0 +1,53 @@
+//! What the domain's own policy (xml's [`Policy`]) says to a plan.
+
+use virtsnap_xml::policy::{Confirm, Policy};
+
+use crate::error::{Condition, Error, Result};
+use crate::facts::DomainFacts;
+
+/// Of the definition that holds now: the live one of an active domain.
+///
+/// # Errors
+/// `ConfigUnsupported` for one that is not understood: it may forbid what is asked.
+pub(super) fn of(facts: &DomainFacts) -> Result<Policy> {
+    let Some(definition) = facts.live.as_ref().or(facts.config.as_ref()) else {
+        return Ok(Policy::default());
+    };
+    Policy::of(definition).map_err(|err| {
+        let what = "the policy in the domain's metadata cannot be followed; correct it first";
+        Error::new(Condition::ConfigUnsupported, what).caused_by(err)
+    })
+}
+
+/// The safety valve. `continues`: the running hypervisor process takes the snapshot's memory;
+/// `difference`: what keeps it from doing so, if that is known.
+///
+/// # Errors
+/// `RevertRisky` where the policy wants to be asked.
+#[expect(dead_code, reason = "the revert asks it next")]
+pub(super) fn confirm(
+    policy: &Policy,
+    facts: &DomainFacts,
+    continues: bool,
+    difference: Option<&str>,
+) -> Result<()> {
+    let asks = match policy.confirm {
+        Confirm::Never => false,
+        Confirm::Restart => !continues,
+        Confirm::Always => true,
+    };
+    if !asks || !facts.state.is_active() {
+        return Ok(());
+    }
+    let lost = match (continues, difference) {
+        (true, _) => "would lose the state that the domain is in now".to_owned(),
+        (false, Some(why)) => {
+            format!("would end the running domain, whose definition has changed since: {why}")
+        }
+        (false, None) => "would end the running domain".to_owned(),
+    };
+    Err(Error::new(
+        Condition::RevertRisky,
+        format!("the revert {lost}; the domain's policy wants it forced"),
+    ))
+}
