@@ -178,8 +178,24 @@ pub struct Definition {
     /// `<revertDisks>`: overlays in use since a revert to this snapshot.
     pub revert_disks: Vec<Disk>,
     pub cookie: Option<Element>,
+    /// `<nvram>`: the firmware's variables. Not there: nothing is known of them. Ours: libvirt has
+    /// no such element.
+    pub nvram: Option<KeptState>,
+    /// `<tpm>`: what an emulated TPM keeps. As `nvram`.
+    pub tpm: Option<KeptState>,
     /// Elements that we do not know, kept and printed as read.
     pub extra: Vec<Element>,
+}
+
+/// How a moment keeps a file in which the machine has state outside of its disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeptState {
+    /// There was no such file yet.
+    No,
+    /// As an internal snapshot of the file, which is qcow2, under the snapshot's name.
+    Internal,
+    /// As a copy.
+    External { file: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -33,6 +33,9 @@ pub struct DomainFacts {
     /// Images that something outside this domain refers to (other domains, their moments,
     /// neighbouring images), each with a word on who does.
     pub foreign_readers: BTreeMap<PathBuf, String>,
+    /// Of the definition that the operation is about: the present one, or that of the moment to
+    /// which the domain goes back.
+    pub state_files: Vec<StateFacts>,
     pub agent: AgentState,
     pub has_managed_save: bool,
     /// Seconds since the epoch: the time of planning.
@@ -148,6 +151,39 @@ pub enum MemoryFile {
     Whole { definition: Element },
     /// It cannot, and why.
     Damaged(String),
+}
+
+/// A file in which a machine keeps state outside of its disks. Whoever reads the same twice from it
+/// while the guest runs has read what it held in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateFile {
+    pub kind: StateKind,
+    /// Where the hypervisor has it.
+    pub path: PathBuf,
+    pub format: Format,
+    pub exists: bool,
+    /// A new one begins as a copy of this.
+    pub template: Option<PathBuf>,
+    /// The copies for moments are beside this, and begin with its name.
+    pub copies: PathBuf,
+}
+
+/// A state file, and what an operation has to know of copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateFacts {
+    pub file: StateFile,
+    /// A path where nothing is, for the copy that the operation makes.
+    pub free: Option<PathBuf>,
+    /// Of a revert: the copy of which the moment tells is there.
+    pub has_copy: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateKind {
+    /// The variables of UEFI firmware.
+    Nvram,
+    /// What an emulated TPM keeps.
+    Tpm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

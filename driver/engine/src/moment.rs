@@ -223,6 +223,8 @@ mod tests {
             inactive_domain: None,
             revert_disks: Vec::new(),
             cookie: None,
+            nvram: None,
+            tpm: None,
             extra: Vec::new(),
         }
     }

@@ -10,7 +10,7 @@ use virtsnap_xml::element::Element;
 
 use crate::domain::{Active, Event, Start};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, PathKind};
+use crate::facts::{DomainFacts, PathKind, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -105,6 +105,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn facts(&self, subject: &Subject) -> impl Future<Output = Result<DomainFacts>> + Send;
     /// What is at that path now; a planner asks before it names a new file.
     fn probe(&self, path: &Path) -> impl Future<Output = Result<PathKind>> + Send;
+    /// Where the machine of this definition keeps state outside of its disks.
+    fn state_files(&self, domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
+        let _ = (domain, definition);
+        Ok(Vec::new())
+    }
     fn act(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn undo(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn pivot(

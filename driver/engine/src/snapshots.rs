@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Request};
 
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 use crate::execute::Stage;
-use crate::facts::{DomainFacts, PathKind};
+use crate::facts::{DomainFacts, PathKind, StateFacts};
 use crate::options::{DeleteOptions, New, RevertOptions};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Plan};
@@ -39,9 +40,12 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         options: &New,
     ) -> Result<Definition> {
         self.settle(book).await?;
-        let facts = self.facts(book).await?;
+        let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let draft = plan::create::draft(request, options, &facts, &moments)?;
+        if let Some(definition) = facts.live.as_ref().or(facts.config.as_ref()) {
+            facts.state_files = self.state_to_keep(&facts, definition, &draft.moment.name).await?;
+        }
         let mut at_path = BTreeMap::new();
         for overlay in draft.overlays() {
             at_path.insert(overlay.clone(), self.hypervisor.probe(&overlay).await?);
@@ -80,9 +84,10 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         self.settle(book).await?;
         lock(book).moments.expect(name)?;
-        let facts = self.facts(book).await?;
+        let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let moment = moments.expect(name)?;
+        facts.state_files = self.state_to_put_back(&facts, moment).await?;
         let free = self.free_names(moment, facts.now).await?;
         let plan = plan::revert::revert(moment, options, &facts, &moments, &free)?;
         self.run(book, &plan).await
@@ -116,6 +121,9 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         for moment in doomed.names.iter().filter_map(|name| book.moments.get(name)) {
             for overlay in moment.disks.iter().chain(&moment.revert_disks) {
                 overlay.path().map(|path| owned.remove(Path::new(path)));
+            }
+            for copy in plan::state_files::copies(moment) {
+                owned.remove(&copy);
             }
         }
         self.records.set_owned(book.uuid, &owned)?;
@@ -182,20 +190,70 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     }
 
     async fn facts(&self, book: &Mutex<Book>) -> Result<DomainFacts> {
+        let owned = lock(book).owned.clone();
         let subject = {
             let book = lock(book);
+            // Copies of state files are no images.
+            let copies: BTreeSet<PathBuf> =
+                book.moments.iter().flat_map(plan::state_files::copies).collect();
             Subject {
                 uuid: book.uuid,
                 name: book.name.clone(),
                 config: book.config.clone(),
                 images: plan::images_of(&book.moments),
                 memory_files: plan::memory_files_of(&book.moments),
-                owned: book.owned.clone(),
+                owned: owned.difference(&copies).cloned().collect(),
             }
         };
         let mut facts = self.hypervisor.facts(&subject).await?;
+        facts.owned = owned;
         facts.has_managed_save = lock(book).has_managed_save;
         Ok(facts)
+    }
+
+    /// The domain's state files, each with a path for its copy.
+    async fn state_to_keep(
+        &self,
+        facts: &DomainFacts,
+        definition: &Element,
+        moment: &str,
+    ) -> Result<Vec<StateFacts>> {
+        let mut found = Vec::new();
+        for file in self.hypervisor.state_files(facts.uuid, definition)? {
+            let free = self.first_free(plan::state_files::names(&file, moment)).await?;
+            found.push(StateFacts { file, free, has_copy: false });
+        }
+        Ok(found)
+    }
+
+    /// The state files of the definition that comes back with the moment.
+    async fn state_to_put_back(
+        &self,
+        facts: &DomainFacts,
+        moment: &Definition,
+    ) -> Result<Vec<StateFacts>> {
+        let Some(definition) = &moment.domain else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for file in self.hypervisor.state_files(facts.uuid, definition)? {
+            let free = self.first_free(plan::state_files::names_beside(&file)).await?;
+            let has_copy = match plan::state_files::copy_of(moment, file.kind) {
+                Some(copy) => {
+                    matches!(self.hypervisor.probe(&copy).await?, PathKind::Regular(_))
+                }
+                None => false,
+            };
+            found.push(StateFacts { file, free, has_copy });
+        }
+        Ok(found)
+    }
+
+    async fn first_free(&self, paths: Vec<PathBuf>) -> Result<Option<PathBuf>> {
+        for path in paths {
+            if self.hypervisor.probe(&path).await? == PathKind::Missing {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 
     /// For each image of the moment, a path beside it where nothing is.

@@ -21,11 +21,10 @@ use virtsnap_xml::snapshot::{Request, Survivor};
 
 /// A script, one act a line: `start`, `stop`, `pause`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks] <domainsnapshot>…`, `policy <policy>…`,
-/// `revert NAME [running|paused|off] [forced] [discarding] [alone]`,
+/// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`. Returns the plans, and the refusals
 /// where one was.
-fn play(script: &str) -> String {
-    let world = World::new(&["vda", "vdb"]);
+fn play(world: &World, script: &str) -> String {
     let shared = Arc::new(world.clone());
     let engine = Snapshots::new(Arc::clone(&shared), Arc::clone(&shared), shared);
     let book = world.book();
@@ -97,9 +96,9 @@ async fn act(
             let options = RevertOptions {
                 state,
                 force: words.contains(&"forced"),
+                reset_nvram: words.contains(&"reset"),
                 discard: words.contains(&"discarding"),
                 delete_children: words.contains(&"alone"),
-                ..RevertOptions::default()
             };
             return engine.revert(book, name, &options).await;
         }
@@ -134,7 +133,12 @@ async fn create(
 fn check(name: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/plans");
     let script = std::fs::read_to_string(folder.join(format!("{name}.script"))).unwrap();
-    let told = play(&script);
+    let disks = ["vda", "vdb"];
+    let world = match name {
+        "firmware" => World::with_firmware(&disks),
+        _ => World::new(&disks),
+    };
+    let told = play(&world, &script);
     let golden = folder.join(format!("{name}.plans"));
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         std::fs::write(&golden, &told).unwrap();
@@ -160,6 +164,11 @@ fn deletes() {
 #[test]
 fn follows_policy() {
     check("policy");
+}
+
+#[test]
+fn keeps_firmware() {
+    check("firmware");
 }
 
 #[test]

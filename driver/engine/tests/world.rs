@@ -7,22 +7,23 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error};
+use virtsnap_engine::facts::StateKind;
 use virtsnap_engine::options::{
     Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::{Content, Trouble, World};
-use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Request, Survivor};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
+const STATE: [StateKind; 2] = [StateKind::Nvram, StateKind::Tpm];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Op {
@@ -91,6 +92,9 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
             for disk in DISKS {
                 world.write(disk, cluster, serial);
             }
+            for kind in STATE {
+                world.write_state(kind, cluster, serial);
+            }
             Ok(())
         }
     }
@@ -101,24 +105,40 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
 struct View {
     moments: BTreeMap<String, (Option<String>, Vec<Content>)>,
     current: Option<String>,
+    /// Of the disks, and of firmware and TPM.
     disks: Vec<Content>,
     /// Running, frozen, memory.
     guest: Option<(bool, bool, u64)>,
 }
 
+/// What the domain has now. Where there is no state yet, it is as good as empty.
+fn contents(world: &World) -> Vec<Content> {
+    let state = STATE.iter().map(|kind| world.state(*kind).unwrap_or_default());
+    DISKS.iter().map(|disk| world.content(disk)).chain(state).collect()
+}
+
+fn contents_of(world: &World, moment: &str) -> Vec<Content> {
+    let state = STATE.iter().map(|kind| world.state_of(moment, *kind).unwrap_or_default());
+    DISKS.iter().map(|disk| world.content_of(moment, disk)).chain(state).collect()
+}
+
 fn view(world: &World) -> View {
     let book = world.book().into_inner().unwrap();
-    let contents = |name: &str| DISKS.iter().map(|disk| world.content_of(name, disk)).collect();
     View {
         moments: book
             .moments
             .iter()
-            .map(|def| (def.name.clone(), (def.parent.clone(), contents(&def.name))))
+            .map(|def| (def.name.clone(), (def.parent.clone(), contents_of(world, &def.name))))
             .collect(),
         current: book.moments.current().map(str::to_owned),
-        disks: DISKS.iter().map(|disk| world.content(disk)).collect(),
+        disks: contents(world),
         guest: world.guest().map(|guest| (guest.running, guest.frozen, guest.memory)),
     }
+}
+
+fn assert_tidy_but(world: &World, lost: &Path) {
+    assert!(world.book().into_inner().unwrap().owned.contains(lost));
+    assert!(!world.has_journal());
 }
 
 fn assert_tidy(world: &World, context: &str) {
@@ -126,7 +146,10 @@ fn assert_tidy(world: &World, context: &str) {
     let book = world.book().into_inner().unwrap();
     for (path, image) in world.images() {
         assert!(!image.claimed, "{context}: {} is still claimed", path.display());
-        let original = DISKS.iter().any(|d| path.as_os_str() == &*format!("/img/{d}.qcow2"));
+        let original = DISKS.iter().any(|d| path.as_os_str() == &*format!("/img/{d}.qcow2"))
+            || ["/fw/template.fd", "/fw/vm.fd", "/fw/tpm2/permall"]
+                .iter()
+                .any(|f| path.as_os_str() == *f);
         assert!(
             original || book.owned.contains(&path),
             "{context}: {} is nobody's",
@@ -149,7 +172,7 @@ fn restart(world: &World) -> Mutex<Book> {
 }
 
 fn situation(ops: &[Op]) -> World {
-    let world = World::new(&DISKS);
+    let world = World::with_firmware(&DISKS);
     let book = world.book();
     let mut serial = 100;
     for op in ops {
@@ -260,7 +283,7 @@ fn deleting_from_a_chain_frees_one_layer() {
     }
     let world = situation(&chain);
     apply(&world, &world.book(), Delete(0, DeleteScope::WithDescendants), 0).unwrap();
-    let left: Vec<_> = world.images().into_keys().collect();
+    let left: Vec<_> = world.images().into_keys().filter(|path| path.starts_with("/img")).collect();
     assert_eq!(left, DISKS.map(|disk| PathBuf::from(format!("/img/{disk}.qcow2"))));
 }
 
@@ -307,16 +330,42 @@ fn a_guest_started_after_settling_keeps_what_it_writes() {
     }
 }
 
-/// Memory would go back and the firmware's variables would not.
+/// The disks would meet variables that are not theirs, which only FORCE accepts.
 #[test]
-fn memory_is_not_taken_without_the_variable_store() {
-    let world = World::new(&DISKS);
-    world.edit(|domain| domain.child_or_insert("os").push(Element::new("nvram")));
-    world.start();
-    let book = world.book();
-    let err = apply(&world, &book, Internal(0), 0).unwrap_err();
-    assert_eq!(err.condition, Condition::OperationUnsupported);
-    apply(&world, &book, External(0), 0).unwrap();
+fn a_moment_without_its_state_is_a_risk() {
+    let revert = |world: &World, options: &RevertOptions| {
+        run(engine(world).revert(&world.book(), "s0", options))
+    };
+    let plain = RevertOptions::default();
+    let world = situation(&[Start, Write(1), External(0), Write(1), Stop]);
+    let copy = PathBuf::from("/fw/vm.fd.s0");
+    let lost = world.fork();
+    lost.lose(&copy);
+    let err = revert(&lost, &plain).unwrap_err();
+    assert_eq!(err.condition, Condition::RevertRisky);
+    assert!(err.chain().contains("/fw/vm.fd.s0"), "{}", err.chain());
+    let before = world.state(StateKind::Nvram);
+    revert(&lost, &RevertOptions { force: true, ..plain }).unwrap();
+    assert_eq!(lost.state(StateKind::Nvram), before);
+    // What is reset needs no copy.
+    let reset = world.fork();
+    reset.lose(&copy);
+    revert(&reset, &RevertOptions { reset_nvram: true, ..plain }).unwrap();
+    assert_eq!(reset.state(StateKind::Nvram), Some(Content::new()));
+    assert_tidy_but(&reset, &copy);
+    // Nor does memory, which has the variables in it.
+    let full = situation(&[Start, Write(1), Internal(0), Write(1)]);
+    full.lose(&copy);
+    revert(&full, &plain).unwrap();
+}
+
+/// A moment of a domain that has never run: what the firmware has written since goes.
+#[test]
+fn where_there_were_no_variables_they_are_as_new_again() {
+    let world = situation(&[External(0), Start, Write(1), Stop]);
+    apply(&world, &world.book(), Revert(0, AS), 0).unwrap();
+    assert_eq!(world.state(StateKind::Nvram), None);
+    assert_eq!(world.state(StateKind::Tpm), None);
 }
 
 #[test]
@@ -359,9 +408,9 @@ struct Model {
 impl Model {
     /// A refusal is allowed; a change of anything it did not ask for is not.
     fn follow(&mut self, world: &World, book: &Mutex<Book>, op: Op, serial: u64) {
-        let before: Vec<Content> = DISKS.iter().map(|disk| world.content(disk)).collect();
+        let before = contents(world);
         let result = apply(world, book, op, serial);
-        let after: Vec<Content> = DISKS.iter().map(|disk| world.content(disk)).collect();
+        let after = contents(world);
         match (op, &result) {
             (Internal(n) | External(n), Ok(())) => {
                 assert_eq!(before, after);
@@ -376,10 +425,8 @@ impl Model {
             self.moments.retain(|name, _| book.moments.get(name).is_some());
         }
         assert_eq!(book.moments.len(), self.moments.len(), "{op:?} {result:?}");
-        for (name, contents) in &self.moments {
-            for (disk, content) in DISKS.iter().zip(contents) {
-                assert_eq!(&world.content_of(name, disk), content, "{name} {disk} after {op:?}");
-            }
+        for (name, held) in &self.moments {
+            assert_eq!(&contents_of(world, name), held, "{name} after {op:?}");
         }
     }
 }
@@ -389,7 +436,7 @@ proptest! {
 
     #[test]
     fn every_moment_holds_what_it_held(ops in prop::collection::vec(any_op(), 1..40)) {
-        let world = World::new(&DISKS);
+        let world = World::with_firmware(&DISKS);
         let book = world.book();
         let mut model = Model::default();
         for (serial, op) in ops.into_iter().enumerate() {
@@ -403,7 +450,7 @@ proptest! {
     fn every_moment_survives_crashes(
         ops in prop::collection::vec((any_op(), 0usize..24, any::<bool>()), 1..30),
     ) {
-        let world = World::new(&DISKS);
+        let world = World::with_firmware(&DISKS);
         let mut book = world.book();
         let mut held: BTreeMap<String, View> = BTreeMap::new();
         for (serial, (op, at, after)) in ops.into_iter().enumerate() {

@@ -74,6 +74,7 @@ impl Qemu {
             memory_files: BTreeMap::new(),
             owned: subject.owned.clone(),
             foreign_readers,
+            state_files: Vec::new(),
             agent,
             has_managed_save: false,
             now: now(),

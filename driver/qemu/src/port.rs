@@ -5,7 +5,7 @@ use std::path::Path;
 use uuid::Uuid;
 use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
-use virtsnap_engine::facts::{DomainFacts, PathKind};
+use virtsnap_engine::facts::{DomainFacts, PathKind, StateFile};
 use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryStat, Platform, Screenshot,
 };
@@ -80,6 +80,10 @@ impl Hypervisor for Qemu {
 
     async fn probe(&self, path: &Path) -> Result<PathKind> {
         facts::probe(path)
+    }
+
+    fn state_files(&self, domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
+        self.state_files_of(domain, definition)
     }
 
     async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {

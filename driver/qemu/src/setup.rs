@@ -204,7 +204,7 @@ pub(crate) fn images_in_use(inner: &Inner, files: &[PathBuf]) -> Vec<(PathBuf, U
             found.push((layer.image.clone(), how));
         }
     }
-    let nvram = inner.live.at(&["os", "nvram"]).map(|nvram| PathBuf::from(nvram.text()));
+    let nvram = nvram_path(&inner.live);
     for file in files {
         let how = if Some(file) == nvram.as_ref() { Use::Own } else { Use::Share };
         if file.exists() {
@@ -217,16 +217,20 @@ pub(crate) fn images_in_use(inner: &Inner, files: &[PathBuf]) -> Vec<(PathBuf, U
     found
 }
 
+/// The file of the variable store.
+pub(crate) fn nvram_path(definition: &Element) -> Option<PathBuf> {
+    let nvram = definition.at(&["os", "nvram"])?;
+    let path = match nvram.child("source") {
+        Some(source) => PathBuf::from(source.attr("file")?),
+        None => PathBuf::from(nvram.text()),
+    };
+    Some(path).filter(|path| path.is_absolute())
+}
+
 /// A variable store that is not there yet is made from its template.
 pub(crate) fn make_nvram(live: &Element) -> Result<()> {
     let Some(nvram) = live.at(&["os", "nvram"]) else { return Ok(()) };
-    let path = match nvram.child("source").and_then(|source| source.attr("file")) {
-        Some(file) => PathBuf::from(file),
-        None => PathBuf::from(nvram.text()),
-    };
-    if path.as_os_str().is_empty() || path.exists() {
-        return Ok(());
-    }
+    let Some(path) = nvram_path(live).filter(|path| !path.exists()) else { return Ok(()) };
     let Some(template) = nvram.attr("template").map(PathBuf::from) else {
         let message = format!("'{}' does not exist and has no template", path.display());
         return Err(Error::new(Condition::OperationFailed, message));

@@ -79,6 +79,13 @@ pub(crate) fn state_dir(config: &QemuConfig, domain: Uuid, version: &str) -> Pat
     config.state_dir.join("tpm").join(domain.to_string()).join(version)
 }
 
+/// The file in it that holds all of a TPM that is off. swtpm replaces it by renaming, so that
+/// whoever opens it reads one state.
+pub(crate) fn state_file(config: &QemuConfig, domain: Uuid, version: &str) -> PathBuf {
+    let name = if version == "1.2" { "tpm-00.permall" } else { "tpm2-00.permall" };
+    state_dir(config, domain, version).join(name)
+}
+
 /// Certificates of a new TPM. One without works as well, so a missing tool is no failure.
 async fn manufacture(config: &QemuConfig, state: &Path, version: &str) -> Result<()> {
     let tool = config.swtpm.with_file_name("swtpm_setup");
@@ -104,7 +111,7 @@ async fn manufacture(config: &QemuConfig, state: &Path, version: &str) -> Result
     Ok(())
 }
 
-fn private_dir(path: &Path) -> Result<()> {
+pub(crate) fn private_dir(path: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o711)

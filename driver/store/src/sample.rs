@@ -38,6 +38,8 @@ pub(crate) fn moment(name: &str, parent: Option<&str>) -> Definition {
         inactive_domain: None,
         revert_disks: Vec::new(),
         cookie: None,
+        nvram: None,
+        tpm: None,
         extra: Vec::new(),
     }
 }
@@ -173,7 +175,7 @@ fn added() -> Plan {
             internal: vec!["vdb".to_owned()],
             tag: "t".to_owned(),
         },
-        finish: Vec::new(),
+        finish: vec![Finish::PutBack { file: path("/n"), to: path("/o") }],
         conclude: vec![
             start(StartFrom::VmState { tag: "t".to_owned(), vmstate, disks: Vec::new() }),
             start(StartFrom::Memory { file: path("/m") }),

@@ -171,6 +171,7 @@ enum FinishV1 {
     Commit { disk: String, top: PathBuf, base: PathBuf },
     Stream { disk: String, top: PathBuf, base: Option<PathBuf> },
     Repoint { image: PathBuf, backing: PathBuf, backing_format: String },
+    PutBack { file: PathBuf, to: PathBuf },
     SetLive { xml: String },
     SetConfig { xml: String },
     Record { write: Vec<String>, forget: Vec<String>, current: Option<String> },
@@ -423,6 +424,7 @@ impl From<Finish> for FinishV1 {
                 backing,
                 backing_format: backing_format.as_str().to_owned(),
             },
+            Finish::PutBack { file, to } => FinishV1::PutBack { file, to },
             Finish::SetLive(xml) => FinishV1::SetLive { xml: xml.to_string() },
             Finish::SetConfig(xml) => FinishV1::SetConfig { xml: xml.to_string() },
             Finish::Record(MomentChange { write, forget, current }) => {
@@ -453,6 +455,7 @@ impl TryFrom<FinishV1> for Finish {
                 backing,
                 backing_format: Format::from(backing_format.as_str()),
             },
+            FinishV1::PutBack { file, to } => Finish::PutBack { file, to },
             FinishV1::SetLive { xml } => Finish::SetLive(Element::parse(&xml)?),
             FinishV1::SetConfig { xml } => Finish::SetConfig(Element::parse(&xml)?),
             FinishV1::Record { write, forget, current } => {

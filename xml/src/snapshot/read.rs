@@ -4,7 +4,7 @@
 //! text, and every child of `<disks>` is a disk, whatever its name.
 
 use super::{
-    Definition, Disk, DiskRequest, ErrorKind, Location, Memory, MemoryRequest, Request,
+    Definition, Disk, DiskRequest, ErrorKind, KeptState, Location, Memory, MemoryRequest, Request,
     SnapshotXmlError, State, Survivor, check_name, source_path,
 };
 use crate::domain::scaled_bytes;
@@ -13,7 +13,7 @@ use crate::element::Element;
 type Result<T> = std::result::Result<T, SnapshotXmlError>;
 
 /// What stands directly in `<domainsnapshot>` and has its own field.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 14] = [
     "name",
     "description",
     "state",
@@ -25,6 +25,8 @@ const KNOWN: [&str; 12] = [
     "domain",
     "inactiveDomain",
     "cookie",
+    "nvram",
+    "tpm",
     "active",
 ];
 
@@ -92,6 +94,8 @@ impl Definition {
                 recorded_disks(root, "revertDisks", listed, default)
             },
             cookie: root.child("cookie").filter(|_| !state.is_offline()).cloned(),
+            nvram: kept_state(root, "nvram")?,
+            tpm: kept_state(root, "tpm")?,
             extra: root.elements().filter(|e| !KNOWN.contains(&e.name())).cloned().collect(),
             name,
             state,
@@ -105,6 +109,22 @@ impl Definition {
             .and_then(|text| text.trim_start().parse::<i32>().ok())
             .ok_or_else(|| internal("a stored snapshot needs <active>"))?;
         Ok((Self::parse(root)?, active != 0))
+    }
+}
+
+/// `<nvram snapshot= file=>`, `<tpm …>`.
+fn kept_state(root: &Element, name: &str) -> Result<Option<KeptState>> {
+    let Some(element) = root.child(name) else { return Ok(None) };
+    match (location(element)?, element.attr("file")) {
+        (Some(Location::No), None) => Ok(Some(KeptState::No)),
+        (Some(Location::Internal), None) if name == "nvram" => Ok(Some(KeptState::Internal)),
+        (None | Some(Location::External), Some(file)) if file.starts_with('/') => {
+            Ok(Some(KeptState::External { file: file.to_owned() }))
+        }
+        _ => Err(xml(format!(
+            "<{name}> of a snapshot says snapshot='no', or snapshot='external' with an absolute \
+             file"
+        ))),
     }
 }
 

@@ -85,6 +85,26 @@ fn memory_is_read_by_libvirts_rules() {
 }
 
 #[test]
+fn what_is_beside_the_disks_is_a_copy_or_nothing_or_inside_a_variable_store() {
+    let head = "<name>n</name><state>shutoff</state><creationTime>1</creationTime>";
+    let read = |inside: &str| definition(&format!("{head}{inside}"));
+    let kept = read("<nvram file='/v.s1'/><tpm snapshot='no'/>").unwrap();
+    assert_eq!(kept.nvram, Some(KeptState::External { file: "/v.s1".to_owned() }));
+    assert_eq!(kept.tpm, Some(KeptState::No));
+    assert!(!kept.is_external());
+    assert_eq!(read("<nvram snapshot='internal'/>").unwrap().nvram, Some(KeptState::Internal));
+    for wrong in [
+        "<nvram/>",
+        "<nvram file='v'/>",
+        "<nvram snapshot='manual' file='/v'/>",
+        "<nvram snapshot='no' file='/v'/>",
+        "<tpm snapshot='internal'/>",
+    ] {
+        assert_eq!(kind(read(wrong)), ErrorKind::Xml, "{wrong}");
+    }
+}
+
+#[test]
 fn disks_are_read_by_libvirts_rules() {
     let disks = request(
         "<disks><disk name='vda'/><disk name='/srv/b' snapshot='manual'/>\
@@ -295,8 +315,16 @@ fn some_definition() -> impl Strategy<Value = Definition> {
         text().prop_map(|file| Memory::External { file: format!("/{file}") })
     ];
     let who = (name, proptest::option::of(text()), proptest::option::of(text()));
-    (who, states, any::<i64>(), memory, some_disks(), some_disks()).prop_map(
-        |((name, description, parent), state, creation_time, memory, disks, revert_disks)| {
+    let kept = || {
+        proptest::option::of(prop_oneof![
+            Just(KeptState::No),
+            text().prop_map(|file| KeptState::External { file: format!("/{file}") })
+        ])
+    };
+    let beside = (prop_oneof![3 => kept(), 1 => Just(Some(KeptState::Internal))], kept());
+    (who, states, any::<i64>(), memory, some_disks(), some_disks(), beside).prop_map(
+        |(who, state, creation_time, memory, disks, revert_disks, (nvram, tpm))| {
+            let (name, description, parent) = who;
             let memory = if state.is_offline() { Memory::No } else { memory };
             let domain = Element::new("domain").with_attr("type", "qemu");
             let inactive = Element::new("domain").with_attr("type", "qemu");
@@ -312,6 +340,8 @@ fn some_definition() -> impl Strategy<Value = Definition> {
                 inactive_domain: state.is_offline().then_some(inactive),
                 revert_disks,
                 cookie: None,
+                nvram,
+                tpm,
                 extra: Vec::new(),
             }
         },

@@ -1,6 +1,6 @@
 //! A definition as libvirt prints it (order and form of `virDomainSnapshotDefFormat`).
 
-use super::{Definition, Disk, Memory};
+use super::{Definition, Disk, KeptState, Memory};
 use crate::element::Element;
 
 impl Definition {
@@ -24,7 +24,9 @@ impl Definition {
             root.push(disks("revertDisks", &self.revert_disks));
         }
         let inactive = self.inactive_domain.clone().map(|it| it.renamed("inactiveDomain"));
-        let parts = [self.domain.clone(), inactive, self.cookie.clone()];
+        let nvram = self.nvram.as_ref().map(|kept| kept_state("nvram", kept));
+        let tpm = self.tpm.as_ref().map(|kept| kept_state("tpm", kept));
+        let parts = [self.domain.clone(), inactive, self.cookie.clone(), nvram, tpm];
         for part in parts.into_iter().flatten().chain(self.extra.iter().cloned()) {
             root.push(part);
         }
@@ -50,6 +52,17 @@ fn memory(memory: &Memory) -> Element {
             element.with_attr("snapshot", "internal").with_attr("file", image)
         }
         Memory::External { file } => {
+            element.with_attr("snapshot", "external").with_attr("file", file)
+        }
+    }
+}
+
+fn kept_state(name: &str, kept: &KeptState) -> Element {
+    let element = Element::new(name);
+    match kept {
+        KeptState::No => element.with_attr("snapshot", "no"),
+        KeptState::Internal => element.with_attr("snapshot", "internal"),
+        KeptState::External { file } => {
             element.with_attr("snapshot", "external").with_attr("file", file)
         }
     }

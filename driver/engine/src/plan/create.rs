@@ -16,7 +16,7 @@ use virtsnap_xml::snapshot::{
 
 use super::align::{align, overlay_path};
 use super::definition::{self, Source, push_overlay, redirect};
-use super::{Finish, MomentChange, Operation, Pivot, Plan, Step};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, state_files};
 use crate::domain::{ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Origin, Result};
 use crate::facts::{AgentState, DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
@@ -50,9 +50,6 @@ pub fn draft(
     let (recorded, memory, default) = scope(request, options, facts)?;
     let disks = align(request, &facts.disks, &name, default)?;
     check_selection(request, &disks, facts, &memory, default)?;
-    if matches!(memory, Memory::Internal { .. }) {
-        check_firmware(facts)?;
-    }
     let (domain, inactive_domain) = definitions(facts);
     let moment = Definition {
         name,
@@ -66,6 +63,8 @@ pub fn draft(
         inactive_domain,
         revert_disks: Vec::new(),
         cookie: None,
+        nvram: None,
+        tpm: None,
         extra: Vec::new(),
     };
     Ok(Draft { moment })
@@ -83,7 +82,7 @@ pub fn plan(
     moments: &MomentList,
     at_path: impl Fn(&PathBuf) -> PathKind,
 ) -> Result<(Definition, Plan)> {
-    let Draft { moment } = draft;
+    let Draft { mut moment } = draft;
     let mut plan = Plan {
         operation: Operation::Create { moment: moment.name.clone() },
         prepare: Vec::new(),
@@ -112,6 +111,14 @@ pub fn plan(
             Location::No | Location::Manual => {}
         }
     }
+    if matches!(moment.memory, Memory::Internal { .. })
+        && matches!(facts.state, State::Running(_))
+        && state_files::any(facts)
+    {
+        // What the state files hold is to be of the moment that the memory is of.
+        plan.prepare.push(Step::Pause);
+        plan.finish.push(Finish::Resume(ResumeReason::Unpaused));
+    }
     if active && let Some(vmstate) = saved.first().cloned() {
         let vmstate = VmStateIn::Disk(vmstate);
         plan.pivot = Pivot::SaveVmState { tag: moment.name.clone(), vmstate, disks: saved };
@@ -122,6 +129,9 @@ pub fn plan(
             plan.finish.push(Finish::ThawFilesystems);
         }
         plan.pivot = Pivot::SwitchToOverlays { disks: switched.clone() };
+    }
+    if options.metadata == Metadata::Keep {
+        state_files::keep(&mut moment, facts, &mut plan)?;
     }
     follow_disks(&moment, &switched, facts, &mut plan);
     plan.finish.extend(switched.into_iter().map(|(_, overlay)| match options.metadata {
@@ -291,20 +301,6 @@ fn check_selection(
                 disk.name
             ));
         }
-    }
-    Ok(())
-}
-
-/// The memory of a guest with UEFI belongs to its variable store, which is in a file of its own
-/// and would not go back with it.
-fn check_firmware(facts: &DomainFacts) -> Result<()> {
-    let os = facts.live.as_ref().and_then(|live| live.child("os"));
-    if os.is_some_and(|os| os.child("nvram").is_some()) {
-        return Err(Error::new(
-            Condition::OperationUnsupported,
-            "this version of virtsnap does not take the variable store of UEFI firmware into a \
-             snapshot with memory; take one of the disks alone, or shut the domain down first",
-        ));
     }
     Ok(())
 }

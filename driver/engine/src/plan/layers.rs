@@ -115,6 +115,7 @@ pub(super) fn roots<'a>(
         roots.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
         roots.extend(memory_file(moment));
         roots.extend(vmstate_image(moment));
+        roots.extend(super::state_files::copies(moment));
     }
     for domain in definitions {
         let disks = domain.child("devices").into_iter().flat_map(|d| d.children("disk"));

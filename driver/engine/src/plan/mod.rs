@@ -17,6 +17,7 @@ mod policy;
 pub mod redefine;
 pub mod revert;
 mod show;
+pub mod state_files;
 
 use std::path::PathBuf;
 
@@ -61,8 +62,9 @@ pub enum Step {
         backing_format: Format,
         virtual_size: u64,
     },
-    /// A byte-for-byte copy of one layer (same backing file, same internal snapshots), durable
-    /// when done. Undo: remove it, if it is the one this step made.
+    /// A byte-for-byte copy of one layer (same backing file, same internal snapshots) or of a state
+    /// file, which a guest may be writing to: then of what it held at one instant. Durable when
+    /// done. Undo: remove it, if it is the one this step made.
     CopyImage { from: PathBuf, to: PathBuf },
     /// Give the running hypervisor the overlay as a block node, not yet used. Undo: take it away.
     AttachOverlay { disk: Target, overlay: PathBuf, format: Format },
@@ -135,6 +137,12 @@ pub enum Finish {
         image: PathBuf,
         backing: PathBuf,
         backing_format: Format,
+    },
+    /// `file`, which a step of this plan made, takes the place of `to`, whose content is given up;
+    /// also while a stopped guest has `to` open. A `file` that is not there is done.
+    PutBack {
+        file: PathBuf,
+        to: PathBuf,
     },
     /// Replace the live definition, if the domain is up.
     SetLive(Element),

@@ -36,6 +36,9 @@ pub fn redefine(
         if moment.revert_disks.is_empty() {
             moment.revert_disks.clone_from(&old.revert_disks);
         }
+        // A client that does not know of them leaves them out.
+        moment.nvram = moment.nvram.or_else(|| old.nvram.clone());
+        moment.tpm = moment.tpm.or_else(|| old.tpm.clone());
     }
     check_disks(&moment)?;
     let current =

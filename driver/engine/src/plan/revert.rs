@@ -17,7 +17,9 @@ use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State as Record
 use super::align::sibling;
 use super::definition::{self, Source, redirect};
 use super::layers::{Layers, image_of, roots};
-use super::{Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step};
+use super::{
+    Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, state_files,
+};
 use crate::domain::{ShutOffReason, Start, StartFrom, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format, ImageFacts};
@@ -70,11 +72,12 @@ pub fn revert(
         .iter()
         .map(|disk| Ok((disk.name.clone(), route(moment, disk, facts, moments, free)?)))
         .collect::<Result<_>>()?;
-    let with_memory = matches!(moment.memory, Memory::Internal { .. }) && goal != Goal::ShutOff;
+    let with_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
+    let state = state_files::put_back(moment, options, with_memory, facts)?;
     if with_memory && in_process(domain, &routes, facts) {
-        return Ok(in_process_plan(moment, goal, &routes, facts, moments));
+        return Ok(in_process_plan(moment, goal, &routes, state, facts, moments));
     }
-    restart_plan(moment, domain, goal, &routes, facts, moments)
+    restart_plan(moment, domain, goal, &routes, state, facts, moments)
 }
 
 /// The images beside which a revert may need a new file.
@@ -129,13 +132,6 @@ fn check<'a>(
         return Err(Error::new(
             Condition::OperationUnsupported,
             "this version of virtsnap does not load memory from an external file",
-        ));
-    }
-    let has_nvram = domain.at(&["os", "nvram"]).is_some();
-    if options.reset_nvram && has_nvram {
-        return Err(Error::new(
-            Condition::ArgumentUnsupported,
-            "this version of virtsnap does not reset NVRAM on revert",
         ));
     }
     if let Some(disk) = facts.disks.iter().find(|disk| disk.block_job) {
@@ -249,12 +245,17 @@ fn in_process_plan(
     moment: &Definition,
     goal: Goal,
     routes: &[(String, Route)],
+    state: state_files::Return,
     facts: &DomainFacts,
     moments: &MomentList,
 ) -> Plan {
     let (tag, disks) = saved(routes);
     let vmstate = VmStateIn::Disk(disks.first().cloned().unwrap_or_default());
-    let mut finish = Vec::new();
+    let mut prepare = state.prepare;
+    if matches!(facts.state, State::Running(_)) {
+        prepare.push(Step::Pause);
+    }
+    let mut finish = state.finish;
     if goal == Goal::Running {
         finish.push(Finish::Resume(ResumeReason::FromSnapshot));
     }
@@ -265,10 +266,7 @@ fn in_process_plan(
     finish.push(Finish::Record(made_current(moment, routes, moments)));
     Plan {
         operation: Operation::Revert { moment: moment.name.clone() },
-        prepare: match facts.state {
-            State::Running(_) => vec![Step::Pause],
-            _ => Vec::new(),
-        },
+        prepare,
         pivot: Pivot::LoadVmState { tag, vmstate, disks },
         finish,
         conclude: Vec::new(),
@@ -280,12 +278,14 @@ fn restart_plan(
     domain: &Element,
     goal: Goal,
     routes: &[(String, Route)],
+    state: state_files::Return,
     facts: &DomainFacts,
     moments: &MomentList,
 ) -> Result<Plan> {
     let mut layers = Layers::of(facts);
-    let mut prepare = Vec::new();
+    let mut prepare = state.prepare;
     let mut finish = vec![Finish::Stop(ShutOffReason::FromSnapshot)];
+    finish.extend(state.finish);
     let mut keep = Vec::new();
     for (target, route) in routes {
         match route {
@@ -326,6 +326,7 @@ fn restart_plan(
     finish.push(Finish::Record(change));
     finish.extend(keep.into_iter().map(Finish::KeepImage));
     finish.extend(discarded.into_iter().map(Finish::RemoveImage));
+    finish.extend(state.given_up);
     let conclude = match goal {
         Goal::ShutOff => Vec::new(),
         Goal::Running | Goal::Paused => vec![Conclude::Start {

@@ -126,6 +126,9 @@ impl fmt::Display for Finish {
             Finish::Repoint { image, backing, .. } => {
                 write!(f, "back {} on {}", image.display(), backing.display())
             }
+            Finish::PutBack { file, to } => {
+                write!(f, "put {} in the place of {}", file.display(), to.display())
+            }
             Finish::SetLive(_) => f.write_str("set the live definition"),
             Finish::SetConfig(_) => f.write_str("set the persistent definition"),
             Finish::Record(change) => write!(f, "record {change}"),

@@ -12,7 +12,7 @@ use crate::domain::{PausedReason, RunningReason, ShutOffReason, State, VmStateIn
 use crate::error::{Condition, Error, Result};
 use crate::facts::{
     AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts,
-    InternalSnapshot, MemoryFile,
+    InternalSnapshot, MemoryFile, StateFile, StateKind,
 };
 use crate::moment::MomentList;
 use crate::plan::{Finish, Pivot, Plan, Step};
@@ -20,6 +20,17 @@ use crate::ports::{Entry, Subject};
 
 /// Cluster → value. A cluster that is not there is read from the backing file, and 0 at the end.
 pub type Content = BTreeMap<u8, u64>;
+
+pub(super) const TEMPLATE: &str = "/fw/template.fd";
+pub(super) const NVRAM: &str = "/fw/vm.fd";
+const TPM: &str = "/fw/tpm2/permall";
+
+pub(super) fn state_path(kind: StateKind) -> &'static str {
+    match kind {
+        StateKind::Nvram => NVRAM,
+        StateKind::Tpm => TPM,
+    }
+}
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Image {
@@ -92,6 +103,29 @@ impl Guest {
     }
 }
 impl Inner {
+    /// What a start makes where it is missing.
+    pub(super) fn make_state(&mut self, definition: &Element) {
+        for file in self.state_files(definition) {
+            let made = file.template.and_then(|path| self.images.get(&path)).cloned();
+            self.images.entry(file.path).or_insert(made.unwrap_or_default());
+        }
+    }
+
+    pub(super) fn state_files(&self, definition: &Element) -> Vec<StateFile> {
+        let has = |path: &[&str]| definition.at(path).is_some();
+        let file = |kind, template: Option<&str>, copies: &str| StateFile {
+            kind,
+            path: PathBuf::from(state_path(kind)),
+            format: Format::Raw,
+            exists: self.images.contains_key(Path::new(state_path(kind))),
+            template: template.map(PathBuf::from),
+            copies: PathBuf::from(copies),
+        };
+        let nvram = has(&["os", "nvram"]).then(|| file(StateKind::Nvram, Some(TEMPLATE), NVRAM));
+        let tpm = has(&["devices", "tpm"]).then(|| file(StateKind::Tpm, None, "/fw/tpm2"));
+        nvram.into_iter().chain(tpm).collect()
+    }
+
     pub(super) fn read(&self, image: &Path) -> Content {
         let Some(found) = self.images.get(image) else { return Content::new() };
         let mut content = found.backing.as_ref().map(|b| self.read(b)).unwrap_or_default();
@@ -359,6 +393,15 @@ impl Inner {
             Finish::Repoint { image, backing, .. } => {
                 self.image(image)?.backing = Some(backing.clone());
             }
+            Finish::PutBack { file, to } => {
+                assert!(
+                    !self.guest.as_ref().is_some_and(|guest| guest.running),
+                    "the guest would write over what is put back"
+                );
+                if let Some(image) = self.images.remove(file) {
+                    self.images.insert(to.clone(), Image { claimed: false, ..image });
+                }
+            }
             Finish::SetLive(live) => {
                 if let Some(guest) = &mut self.guest {
                     guest.live = live.clone();
@@ -462,6 +505,7 @@ impl Inner {
                 .collect(),
             owned: subject.owned.clone(),
             foreign_readers: BTreeMap::new(),
+            state_files: Vec::new(),
             agent: AgentState::Connected,
             has_managed_save: false,
             now: self.now,

@@ -24,6 +24,7 @@ use self::inner::Inner;
 pub use self::inner::{Content, Guest, Image, Saved, SavedMemory};
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
+use crate::facts::StateKind;
 
 /// How the call that was chosen goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,49 @@ impl World {
         Self { uuid, inner: Arc::new(Mutex::new(inner)) }
     }
 
+    /// The same with UEFI firmware and a TPM, whose files are there from the first start on.
+    pub fn with_firmware(targets: &[&str]) -> Self {
+        let world = Self::new(targets);
+        world.edit(|domain| {
+            let nvram = Element::new("nvram")
+                .with_attr("template", inner::TEMPLATE)
+                .with_text(inner::NVRAM);
+            domain.child_or_insert("os").push(nvram);
+            domain.child_or_insert("devices").push(Element::new("tpm"));
+        });
+        world.lock().images.insert(PathBuf::from(inner::TEMPLATE), Image::default());
+        world
+    }
+
+    /// The firmware changes a variable, or the TPM its state, if they are there.
+    pub fn write_state(&self, kind: StateKind, cluster: u8, value: u64) {
+        let mut inner = self.lock();
+        if let Some(file) = inner.images.get_mut(Path::new(inner::state_path(kind))) {
+            file.data.insert(cluster, value);
+        }
+    }
+
+    /// What is in a state file now; none where it is not there yet.
+    pub fn state(&self, kind: StateKind) -> Option<Content> {
+        let inner = self.lock();
+        inner.images.get(Path::new(inner::state_path(kind))).map(|file| file.data.clone())
+    }
+
+    /// What a moment has of a state file.
+    pub fn state_of(&self, moment: &str, kind: StateKind) -> Option<Content> {
+        let inner = self.lock();
+        let def = inner.moments.get(moment).expect("the moment is recorded");
+        let copy = crate::plan::state_files::copy_of(def, kind)?;
+        let file = inner.images.get(&copy);
+        let file = file.unwrap_or_else(|| panic!("{moment} is gone: {}", copy.display()));
+        Some(file.data.clone())
+    }
+
+    /// Somebody removes a file.
+    pub fn lose(&self, path: &Path) {
+        self.lock().images.remove(path).expect("the file is there");
+    }
+
     /// What a daemon that has just started knows of the domain.
     pub fn book(&self) -> Mutex<Book> {
         let inner = self.lock();
@@ -96,6 +140,7 @@ impl World {
     pub fn start(&self) {
         let mut inner = self.lock();
         let config = inner.config.clone().expect("the domain is persistent");
+        inner.make_state(&config);
         inner.guest = Some(Guest::boot(config, 0));
     }
 

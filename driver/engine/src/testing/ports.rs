@@ -10,7 +10,7 @@ use super::inner::Guest;
 use super::{NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, PathKind};
+use crate::facts::{DomainFacts, PathKind, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 use crate::ports::{
     Entry, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
@@ -31,6 +31,7 @@ impl Hypervisor for World {
 
     async fn start(&self, domain: Element, start: Start) -> Result<Active> {
         self.call(|inner| {
+            inner.make_state(&domain);
             let mut guest = Guest::boot(domain.clone(), 0);
             guest.running = !start.paused;
             inner.guest = Some(guest);
@@ -106,6 +107,10 @@ impl Hypervisor for World {
     async fn probe(&self, path: &Path) -> Result<PathKind> {
         let exists = self.lock().images.contains_key(path);
         Ok(if exists { PathKind::Regular(1) } else { PathKind::Missing })
+    }
+
+    fn state_files(&self, _domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
+        Ok(self.lock().state_files(definition))
     }
 
     async fn act(&self, _domain: Uuid, step: &Step) -> Result<()> {

@@ -3,7 +3,8 @@
 //! - [`overlays`]: new layers, given to QEMU and switched to in one transaction;
 //! - [`vmstate`]: memory and disks into internal snapshots and back, as jobs;
 //! - [`merge`]: commit, stream, re-point;
-//! - [`inside`]: internal snapshots of single images.
+//! - [`inside`]: internal snapshots of single images;
+//! - [`state_files`]: variable stores and TPM state, copied and put back.
 //!
 //! Every undo and every finish may come twice, after a crash at any point, with QEMU as it was
 //! left, or gone. So none of them trusts what was recorded before it has asked: a job that still
@@ -12,6 +13,7 @@
 mod inside;
 mod merge;
 mod overlays;
+mod state_files;
 mod vmstate;
 
 pub(crate) use vmstate::may_be_in_vmstate_job;
@@ -54,7 +56,7 @@ impl Qemu {
             }
             Step::CopyImage { from, to } => {
                 self.refuse_active(domain, from, "copied")?;
-                claim::copy_image(domain, from, to).await
+                self.copy_file(domain, from, to).await
             }
             Step::AttachOverlay { disk, overlay, format } => {
                 self.attach_overlay(domain, disk, overlay, format).await
@@ -132,6 +134,7 @@ impl Qemu {
             Finish::Repoint { image, backing, backing_format } => {
                 self.repoint(domain, image, backing, backing_format).await
             }
+            Finish::PutBack { file, to } => self.put_back(domain, file, to).await,
             Finish::SetLive(definition) => match self.instance(domain) {
                 Some(instance) => instance.update(|live, chains| {
                     live.clone_from(definition);
