@@ -21,6 +21,12 @@ pub fn create(path: &Path, format: &str, size: &str) {
     qemu("qemu-img", &["create", "-q", "-f", format, text(path), size]);
 }
 
+/// A qcow2 overlay whose header names `backing` as it is written here.
+#[track_caller]
+pub fn create_on(path: &Path, backing: &str) {
+    qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, text(path)]);
+}
+
 /// Consistent, nothing leaked.
 #[track_caller]
 pub fn check(path: &Path) {

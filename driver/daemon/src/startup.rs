@@ -57,6 +57,7 @@ pub(crate) async fn run<H: Inspect>(
     let found = domains.reconnect().await?;
     settle(&domains).await?;
     domains.drop_ended();
+    domains.follow_block_jobs();
     let listeners = listen(config)?;
     let limits = Limits { clients: config.max_clients, ..Limits::default() };
     tracing::info!(

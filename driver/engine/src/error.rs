@@ -34,6 +34,8 @@ pub enum Condition {
     ArgumentUnsupported,
     RevertRisky,
     Timeout,
+    /// A number is larger than can be.
+    Overflow,
     Aborted,
     BlockCopyActive,
     AgentUnresponsive,

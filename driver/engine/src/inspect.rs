@@ -4,10 +4,12 @@
 //! by default, in a way that clients know how to live with.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
 
+use crate::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use crate::error::{Condition, Error, Result};
 use crate::facts::Target;
 use crate::ports::Hypervisor;
@@ -171,6 +173,87 @@ pub trait Inspect: Hypervisor {
     ) -> impl Future<Output = Result<Option<BlockJob>>> + Send {
         let _ = (domain, target);
         async { Ok(None) }
+    }
+
+    /// Starts a job of the client's, which outlives daemon and client.
+    fn start_block_job(
+        &self,
+        domain: Uuid,
+        job: &NewBlockJob,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, job);
+        async { unsupported("block jobs") }
+    }
+
+    /// The disks on which a job of a client's runs, or is over and not yet concluded.
+    fn client_block_jobs(&self, domain: Uuid) -> Vec<Target> {
+        let _ = domain;
+        Vec::new()
+    }
+
+    /// Bytes a second; 0: no limit.
+    fn set_block_job_speed(
+        &self,
+        domain: Uuid,
+        target: &str,
+        speed: u64,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, target, speed);
+        async { unsupported("block jobs") }
+    }
+
+    /// Tells a job to end. It goes on from there; see [`Inspect::block_job_beyond`].
+    fn end_block_job(
+        &self,
+        domain: Uuid,
+        target: &str,
+        how: Ending,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, target, how);
+        async { unsupported("block jobs") }
+    }
+
+    /// Waits until a client's job is further than that; none when there is none (any more).
+    fn block_job_beyond(
+        &self,
+        domain: Uuid,
+        target: &str,
+        stage: Stage,
+    ) -> impl Future<Output = Result<Option<Stage>>> + Send {
+        let _ = (domain, target, stage);
+        async { Ok(None) }
+    }
+
+    /// Where the last word on a pending job moves the disk to.
+    fn block_job_moves(&self, domain: Uuid, target: &str) -> Result<Option<Move>> {
+        let _ = (domain, target);
+        Ok(None)
+    }
+
+    /// The last word: the guest goes on, on the image that the job leaves it.
+    fn finalize_block_job(
+        &self,
+        domain: Uuid,
+        target: &str,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, target);
+        async { unsupported("block jobs") }
+    }
+
+    /// Notes what a concluded job changed, and forgets it. None: it was done before.
+    fn conclude_block_job(
+        &self,
+        domain: Uuid,
+        target: &str,
+    ) -> impl Future<Output = Result<Option<Ended>>> + Send {
+        let _ = (domain, target);
+        async { Ok(None) }
+    }
+
+    /// Removes an image file that no chain of the domain has; absent is done.
+    fn remove_image(&self, domain: Uuid, image: &Path) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, image);
+        async { unsupported("removing images") }
     }
 
     fn screenshot(

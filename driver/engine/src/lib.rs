@@ -13,11 +13,13 @@
 //! - [`snapshots`]: the calls, from a request to a recorded change;
 //! - [`execute`], [`recover`]: the only interpreter of a plan, and the fold over its journal;
 //! - `testing`: a simulated world for tests (feature `testing`);
+//! - [`blockjob`]: pull, commit and copy as a client asks for them;
 //! - [`inspect`]: questions about a running guest that no snapshot needs;
 //! - [`ports`]: the traits that backends, the store and the daemon implement.
 
 #![forbid(unsafe_code)]
 
+pub mod blockjob;
 pub mod book;
 pub mod domain;
 pub mod error;

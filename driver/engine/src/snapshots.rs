@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Request};
 
+use crate::blockjob::{self, NewBlockJob};
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 use crate::execute::Stage;
@@ -147,6 +148,14 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
                 Err(failure.into())
             }
         }
+    }
+
+    /// Refuses a block job of the client's that would destroy a snapshot. The caller holds the
+    /// domain's job, and has settled it.
+    pub async fn check_block_job(&self, book: &Mutex<Book>, job: &NewBlockJob) -> Result<()> {
+        let facts = self.facts(book).await?;
+        let moments = lock(book).moments.clone();
+        blockjob::check(job, &facts, &moments)
     }
 
     /// An operation that was left unfinished comes first: nothing is planned on a world in doubt,

@@ -46,7 +46,7 @@ fn kind(layer: &Layer) -> &'static str {
     if layer.is_block_device { "block" } else { "file" }
 }
 
-fn source_of(layer: &Layer) -> Element {
+pub(crate) fn source_of(layer: &Layer) -> Element {
     let key = if layer.is_block_device { "dev" } else { "file" };
     Element::new("source").with_attr(key, layer.image.to_string_lossy())
 }

@@ -174,6 +174,11 @@ async fn live_images(instance: &Instance, images: &mut Images) -> Result<()> {
 }
 
 async fn mark_jobs(instance: &Instance, disks: &mut [DiskFacts]) -> Result<()> {
+    // The client's, until all that they changed is noted.
+    let client: BTreeSet<String> = instance.lock().jobs.keys().cloned().collect();
+    for disk in disks.iter_mut().filter(|disk| client.contains(&disk.target)) {
+        disk.block_job = true;
+    }
     for found in job::all(&instance.qmp).await? {
         if found.is_concluded() || found.status == "null" {
             continue;

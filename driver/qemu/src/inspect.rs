@@ -15,6 +15,8 @@ use virtsnap_engine::inspect::{
 };
 use virtsnap_xml::element::Element;
 
+use crate::blocks::job;
+use crate::client_jobs::{self, ClientJob};
 use crate::confine::failed;
 use crate::events::alias_of;
 use crate::hypervisor::Qemu;
@@ -151,21 +153,24 @@ impl Qemu {
     ) -> Result<Option<BlockJob>> {
         let instance = self.running(domain)?;
         let answer = instance.qmp.execute("query-block-jobs", Value::Null).await?;
+        let client = instance.lock().jobs.get(target).map(ClientJob::kind);
+        let ids = [client_jobs::id(target), job::id("merge", target)];
         let is_ours = |job: &&Value| {
             let id = job.get("device").and_then(Value::as_str).unwrap_or_default();
-            id.split('-').any(|part| part == target)
+            ids.iter().any(|ours| ours == id)
         };
         let job = answer.as_array().into_iter().flatten().find(is_ours);
         let number = |job: &Value, key: &str| job.get(key).and_then(Value::as_u64).unwrap_or(0);
-        Ok(job.map(|job| BlockJob {
-            kind: match job.get("type").and_then(Value::as_str) {
+        Ok(job.map(|job| {
+            let (done, total) = progress(
+                (number(job, "offset"), number(job, "len")),
+                job.get("ready").and_then(Value::as_bool),
+            );
+            let kind = client.unwrap_or(match job.get("type").and_then(Value::as_str) {
                 Some("stream") => BlockJobKind::Pull,
-                Some("mirror") => BlockJobKind::Copy,
                 _ => BlockJobKind::Commit,
-            },
-            bandwidth: number(job, "speed"),
-            done: number(job, "offset"),
-            total: number(job, "len"),
+            });
+            BlockJob { kind, bandwidth: number(job, "speed"), done, total }
         }))
     }
 
@@ -248,6 +253,15 @@ impl Qemu {
             return Err(err.into());
         }
         Ok(ours.into())
+    }
+}
+
+/// Clients take all done of all for the end of a job: so it is told only of one that is there.
+fn progress((done, total): (u64, u64), ready: Option<bool>) -> (u64, u64) {
+    match (done, total, ready) {
+        (0, 0, Some(ready)) => (u64::from(ready), 1),
+        (done, total, Some(false)) if done == total => (done - 1, total),
+        other => (other.0, other.1),
     }
 }
 

@@ -17,6 +17,7 @@ use virtsnap_engine::facts::Target;
 use virtsnap_xml::element::Element;
 
 use crate::blocks::{Chain, Layer};
+use crate::client_jobs::ClientJob;
 use crate::confine::Borrowed;
 use crate::process::Process;
 use crate::qmp::Qmp;
@@ -44,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) state: State,
     pub(crate) live: Element,
     pub(crate) chains: BTreeMap<Target, Chain>,
+    /// Block jobs of the client's, by disk.
+    pub(crate) jobs: BTreeMap<Target, ClientJob>,
     pub(crate) next_node: u32,
     /// Images that QEMU's user was given, with their owners before.
     pub(crate) borrowed: Borrowed,
@@ -72,6 +75,7 @@ impl Inner {
             state,
             live,
             chains,
+            jobs: BTreeMap::new(),
             next_node,
             borrowed: Borrowed::default(),
             pausing: None,

@@ -10,6 +10,7 @@
 //! - [`qmp`]: the monitor connection;
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
+//! - `client_jobs`: pull, commit and copy as a client asks for them;
 //! - `facts`, `steps`: what a plan is made from, and its acts.
 
 mod agent;
@@ -17,6 +18,7 @@ pub mod argv;
 pub mod backing;
 pub mod blocks;
 mod capabilities;
+mod client_jobs;
 pub mod complete;
 pub mod confine;
 mod events;

@@ -209,7 +209,9 @@ impl Shared {
             let is_used = inner
                 .chains
                 .values()
-                .any(|chain| chain.layers.iter().any(|layer| layer.image == image));
+                .flat_map(|chain| &chain.layers)
+                .chain(inner.jobs.values().flat_map(|job| job.layers()))
+                .any(|layer| layer.image == image);
             if is_used {
                 inner.borrowed.inherit(image, owner);
                 if let Err(err) = other.save_locked(&inner) {

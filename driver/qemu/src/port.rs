@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use uuid::Uuid;
+use virtsnap_engine::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
-use virtsnap_engine::facts::{DomainFacts, PathKind, StateFile};
+use virtsnap_engine::facts::{DomainFacts, PathKind, StateFile, Target};
 use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryStat, Platform, Screenshot,
 };
@@ -157,6 +158,47 @@ impl Inspect for Qemu {
 
     async fn block_job(&self, domain: Uuid, target: &str) -> Result<Option<BlockJob>> {
         self.running_block_job(domain, target).await
+    }
+
+    async fn start_block_job(&self, domain: Uuid, job: &NewBlockJob) -> Result<()> {
+        self.start_client_job(domain, job).await
+    }
+
+    fn client_block_jobs(&self, domain: Uuid) -> Vec<Target> {
+        self.client_jobs(domain)
+    }
+
+    async fn set_block_job_speed(&self, domain: Uuid, target: &str, speed: u64) -> Result<()> {
+        self.set_client_job_speed(domain, target, speed).await
+    }
+
+    async fn end_block_job(&self, domain: Uuid, target: &str, how: Ending) -> Result<()> {
+        self.end_client_job(domain, target, how).await
+    }
+
+    async fn block_job_beyond(
+        &self,
+        domain: Uuid,
+        target: &str,
+        stage: Stage,
+    ) -> Result<Option<Stage>> {
+        self.client_job_beyond(domain, target, stage).await
+    }
+
+    fn block_job_moves(&self, domain: Uuid, target: &str) -> Result<Option<Move>> {
+        self.client_job_moves(domain, target)
+    }
+
+    async fn finalize_block_job(&self, domain: Uuid, target: &str) -> Result<()> {
+        self.finalize_client_job(domain, target).await
+    }
+
+    async fn conclude_block_job(&self, domain: Uuid, target: &str) -> Result<Option<Ended>> {
+        self.conclude_client_job(domain, target).await
+    }
+
+    async fn remove_image(&self, domain: Uuid, image: &Path) -> Result<()> {
+        self.remove_unused_image(domain, image).await
     }
 
     async fn screenshot(&self, domain: Uuid, screen: u32) -> Result<Screenshot> {

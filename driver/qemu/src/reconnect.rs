@@ -118,6 +118,7 @@ impl Shared {
             Error::new(Condition::Internal, message).caused_by(err)
         })?;
         let inner = Inner {
+            jobs: status.jobs,
             next_node: status.next_node,
             borrowed: status.borrowed,
             rebooting: status.rebooting,

@@ -14,6 +14,7 @@ use virtsnap_engine::domain::{PausedReason, RunningReason, ShutOffReason, State}
 use virtsnap_engine::facts::Target;
 
 use crate::blocks::Chain;
+use crate::client_jobs::ClientJob;
 use crate::confine::Borrowed;
 use crate::instance::{Inner, Instance};
 use crate::process::Process;
@@ -36,6 +37,8 @@ pub(crate) struct Status {
     /// `<domain>`, the live definition.
     pub(crate) live: String,
     pub(crate) chains: BTreeMap<Target, Chain>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) jobs: BTreeMap<Target, ClientJob>,
     pub(crate) next_node: u32,
     pub(crate) borrowed: Borrowed,
     pub(crate) rebooting: bool,
@@ -80,6 +83,7 @@ impl Status {
             state: StateRecord::from(inner.state),
             live: inner.live.to_string(),
             chains: inner.chains.clone(),
+            jobs: inner.jobs.clone(),
             next_node: inner.next_node,
             borrowed: inner.borrowed.clone(),
             rebooting: inner.rebooting,

@@ -3,6 +3,7 @@
 //! Each module is a promise; its tests read like the session of somebody at a terminal.
 
 mod access;
+mod blockjobs;
 mod clients;
 mod domain;
 mod external;

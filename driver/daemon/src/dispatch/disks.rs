@@ -1,8 +1,7 @@
-//! Disks of one domain: sizes, statistics, block jobs.
+//! Disks of one domain: sizes and statistics.
 //!
 //! A client names a disk by its target or by its image's path.
 
-use virtsnap_engine::domain::BlockJobKind;
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::{BlockStats, Inspect};
 use virtsnap_rpc::remote::*;
@@ -13,7 +12,7 @@ use super::{Context, Outcome, flags};
 use crate::domains::{Domain, Operation};
 
 /// The target of the disk that `name` means.
-fn target(definition: &Element, name: &str) -> Outcome<String> {
+pub(super) fn target(definition: &Element, name: &str) -> Outcome<String> {
     let found = domain::disks(definition)
         .find(|disk| disk.target() == name || disk.path() == Some(name))
         .map(|disk| disk.target().to_owned());
@@ -137,31 +136,4 @@ pub(super) async fn stats_flags<H: Inspect>(
         .collect();
     let nparams = i32::try_from(params.len()).unwrap_or(i32::MAX);
     Ok(DomainBlockStatsFlagsRet { params: params.into(), nparams })
-}
-
-pub(super) async fn job_info<H: Inspect>(
-    cx: Context<'_, H>,
-    args: DomainGetBlockJobInfoArgs,
-) -> Outcome<DomainGetBlockJobInfoRet> {
-    const BANDWIDTH_BYTES: u32 = 1;
-    flags::only(args.flags, BANDWIDTH_BYTES, "qemuDomainGetBlockJobInfo")?;
-    let domain = cx.domain(&args.dom)?;
-    let domains = &cx.daemon.domains;
-    let active = domains.running(&domain)?;
-    let target = target(&active.live, &args.path)?;
-    let Some(job) = domains.hypervisor.block_job(domain.uuid, &target).await? else {
-        return Ok(DomainGetBlockJobInfoRet { found: 0, kind: 0, bandwidth: 0, cur: 0, end: 0 });
-    };
-    let kind = match job.kind {
-        BlockJobKind::Pull => 1,
-        BlockJobKind::Copy => 2,
-        BlockJobKind::Commit => 3,
-        BlockJobKind::ActiveCommit => 4,
-    };
-    let bandwidth = if args.flags & BANDWIDTH_BYTES != 0 {
-        job.bandwidth
-    } else {
-        job.bandwidth.div_ceil(1 << 20)
-    };
-    Ok(DomainGetBlockJobInfoRet { found: 1, kind, bandwidth, cur: job.done, end: job.total })
 }

@@ -7,6 +7,7 @@
 //! arguments. Flag words are decoded in the handlers and go no further.
 
 mod agent;
+mod blockjobs;
 mod connect;
 #[cfg(test)]
 mod coverage;
@@ -363,7 +364,10 @@ table! {
     DOMAIN_GET_CONTROL_INFO => info::control_info,
     DOMAIN_UNDEFINE_FLAGS => life::undefine_flags,
     DOMAIN_DESTROY_FLAGS => life::destroy_flags,
-    DOMAIN_GET_BLOCK_JOB_INFO => disks::job_info,
+    DOMAIN_BLOCK_JOB_ABORT => blockjobs::abort,
+    DOMAIN_GET_BLOCK_JOB_INFO => blockjobs::info,
+    DOMAIN_BLOCK_JOB_SET_SPEED => blockjobs::set_speed,
+    DOMAIN_BLOCK_PULL => blockjobs::pull,
     DOMAIN_BLOCK_STATS_FLAGS => disks::stats_flags,
     DOMAIN_SNAPSHOT_GET_PARENT => snapshots::parent,
     DOMAIN_RESET => life::reset,
@@ -380,7 +384,9 @@ table! {
     CONNECT_LIST_ALL_DOMAINS => lists::list_all,
     DOMAIN_LIST_ALL_SNAPSHOTS => snapshots::list_all,
     DOMAIN_SNAPSHOT_LIST_ALL_CHILDREN => snapshots::list_all_children,
+    DOMAIN_BLOCK_REBASE => blockjobs::rebase,
     DOMAIN_GET_EMULATOR_PIN_INFO => tuning::emulator_pins,
+    DOMAIN_BLOCK_COMMIT => blockjobs::commit,
     CONNECT_LIST_ALL_STORAGE_POOLS => storage::list_pools,
     DOMAIN_GET_HOSTNAME => agent::hostname,
     NODE_GET_CPU_MAP => node::cpu_map,
@@ -390,6 +396,7 @@ table! {
     CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY => connect::deregister_domain_event,
     DOMAIN_FSFREEZE => agent::freeze,
     DOMAIN_FSTHAW => agent::thaw,
+    DOMAIN_BLOCK_COPY => blockjobs::copy,
     DOMAIN_GET_TIME => agent::get_time,
     NODE_GET_FREE_PAGES => node::free_pages,
     CONNECT_GET_DOMAIN_CAPABILITIES => node::domain_capabilities,

@@ -2,10 +2,12 @@
 //!
 //! - [`table`]: every domain by uuid; what events and records change;
 //! - [`life`]: define, start, stop, … with libvirt's rules;
+//! - [`blockjobs`]: block jobs of clients, from start to end;
 //! - [`job`]: one modifying job per domain;
 //! - [`definition`]: the little the daemon itself reads and changes in a `<domain>`;
 //! - [`devices`]: devices of a persistent definition.
 
+pub(crate) mod blockjobs;
 pub(crate) mod definition;
 pub(crate) mod devices;
 pub(crate) mod job;

@@ -57,6 +57,24 @@ pub(crate) async fn wait(
     id: &str,
     until: impl Fn(&Job) -> bool,
 ) -> Result<Option<Job>, QmpError> {
+    wait_while_it_moves(qmp, id, until, STALL).await
+}
+
+/// The same of a client's job: the client ends it, however long it does not move.
+pub(crate) async fn wait_for_ever(
+    qmp: &Qmp,
+    id: &str,
+    until: impl Fn(&Job) -> bool,
+) -> Result<Option<Job>, QmpError> {
+    wait_while_it_moves(qmp, id, until, Duration::MAX).await
+}
+
+async fn wait_while_it_moves(
+    qmp: &Qmp,
+    id: &str,
+    until: impl Fn(&Job) -> bool,
+    patience: Duration,
+) -> Result<Option<Job>, QmpError> {
     let mut events = qmp.events();
     let mut seen = (None, Instant::now());
     loop {
@@ -67,7 +85,7 @@ pub(crate) async fn wait(
         let now = Some((job.status, job.current_progress, job.total_progress));
         if now != seen.0 {
             seen = (now, Instant::now());
-        } else if seen.1.elapsed() > STALL {
+        } else if seen.1.elapsed() > patience {
             return Err(QmpError::Timeout { command: id.to_owned() });
         }
         let told = async {

@@ -91,8 +91,9 @@ pub(crate) async fn unused(instance: &Instance, image: &Path) -> Result<Vec<Laye
 /// Takes from QEMU every pair of nodes of ours that no chain has and nothing stands on.
 pub(crate) async fn sweep(instance: &Instance) -> Result<()> {
     let chains = instance.chains();
-    let used: BTreeSet<u32> =
+    let mut used: BTreeSet<u32> =
         chains.values().flat_map(|chain| &chain.layers).map(|layer| layer.number).collect();
+    used.extend(instance.lock().jobs.values().flat_map(|job| job.layers()).map(|l| l.number));
     let mut left: Vec<String> = Vec::new();
     for kind in ["format", "storage"] {
         let nodes = all(&instance.qmp).await?;

@@ -12,6 +12,7 @@
 //! (it looks for a colon before the first slash), and reach QEMU as `file.filename=` options with
 //! commas doubled wherever the command takes options.
 
+pub(crate) mod blank;
 pub mod claim;
 pub mod copy;
 pub mod edit;

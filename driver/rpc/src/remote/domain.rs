@@ -137,6 +137,9 @@ calls! {
     DOMAIN_GET_BLOCK_JOB_INFO:
         DomainGetBlockJobInfoArgs { dom: DomainRef, path: String, flags: u32 }
         -> DomainGetBlockJobInfoRet { found: i32, kind: i32, bandwidth: u64, cur: u64, end: u64 };
+    DOMAIN_BLOCK_JOB_SET_SPEED:
+        DomainBlockJobSetSpeedArgs { dom: DomainRef, path: String, bandwidth: u64, flags: u32 }
+        -> ();
     DOMAIN_BLOCK_PULL:
         DomainBlockPullArgs { dom: DomainRef, path: String, bandwidth: u64, flags: u32 }
         -> ();

@@ -1,0 +1,458 @@
+//! Block jobs of the client's in a running QEMU: `block-stream`, `block-commit`, `blockdev-mirror`.
+//!
+//! A job is in the status file before QEMU is told to start it, so that a daemon that comes back
+//! finds it, whatever it came to; QEMU keeps a job that is over until it is dismissed. One that
+//! pivots is held at `pending`, where the guest's writes wait and both images are equal, until the
+//! new image is durably the one that the next start uses: a host that dies a moment later does not
+//! boot what the guest no longer writes to.
+
+mod copy;
+mod names;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use virtsnap_engine::blockjob::{
+    Act, BackingName, Ended, Ending, Move, NewBlockJob, Outcome, Stage,
+};
+use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus, Event};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
+
+use crate::backing;
+use crate::blocks::{Chain, Layer, job, nodes};
+use crate::confine::Use;
+use crate::hypervisor::Qemu;
+use crate::image::{claim, failure};
+use crate::instance::Instance;
+
+/// A job as the status file has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClientJob {
+    kind: Kind,
+    /// The active layer when it was started.
+    from: Layer,
+    /// What a pivot leads to, with what is added to the chain for it.
+    #[serde(default)]
+    to: Vec<Layer>,
+    #[serde(default)]
+    delete: bool,
+    #[serde(default)]
+    ready: bool,
+    #[serde(default)]
+    ending: Option<End>,
+    /// The backing chain of a shallow copy's destination is opened when it pivots.
+    #[serde(default)]
+    late_backing: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Pull,
+    Commit,
+    ActiveCommit,
+    Copy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum End {
+    Pivot,
+    Cancel,
+}
+
+impl ClientJob {
+    fn new(kind: Kind, from: Layer, to: Vec<Layer>) -> Self {
+        Self { kind, from, to, delete: false, ready: false, ending: None, late_backing: false }
+    }
+
+    /// Layers that are QEMU's for the job's sake alone.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.to.iter()
+    }
+
+    pub(crate) fn kind(&self) -> BlockJobKind {
+        match self.kind {
+            Kind::Pull => BlockJobKind::Pull,
+            Kind::Commit => BlockJobKind::Commit,
+            Kind::ActiveCommit => BlockJobKind::ActiveCommit,
+            Kind::Copy => BlockJobKind::Copy,
+        }
+    }
+
+    fn pivots(&self) -> bool {
+        matches!(self.kind, Kind::ActiveCommit | Kind::Copy)
+    }
+}
+
+/// QEMU's name of the client's job on a disk.
+pub(crate) fn id(target: &str) -> String {
+    job::id("client", target)
+}
+
+impl Qemu {
+    pub(crate) async fn start_client_job(&self, domain: Uuid, job: &NewBlockJob) -> Result<()> {
+        let instance = self.running(domain)?;
+        let target = job.target.as_str();
+        let chain = nodes::follow(&instance, target, &[]).await?;
+        let started = match &job.act {
+            Act::Pull { base, backing_name } => {
+                self.start_pull(&instance, &chain, job.speed, base.as_deref(), *backing_name).await
+            }
+            Act::Commit { top, base, backing_name, delete } => {
+                let commit = Commit { top, base, backing_name: *backing_name, delete: *delete };
+                self.start_client_commit(&instance, &chain, job.speed, commit).await
+            }
+            Act::Copy(copy) => self.start_copy(&instance, &chain, job.speed, copy).await,
+        };
+        if started.is_err() {
+            forget(&instance, target)?;
+        }
+        started
+    }
+
+    async fn start_pull(
+        &self,
+        instance: &Instance,
+        chain: &Chain,
+        speed: u64,
+        base: Option<&Path>,
+        backing_name: BackingName,
+    ) -> Result<()> {
+        let active = top(chain)?;
+        let mut arguments = json!({
+            "job-id": id(&chain.target),
+            "device": active.format_node(),
+            "auto-dismiss": false,
+        });
+        if let Some(base) = base {
+            let lower = layer(chain, base)?;
+            arguments["base-node"] = Value::from(lower.format_node());
+            arguments["backing-file"] = names::backing(active, base, backing_name)?.into();
+        }
+        limit(&mut arguments, speed);
+        record(instance, &chain.target, ClientJob::new(Kind::Pull, active.clone(), Vec::new()))?;
+        instance.qmp.execute("block-stream", arguments).await?;
+        Ok(())
+    }
+
+    async fn start_client_commit(
+        &self,
+        instance: &Instance,
+        chain: &Chain,
+        speed: u64,
+        commit: Commit<'_>,
+    ) -> Result<()> {
+        let (active, upper, lower) =
+            (top(chain)?, layer(chain, commit.top)?, layer(chain, commit.base)?);
+        let is_active = upper.number == active.number;
+        let above = chain.layers.iter().zip(chain.layers.iter().skip(1));
+        let above = above.into_iter().find(|(_, layer)| layer.number == upper.number);
+        let mut arguments = json!({
+            "job-id": id(&chain.target),
+            "device": active.format_node(),
+            "top-node": upper.format_node(),
+            "base-node": lower.format_node(),
+            "auto-dismiss": false,
+            "auto-finalize": !is_active,
+        });
+        self.lend(instance, commit.base, Use::Own)?;
+        if let Some((above, _)) = above {
+            // Its header is rewritten to name the base.
+            self.lend(instance, &above.image, Use::Own)?;
+            arguments["backing-file"] =
+                names::backing(above, commit.base, commit.backing_name)?.into();
+        }
+        limit(&mut arguments, speed);
+        let (kind, to) = match is_active {
+            true => (Kind::ActiveCommit, vec![lower.clone()]),
+            false => (Kind::Commit, Vec::new()),
+        };
+        let mut job = ClientJob::new(kind, active.clone(), to);
+        job.delete = commit.delete;
+        record(instance, &chain.target, job)?;
+        instance.qmp.execute("block-commit", arguments).await?;
+        Ok(())
+    }
+
+    pub(crate) fn client_jobs(&self, domain: Uuid) -> Vec<String> {
+        let instance = self.instance(domain);
+        instance.map(|i| i.lock().jobs.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(crate) async fn set_client_job_speed(
+        &self,
+        domain: Uuid,
+        target: &str,
+        speed: u64,
+    ) -> Result<()> {
+        let instance = self.running(domain)?;
+        expect(&instance, target)?;
+        let arguments = json!({ "device": id(target), "speed": speed });
+        instance.qmp.execute("block-job-set-speed", arguments).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn end_client_job(
+        &self,
+        domain: Uuid,
+        target: &str,
+        how: Ending,
+    ) -> Result<()> {
+        let instance = self.running(domain)?;
+        let job = expect(&instance, target)?;
+        if job.ending.is_some() {
+            let message = format!("block job on disk '{target}' is still being ended");
+            return Err(Error::new(Condition::OperationInvalid, message));
+        }
+        match how {
+            Ending::Pivot => self.pivot_client_job(&instance, target, &job).await,
+            Ending::Cancel => {
+                note_ending(&instance, target, Some(End::Cancel))?;
+                let told =
+                    instance.qmp.execute("block-job-cancel", json!({ "device": id(target) })).await;
+                // One that is over by itself is seen to by whoever waits for it.
+                match told {
+                    Err(err) if job::find(&instance.qmp, &id(target)).await?.is_none() => {
+                        Err(err.into())
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn pivot_client_job(
+        &self,
+        instance: &Instance,
+        target: &str,
+        job: &ClientJob,
+    ) -> Result<()> {
+        // Whether it is in step is QEMU's to say: nobody may have listened when it was told.
+        let is_ready = job::find(&instance.qmp, &id(target)).await?.map(|job| job.status);
+        if is_ready.as_deref() != Some("ready") {
+            let message = format!("block job '{}' not ready for pivot yet", id(target));
+            return Err(Error::new(Condition::BlockCopyActive, message));
+        }
+        if !job.pivots() {
+            let message = format!("the block job on disk '{target}' does not support pivot");
+            return Err(Error::new(Condition::OperationInvalid, message));
+        }
+        if job.late_backing {
+            self.open_late_backing(instance, target).await?;
+        }
+        note_ending(instance, target, Some(End::Pivot))?;
+        let told = job::complete(&instance.qmp, &id(target)).await;
+        if told.as_ref().is_err_and(|err| !err.in_doubt()) {
+            note_ending(instance, target, None)?;
+        }
+        Ok(told?)
+    }
+
+    pub(crate) async fn client_job_beyond(
+        &self,
+        domain: Uuid,
+        target: &str,
+        stage: Stage,
+    ) -> Result<Option<Stage>> {
+        let Some(instance) = self.instance(domain) else { return Ok(None) };
+        if !instance.lock().jobs.contains_key(target) {
+            return Ok(None);
+        }
+        let until = |job: &job::Job| stage_of(job) > stage;
+        let Some(found) = job::wait_for_ever(&instance.qmp, &id(target), until).await? else {
+            // Never started, or dismissed a moment before the daemon died.
+            forget(&instance, target)?;
+            return Ok(None);
+        };
+        if stage_of(&found) == Stage::Ready {
+            self.note_ready(&instance, target)?;
+        }
+        Ok(Some(stage_of(&found)))
+    }
+
+    /// In step for the first time: told once.
+    fn note_ready(&self, instance: &Instance, target: &str) -> Result<()> {
+        let told = {
+            let mut inner = instance.lock();
+            let inner = &mut *inner;
+            let Some(job) = inner.jobs.get_mut(target).filter(|job| !job.ready) else {
+                return Ok(());
+            };
+            job.ready = true;
+            show_mirror(&mut inner.live, target, job);
+            let event = Event::BlockJob {
+                target: target.to_owned(),
+                source: job.from.image.to_string_lossy().into_owned(),
+                kind: job.kind(),
+                status: BlockJobStatus::Ready,
+            };
+            instance.save_locked(inner)?;
+            event
+        };
+        self.shared.tell(instance, told);
+        Ok(())
+    }
+
+    pub(crate) fn client_job_moves(&self, domain: Uuid, target: &str) -> Result<Option<Move>> {
+        let Some(instance) = self.instance(domain) else { return Ok(None) };
+        let inner = instance.lock();
+        let job = inner.jobs.get(target).filter(|job| job.ending == Some(End::Pivot));
+        Ok(job.and_then(|job| movement(target, &job.from, job.to.first()?)))
+    }
+
+    pub(crate) async fn finalize_client_job(&self, domain: Uuid, target: &str) -> Result<()> {
+        Ok(job::finalize(&self.running(domain)?.qmp, &id(target)).await?)
+    }
+
+    pub(crate) async fn conclude_client_job(
+        &self,
+        domain: Uuid,
+        target: &str,
+    ) -> Result<Option<Ended>> {
+        let Some(instance) = self.instance(domain) else { return Ok(None) };
+        let Some(client) = instance.lock().jobs.get(target).cloned() else { return Ok(None) };
+        let Some(found) = job::find(&instance.qmp, &id(target)).await? else {
+            forget(&instance, target)?;
+            return Ok(None);
+        };
+        let before = instance.chain(target).ok_or_else(|| nodes::no_disk(target))?;
+        let after = nodes::follow(&instance, target, &client.to).await?;
+        let active = top(&after)?.clone();
+        let outcome = match (&found.error, client.ending) {
+            // In step with the guest to the end, as asked: QEMU calls that a success.
+            (_, Some(End::Cancel)) if client.pivots() => Outcome::Canceled,
+            (None, _) => Outcome::Completed,
+            (Some(_), Some(End::Cancel)) => Outcome::Canceled,
+            (Some(error), _) => Outcome::Failed(error.clone()),
+        };
+        job::dismiss(&instance.qmp, &id(target)).await?;
+        forget(&instance, target)?;
+        nodes::sweep(&instance).await?;
+        let is_gone = |layer: &&Layer| after.layers.iter().all(|l| l.number != layer.number);
+        Ok(Some(Ended {
+            kind: client.kind(),
+            moved: movement(target, &client.from, &active),
+            active: active.image,
+            left: before.layers.iter().filter(is_gone).map(|l| l.image.clone()).collect(),
+            delete: client.delete && outcome == Outcome::Completed,
+            outcome,
+        }))
+    }
+
+    pub(crate) async fn remove_unused_image(&self, domain: Uuid, image: &Path) -> Result<()> {
+        if let Some((target, _)) = self.instance(domain).and_then(|i| i.layer_of(image)) {
+            let what = format!("'{}' is in use by disk '{target}'", image.display());
+            return Err(failure(Condition::OperationInvalid, what));
+        }
+        claim::remove(domain, image).await
+    }
+}
+
+struct Commit<'a> {
+    top: &'a Path,
+    base: &'a Path,
+    backing_name: BackingName,
+    delete: bool,
+}
+
+fn stage_of(job: &job::Job) -> Stage {
+    match job.status.as_str() {
+        "ready" => Stage::Ready,
+        "pending" => Stage::Pending,
+        "concluded" => Stage::Concluded,
+        _ => Stage::Running,
+    }
+}
+
+fn movement(target: &str, from: &Layer, to: &Layer) -> Option<Move> {
+    (from.image != to.image).then(|| Move {
+        target: target.to_owned(),
+        from: from.image.clone(),
+        to: to.image.clone(),
+        format: to.format(),
+        is_block_device: to.is_block_device,
+    })
+}
+
+fn limit(arguments: &mut Value, speed: u64) {
+    if speed > 0 {
+        arguments["speed"] = speed.into();
+    }
+}
+
+fn top(chain: &Chain) -> Result<&Layer> {
+    chain.layers.first().ok_or_else(|| nodes::no_disk(&chain.target))
+}
+
+fn layer<'a>(chain: &'a Chain, image: &Path) -> Result<&'a Layer> {
+    chain.layers.iter().find(|layer| layer.image == image).ok_or_else(|| {
+        let what = format!("disk '{}' does not stand on '{}'", chain.target, image.display());
+        failure(Condition::InvalidArgument, what)
+    })
+}
+
+fn expect(instance: &Instance, target: &str) -> Result<ClientJob> {
+    instance.lock().jobs.get(target).cloned().ok_or_else(|| {
+        let message = format!("disk {target} does not have an active block job");
+        Error::new(Condition::InvalidArgument, message)
+    })
+}
+
+fn record(instance: &Instance, target: &str, job: ClientJob) -> Result<()> {
+    let mut inner = instance.lock();
+    let inner = &mut *inner;
+    show_mirror(&mut inner.live, target, &job);
+    inner.jobs.insert(target.to_owned(), job);
+    instance.save_locked(inner)
+}
+
+fn forget(instance: &Instance, target: &str) -> Result<()> {
+    let mut inner = instance.lock();
+    let inner = &mut *inner;
+    inner.jobs.remove(target);
+    if let Some(disk) = domain::disk_mut(&mut inner.live, target) {
+        disk.remove_children("mirror");
+    }
+    instance.save_locked(inner)
+}
+
+fn note_ending(instance: &Instance, target: &str, ending: Option<End>) -> Result<()> {
+    let mut inner = instance.lock();
+    let inner = &mut *inner;
+    if let Some(job) = inner.jobs.get_mut(target) {
+        job.ending = ending;
+        show_mirror(&mut inner.live, target, job);
+    }
+    instance.save_locked(inner)
+}
+
+/// `<mirror>` of a disk whose job may pivot: how clients see that it is ready.
+fn show_mirror(live: &mut Element, target: &str, job: &ClientJob) {
+    let Some(disk) = domain::disk_mut(live, target) else { return };
+    disk.remove_children("mirror");
+    let (Some(to), true) = (job.to.first(), job.pivots()) else { return };
+    let mut mirror =
+        Element::new("mirror").with_attr("type", if to.is_block_device { "block" } else { "file" });
+    if job.kind == Kind::Copy && !to.is_block_device {
+        mirror.set_attr("file", to.image.to_string_lossy());
+        mirror.set_attr("format", to.format.clone());
+    }
+    mirror.set_attr("job", if job.kind == Kind::Copy { "copy" } else { "active-commit" });
+    match (job.ending, job.ready) {
+        (Some(End::Pivot), _) => mirror.set_attr("ready", "pivot"),
+        (Some(End::Cancel), _) => mirror.set_attr("ready", "abort"),
+        (None, true) => mirror.set_attr("ready", "yes"),
+        (None, false) => {}
+    }
+    mirror.push(Element::new("format").with_attr("type", to.format.clone()));
+    mirror.push(backing::source_of(to).with_attr("index", to.number.to_string()));
+    if job.kind == Kind::Copy {
+        mirror.push(Element::new("backingStore"));
+    }
+    disk.insert_before(&["backenddomain", "target"], mirror);
+}

@@ -1,0 +1,234 @@
+//! Block jobs as management software starts them: commit, pull, copy; what they must not destroy.
+
+use std::path::Path;
+
+use virtsnap_tests::{GuestSpec, World, images};
+
+/// The chain that a disk's guest stands on, by file name.
+fn chain(image: &str) -> Vec<String> {
+    let name = |path: String| Path::new(&path).file_name().unwrap().to_string_lossy().into_owned();
+    images::chain(Path::new(image)).into_iter().map(name).collect()
+}
+
+/// What backup programs do: a snapshot without metadata, the base copied, then all merged back.
+#[test]
+fn an_overlay_is_committed_away_and_the_guest_runs_on() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    let base = vm.source("vda");
+    vm.virsh("snapshot-create-as {} tmp --disk-only --atomic --no-metadata");
+    let overlay = vm.source("vda");
+    vm.count_on(2);
+    vm.virsh("blockcommit {} vda --active");
+    virtsnap_tests::host::wait("the commit to be in step", 60, || {
+        vm.virsh("dumpxml {}").contains("ready='yes'").then_some(())
+    });
+    let info = vm.virsh("blockjob {} vda --info --raw");
+    assert!(info.contains("type=Active Block Commit"), "{info}");
+    let xml = vm.virsh("dumpxml {}");
+    assert!(xml.contains("<mirror type='file' job='active-commit' ready='yes'>"), "{xml}");
+    assert!(!vm.virsh("dumpxml --inactive {}").contains("<mirror"));
+    assert!(vm.refused("blockcommit {} vda --active").contains("already in active block job"));
+    let refused = vm.refused("snapshot-create-as {} during --disk-only");
+    assert!(refused.contains("vda"), "{refused}");
+
+    vm.virsh("blockjob {} vda --pivot");
+    assert_eq!(vm.source("vda"), base);
+    assert!(vm.virsh("dumpxml --inactive {}").contains(&base), "the next boot uses it too");
+    assert!(!vm.virsh("dumpxml {}").contains("<mirror"));
+    assert_eq!(vm.virsh("blockjob {} vda --info --raw").trim(), "");
+    assert!(Path::new(&overlay).exists(), "nobody asked to remove it");
+    std::fs::remove_file(&overlay).unwrap();
+    let at = vm.count_on(2);
+    let mark = vm.mark();
+    vm.virsh("destroy {}");
+    images::check(Path::new(&base));
+    assert_eq!(chain(&base).len(), 1);
+    vm.virsh("start {}");
+    assert!(vm.booted(mark) >= at, "all that was written is in the one file");
+    vm.never_mismatched();
+}
+
+#[test]
+fn a_commit_that_is_broken_off_leaves_the_chain() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    vm.virsh("snapshot-create-as {} tmp --disk-only --no-metadata");
+    let overlay = vm.source("vda");
+    vm.count_on(2);
+    vm.virsh("blockcommit {} vda --active --wait");
+    vm.virsh("blockjob {} vda --abort");
+    assert_eq!(vm.source("vda"), overlay);
+    assert!(!vm.virsh("dumpxml {}").contains("<mirror"));
+    let complaint = vm.refused("blockjob {} vda --abort");
+    assert!(complaint.contains("active block job"), "{complaint}");
+    vm.count_on(2);
+    // And the other way to say it: with the overlay removed.
+    vm.virsh("blockcommit {} vda --active --delete --pivot --wait");
+    assert!(!Path::new(&overlay).exists());
+    vm.count_on(2);
+    vm.virsh("destroy {}");
+    images::check(&vm.disk("vda"));
+    vm.never_mismatched();
+}
+
+/// Kill and start again, before and after a job is in step.
+#[test]
+fn a_new_daemon_finds_the_job_again() {
+    let mut world = World::new();
+    let base = {
+        let vm = world.boot(GuestSpec::new("vm"));
+        let base = vm.source("vda");
+        vm.virsh("snapshot-create-as {} tmp --disk-only --no-metadata");
+        vm.count_on(2);
+        // Slow, so that it is still under way when the daemon is gone.
+        vm.virsh("blockcommit {} vda --active --bytes 65536");
+        base
+    };
+    world.kill();
+    world.start();
+    let info = world.virsh.ok("blockjob vm vda --info --raw");
+    assert!(info.contains("type=Active Block Commit"), "{info}");
+    assert!(world.virsh.fails("blockjob vm vda --pivot").contains("not ready"));
+    world.virsh.ok("blockjob vm vda --bandwidth 0");
+    virtsnap_tests::host::wait("the commit to be in step", 60, || {
+        world.virsh.ok("dumpxml vm").contains("ready='yes'").then_some(())
+    });
+    world.virsh.ok("blockjob vm vda --pivot");
+    assert!(world.virsh.ok("dumpxml vm").contains(&base));
+    assert!(world.virsh.ok("dumpxml --inactive vm").contains(&base));
+    world.virsh.ok("destroy vm");
+    images::check(Path::new(&base));
+}
+
+/// Merging into the middle and pulling to the top, of a chain that no snapshot needs.
+#[test]
+fn layers_are_merged_and_pulled() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    for name in ["a", "b", "c"] {
+        vm.virsh(&format!("snapshot-create-as {{}} {name} --disk-only --no-metadata"));
+        vm.count_on(1);
+    }
+    let active = vm.source("vda");
+    assert_eq!(chain(&active), ["vm-vda.c", "vm-vda.b", "vm-vda.a", "vm-vda.qcow2"]);
+    let refused = vm.refused("blockcommit {} vda");
+    assert!(refused.contains("requires active flag"), "{refused}");
+    let (b, a) = (world.path("vm-vda.b"), world.path("vm-vda.a"));
+    vm.virsh(&format!("blockcommit {{}} vda --top {} --base {} --wait", b.display(), a.display()));
+    assert_eq!(chain(&active), ["vm-vda.c", "vm-vda.a", "vm-vda.qcow2"]);
+    assert!(!vm.virsh("dumpxml {}").contains("vm-vda.b'"));
+    vm.count_on(1);
+    vm.virsh(&format!("blockpull {{}} vda --base {} --wait", vm.disk("vda").display()));
+    assert_eq!(chain(&active), ["vm-vda.c", "vm-vda.qcow2"]);
+    vm.virsh("blockpull {} vda --wait");
+    assert_eq!(chain(&active), ["vm-vda.c"]);
+    let at = vm.count_on(2);
+    let mark = vm.mark();
+    vm.virsh("destroy {}");
+    images::check(Path::new(&active));
+    for image in [a, b, vm.disk("vda")] {
+        std::fs::remove_file(image).unwrap();
+    }
+    vm.virsh("start {}");
+    assert!(vm.booted(mark) >= at);
+    vm.never_mismatched();
+}
+
+#[test]
+fn names_between_images_stay_relative_where_that_was_asked() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    vm.virsh("destroy {}");
+    for (name, backing) in [("m", "vm-vda.qcow2"), ("n", "m.qcow2"), ("o", "n.qcow2")] {
+        let path = world.path(&format!("{name}.qcow2"));
+        images::create_on(&path, backing);
+    }
+    let xml = vm.virsh("dumpxml --inactive {}").replace("vm-vda.qcow2", "o.qcow2");
+    std::fs::write(world.path("vm.xml"), xml).unwrap();
+    world.virsh.ok(&format!("define {}", world.path("vm.xml").display()));
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    vm.booted(mark);
+    vm.virsh("blockcommit {} vda --top n.qcow2 --base m.qcow2 --keep-relative --wait");
+    let info = images::info(&world.path("o.qcow2"));
+    assert!(info.contains("backing file: m.qcow2 "), "{info}");
+    vm.virsh("destroy {}");
+    images::check(&world.path("o.qcow2"));
+}
+
+#[test]
+fn a_disk_moves_to_a_copy() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm").disks(&["qcow2", "raw"]));
+    let copy = world.path("copy.qcow2");
+    let go = format!("blockcopy {{}} vda {} --transient-job", copy.display());
+    let refused = vm.refused(&format!("blockcopy {{}} vda {} --wait", copy.display()));
+    assert!(refused.contains("not transient"), "{refused}");
+    vm.virsh(&format!("{go} --wait"));
+    let xml = vm.virsh("dumpxml {}");
+    assert!(xml.contains("job='copy' ready='yes'>"), "{xml}");
+    vm.virsh("blockjob {} vda --abort");
+    assert!(copy.exists(), "a copy of that moment");
+    images::check(&copy);
+    assert_eq!(vm.source("vda"), vm.disk("vda").to_string_lossy());
+    assert!(vm.refused(&format!("{go} --wait")).contains("exists"));
+    std::fs::remove_file(&copy).unwrap();
+
+    vm.virsh(&format!("{go} --wait --pivot"));
+    assert_eq!(vm.source("vda"), copy.to_string_lossy());
+    assert!(vm.virsh("dumpxml --inactive {}").contains("copy.qcow2"));
+    let at = vm.count_on(2);
+    let mark = vm.mark();
+    vm.virsh("destroy {}");
+    images::check(&copy);
+    std::fs::remove_file(vm.disk("vda")).unwrap();
+    vm.virsh("start {}");
+    assert!(vm.booted(mark) >= at);
+    vm.never_mismatched();
+}
+
+/// libvirt destroys both snapshots here without a word (S2-71).
+#[test]
+fn no_commit_takes_a_snapshot_away() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    vm.virsh("snapshot-create-as {} first --disk-only");
+    vm.count_on(1);
+    vm.virsh("snapshot-create-as {} second --disk-only");
+    vm.count_on(1);
+    let at = vm.source("vda");
+    for commit in ["--active", "--active --shallow", "--top vm-vda.first"] {
+        let complaint = vm.refused(&format!("blockcommit {{}} vda {commit}"));
+        assert!(
+            complaint.contains("snapshot 'first'") || complaint.contains("'second'"),
+            "{complaint}"
+        );
+    }
+    assert_eq!(vm.source("vda"), at, "a refusal changes nothing");
+    // The older one alone does not stand in the way of what is above it.
+    vm.virsh("snapshot-delete {} second --metadata");
+    vm.virsh("blockcommit {} vda --active --shallow --pivot --wait");
+    assert!(vm.source("vda").ends_with("vm-vda.first"));
+    vm.count_on(1);
+    vm.virsh("snapshot-revert {} first --running");
+    vm.virsh("destroy {}");
+    vm.never_mismatched();
+}
+
+/// An image that somebody else stands on is nobody's to write into.
+#[test]
+fn no_commit_falsifies_a_neighbour() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    vm.virsh("snapshot-create-as {} tmp --disk-only --no-metadata");
+    let clone = world.path("clone.qcow2");
+    images::create_on(&clone, "vm-vda.qcow2");
+    let complaint = vm.refused("blockcommit {} vda --active");
+    assert!(complaint.contains("clone.qcow2"), "{complaint}");
+    std::fs::remove_file(&clone).unwrap();
+    vm.virsh("blockcommit {} vda --active --pivot --wait");
+    vm.count_on(1);
+    vm.virsh("destroy {}");
+    vm.never_mismatched();
+}
