@@ -11,6 +11,7 @@
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
 //! - `client_jobs`: pull, commit and copy as a client asks for them;
+//! - `save_image`: memory in a file, in libvirt's format; `migration`: QEMU's side of that;
 //! - `facts`, `steps`: what a plan is made from, and its acts.
 
 mod agent;
@@ -38,6 +39,7 @@ pub mod qmp;
 #[cfg(test)]
 mod real;
 mod reconnect;
+mod save_image;
 mod setup;
 mod start;
 mod status;
