@@ -90,6 +90,7 @@ async fn restart(instance: &Instance) {
 
 fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next {
     match event.name.as_str() {
+        "STOP" | "RESUME" if inner.is_stepping => {}
         "STOP" => stopped(inner, told),
         "RESUME" => resumed(inner, told),
         "SHUTDOWN" => return shut_down(inner, event, told),

@@ -16,7 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use virtsnap_engine::domain::{ShutOffReason, State};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{
-    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts, PathKind,
+    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts, MemoryFile,
+    PathKind,
 };
 use virtsnap_engine::ports::Subject;
 use virtsnap_xml::domain::{self, DiskView};
@@ -27,6 +28,8 @@ use crate::hypervisor::Qemu;
 use crate::image::info::{MAX_DEPTH, resolve};
 use crate::image::{QemuImg, blocking, claim, header, system};
 use crate::instance::Instance;
+use crate::migration;
+use crate::save_image::Saved;
 
 type Images = BTreeMap<PathBuf, ImageFacts>;
 
@@ -44,6 +47,7 @@ impl Qemu {
         };
         let mut images = Images::new();
         if let Some(instance) = &instance {
+            migration::leave_inactive(instance).await?;
             live_images(instance, &mut images).await?;
             mark_jobs(instance, &mut disks).await?;
         }
@@ -60,6 +64,8 @@ impl Qemu {
         }
         let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
         let foreign_readers = blocking(move || Ok(foreign_readers(&ours))).await?;
+        let files = subject.memory_files.clone();
+        let memory_files = blocking(move || Ok(memory_files(files))).await?;
         let agent = agent(live.as_ref(), instance.as_deref());
         Ok(DomainFacts {
             uuid: subject.uuid,
@@ -71,7 +77,7 @@ impl Qemu {
             live,
             disks,
             images,
-            memory_files: BTreeMap::new(),
+            memory_files,
             owned: subject.owned.clone(),
             foreign_readers,
             state_files: Vec::new(),
@@ -83,6 +89,27 @@ impl Qemu {
 
     pub(crate) fn image_tool(&self) -> QemuImg {
         QemuImg::new(&self.config().qemu_img)
+    }
+}
+
+/// What the save images hold; those that are missing are left out.
+fn memory_files(paths: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, MemoryFile> {
+    let there = paths.into_iter().filter(|path| !matches!(probe(path), Ok(PathKind::Missing)));
+    there.map(|path| (memory_file(&path), path)).map(|(what, path)| (path, what)).collect()
+}
+
+fn memory_file(path: &Path) -> MemoryFile {
+    // A pipe or a terminal would keep us waiting.
+    if !matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice)) {
+        return MemoryFile::Damaged("it is no regular file or block device".to_owned());
+    }
+    let saved = match Saved::open(path) {
+        Ok(saved) => saved,
+        Err(damage) => return MemoryFile::Damaged(damage.to_string()),
+    };
+    match Element::parse(&saved.head.definition) {
+        Ok(definition) => MemoryFile::Whole { definition },
+        Err(err) => MemoryFile::Damaged(format!("its definition cannot be read: {err}")),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
@@ -20,8 +21,11 @@ use crate::blocks::{Chain, Layer};
 use crate::client_jobs::ClientJob;
 use crate::confine::Borrowed;
 use crate::process::Process;
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use crate::status::Status;
+
+const FINALIZE_POLL: Duration = Duration::from_millis(2);
+const FINALIZE_ATTEMPTS: u32 = 1000;
 
 #[derive(Debug)]
 pub struct Instance {
@@ -65,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) vcpus: Vec<(u32, i32)>,
     /// A start that failed ends without an event.
     pub(crate) is_silent: bool,
+    /// The guest takes one step that nobody is told of.
+    pub(crate) is_stepping: bool,
 }
 
 impl Inner {
@@ -86,6 +92,7 @@ impl Inner {
             clock_base: 0,
             vcpus: Vec::new(),
             is_silent: false,
+            is_stepping: false,
         }
     }
 }
@@ -185,7 +192,16 @@ impl Instance {
     /// Lets the vCPUs run for that reason; the event is told before this returns.
     pub async fn resume(&self, reason: RunningReason) -> Result<()> {
         self.lock().resuming = Some(reason);
-        let outcome = self.qmp.execute("cont", Value::Null).await;
+        let mut outcome = self.qmp.execute("cont", Value::Null).await;
+        // Right after its end a migration is not over for QEMU's own bookkeeping.
+        for _ in 0..FINALIZE_ATTEMPTS {
+            match &outcome {
+                Err(QmpError::Refused { desc, .. }) if desc.contains("not finalized yet") => {}
+                _ => break,
+            }
+            tokio::time::sleep(FINALIZE_POLL).await;
+            outcome = self.qmp.execute("cont", Value::Null).await;
+        }
         self.lock().resuming = None;
         outcome?;
         Ok(())

@@ -31,6 +31,7 @@ pub mod instance;
 mod life;
 mod log;
 mod media;
+mod migration;
 mod network;
 mod port;
 pub mod probe;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use virtsnap_engine::domain::State;
+use virtsnap_engine::domain::{State, VmStateIn};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Target;
 use virtsnap_xml::domain;
@@ -19,7 +19,9 @@ use crate::argv::{CommandLine, Password};
 use crate::blocks::job;
 use crate::confine::{Use, failed};
 use crate::events::alias_of;
+use crate::hypervisor::Qemu;
 use crate::instance::{Inner, Instance};
+use crate::steps::{attach_vm_state_image, detach_vm_state};
 
 const LOAD: &str = "virtsnap-load";
 
@@ -324,9 +326,10 @@ pub(crate) fn devices<'a>(
 
 /// Memory and devices' state from internal snapshots, into a QEMU that has not run yet.
 pub(crate) async fn load_vm_state(
+    qemu: &Qemu,
     instance: &Arc<Instance>,
     tag: &str,
-    vmstate: &str,
+    vmstate: &VmStateIn,
     disks: &[Target],
 ) -> Result<()> {
     let node = |target: &str| {
@@ -338,16 +341,26 @@ pub(crate) async fn load_vm_state(
                 Error::new(Condition::OperationFailed, message)
             })
     };
-    let nodes = disks.iter().map(|disk| node(disk)).collect::<Result<Vec<_>>>()?;
-    let arguments =
-        json!({ "job-id": LOAD, "tag": tag, "vmstate": node(vmstate)?, "devices": nodes });
+    let mut nodes = disks.iter().map(|disk| node(disk)).collect::<Result<Vec<_>>>()?;
+    let memory = match vmstate {
+        VmStateIn::Disk(target) => node(target)?,
+        VmStateIn::Image(image) => {
+            qemu.lend(instance, image, Use::Own)?;
+            attach_vm_state_image(instance, image).await?.format_node()
+        }
+    };
+    if !nodes.contains(&memory) {
+        nodes.push(memory.clone());
+    }
+    let arguments = json!({ "job-id": LOAD, "tag": tag, "vmstate": memory, "devices": nodes });
     let qmp = &instance.qmp;
     qmp.execute("snapshot-load", arguments).await?;
     let Some(done) = job::wait(qmp, LOAD, job::Job::is_concluded).await? else {
         return Err(Error::new(Condition::Internal, "QEMU forgot that it loads a snapshot"));
     };
     job::dismiss(qmp, LOAD).await?;
-    job::outcome(&done, &format!("loading the memory of snapshot '{tag}'"))
+    job::outcome(&done, &format!("loading the memory of snapshot '{tag}'"))?;
+    detach_vm_state(instance, vmstate).await
 }
 
 /// The state of a QEMU that was left alone, by `query-status`.

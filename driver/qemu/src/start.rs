@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use virtsnap_engine::domain::{
     Active, Event, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, Started, State,
-    Suspended, VmStateIn,
+    Suspended,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, Target};
@@ -36,12 +36,14 @@ use crate::blocks::{Chain, Layer};
 use crate::confine::{Owner, failed};
 use crate::events::{self, Gate};
 use crate::hypervisor::{Qemu, Shared};
+use crate::image::blocking;
 use crate::image::tool::QemuImg;
 use crate::instance::{Inner, Instance};
 use crate::life::end_helper;
 use crate::log::DomainLog;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
+use crate::save_image::Saved;
 use crate::status::{ProcessRecord, Status};
 use crate::system::Detached;
 use crate::unapplied::unapplied;
@@ -71,12 +73,21 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
     let uuid = domain::uuid(&definition).ok_or_else(|| lacks("uuid"))?;
     let name = domain::name(&definition).ok_or_else(|| lacks("name"))?;
     let _claim = Claim::take(shared, uuid, &name)?;
+    let saved = match &start.from {
+        StartFrom::Memory { file } => Some(open_saved(file.clone()).await?),
+        StartFrom::Boot | StartFrom::BootSnapshot | StartFrom::VmState { .. } => None,
+    };
+    let definition = match saved.as_ref().and_then(|saved| saved.head.cookie_cpu()) {
+        Some(cpu) => with_cpu(definition, cpu),
+        None => definition,
+    };
     let id = shared.next_id()?;
     tracing::info!(domain = name, id, "starting");
     let mut attempts = 1..=PORT_ATTEMPTS;
     let (launch, gate, qmp) = loop {
         let last = attempts.next().is_none_or(|attempt| attempt == PORT_ATTEMPTS);
         let mut launch = Launch::new(shared, uuid, name.clone(), id, definition.clone())?;
+        launch.incoming = saved.is_some();
         let gate: Gate = Arc::new(OnceLock::new());
         match launch.until_monitor(&gate).await {
             Ok(qmp) => break (launch, gate, qmp),
@@ -89,15 +100,16 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
             }
         }
     };
-    let (instance, command) = launch.into_instance(qmp)?;
+    let (instance, command, log) = launch.into_instance(qmp)?;
     let _ = gate.set((Arc::downgrade(shared), Arc::downgrade(&instance)));
     shared.instances().insert(uuid, Arc::clone(&instance));
     shared.watch(&instance);
+    let is_loading = saved.is_some();
     let outcome = async {
         instance.save()?;
         setup::through_monitor(&instance, &command).await?;
         let qemu = Qemu { shared: Arc::clone(shared) };
-        run(&qemu, &instance, &start).await
+        run(&qemu, &instance, &start, saved).await
     };
     match outcome.await {
         Ok(()) => Ok(instance.active()),
@@ -105,9 +117,33 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
             instance.lock().is_silent = true;
             instance.process.signal(Signal::KILL);
             shared.end(&instance, ShutOffReason::Failed).await?;
-            Err(err)
+            // What is wrong with memory that came from elsewhere only QEMU's log tells.
+            match log.filter(|_| is_loading) {
+                Some(log) => {
+                    let message = format!("{}: {}", err.message, log.last_words());
+                    Err(Error::new(err.condition, message))
+                }
+                None => Err(err),
+            }
         }
     }
+}
+
+/// Refuses an image that cannot be loaded before there is a process.
+async fn open_saved(file: PathBuf) -> Result<Saved> {
+    blocking(move || {
+        Saved::open(&file).map_err(|damage| {
+            let message = format!("cannot load the memory in '{}': {damage}", file.display());
+            Error::new(Condition::OperationFailed, message)
+        })
+    })
+    .await
+}
+
+/// The definition with the processor that the guest had when it was saved.
+fn with_cpu(mut definition: Element, cpu: Element) -> Element {
+    *definition.child_or_insert("cpu") = cpu;
+    definition
 }
 
 /// How often ports for graphics are chosen anew.
@@ -122,18 +158,20 @@ fn lost_a_port(err: &Error) -> bool {
 /// The last part: memory, and the vCPUs. Events in libvirt's order, which differs between a boot
 /// (resumed, started) and loaded memory (started, resumed). A guest that boots on the disks of a
 /// snapshot is one that boots, to all but the event that says why it was started.
-async fn run(qemu: &Qemu, instance: &Arc<Instance>, start: &Start) -> Result<()> {
+async fn run(
+    qemu: &Qemu,
+    instance: &Arc<Instance>,
+    start: &Start,
+    saved: Option<Saved>,
+) -> Result<()> {
     let is_boot = start.from == StartFrom::Boot;
     let boots = matches!(start.from, StartFrom::Boot | StartFrom::BootSnapshot);
-    match &start.from {
-        StartFrom::Boot | StartFrom::BootSnapshot => {}
-        StartFrom::VmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } => {
-            setup::load_vm_state(instance, tag, vmstate, disks).await?;
+    match (&start.from, saved) {
+        (StartFrom::VmState { tag, vmstate, disks }, _) => {
+            setup::load_vm_state(qemu, instance, tag, vmstate, disks).await?;
         }
-        StartFrom::VmState { vmstate: VmStateIn::Image(_), .. } | StartFrom::Memory { .. } => {
-            let what = "this version of virtsnap does not load memory from a file of its own";
-            return Err(Error::new(Condition::OperationUnsupported, what));
-        }
+        (_, Some(saved)) => saved.load(instance).await?,
+        (_, None) => {}
     }
     let tell = |event| qemu.shared.tell(instance, event);
     let started = if is_boot { Started::Booted } else { Started::FromSnapshot };
@@ -193,6 +231,9 @@ struct Launch<'a> {
     helpers: Vec<Process>,
     process: Option<Process>,
     command: CommandLine,
+    /// It is to wait for memory.
+    incoming: bool,
+    log: Option<DomainLog>,
 }
 
 impl<'a> Launch<'a> {
@@ -210,7 +251,20 @@ impl<'a> Launch<'a> {
         let inner = Inner::new(definition, state, BTreeMap::new());
         let command = CommandLine::default();
         let helpers = Vec::new();
-        Ok(Self { shared, uuid, name, id, dir, inner, helpers, process: None, command })
+        let process = None;
+        Ok(Self {
+            shared,
+            uuid,
+            name,
+            id,
+            dir,
+            inner,
+            helpers,
+            process,
+            command,
+            incoming: false,
+            log: None,
+        })
     }
 
     async fn until_monitor(&mut self, gate: &Gate) -> Result<Qmp> {
@@ -231,7 +285,7 @@ impl<'a> Launch<'a> {
             hugepages: setup::hugepages(),
             tpm_sockets: setup::tpm_sockets(&self.inner.live, &self.dir),
             network_bridges: shared.config.network_bridges.clone(),
-            incoming: false,
+            incoming: self.incoming,
             sandbox: shared.config.sandbox,
             now: chrono::Utc::now().timestamp(),
             local_offset: i64::from(chrono::Local::now().offset().local_minus_utc()),
@@ -248,7 +302,9 @@ impl<'a> Launch<'a> {
         self.start_tpms(&context, &log).await?;
         let fds = self.open_network().await?;
         self.spawn(&mut log, fds)?;
-        self.connect(&monitor, gate, &log).await
+        let connected = self.connect(&monitor, gate, &log).await;
+        self.log = Some(log);
+        connected
     }
 
     /// Notes whose the images are, durably, and only then gives them away.
@@ -369,14 +425,14 @@ impl<'a> Launch<'a> {
         }
     }
 
-    fn into_instance(self, qmp: Qmp) -> Result<(Arc<Instance>, CommandLine)> {
+    fn into_instance(self, qmp: Qmp) -> Result<(Arc<Instance>, CommandLine, Option<DomainLog>)> {
         let Some(process) = self.process else {
             return Err(Error::new(Condition::Internal, "there is no process to watch"));
         };
         let identity = (self.uuid, self.name, self.id);
         let instance =
             Instance::new(identity, process, Arc::new(qmp), self.dir, self.helpers, self.inner);
-        Ok((Arc::new(instance), self.command))
+        Ok((Arc::new(instance), self.command, self.log))
     }
 
     async fn put_away(mut self) {

@@ -22,13 +22,14 @@
 //! mount, the comparison fails and the file stays: the safe side.
 //!
 //! A third marker (`…-committed`) says of an active layer that its base holds all of it, see
-//! [`mark_committed`].
+//! [`mark_committed`]. A fourth (`…-reused`) says that the file was there before and is written by
+//! this plan: undo empties it, and leaves it where it is.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -56,7 +57,7 @@ pub async fn create_overlay(
     let backing_name = plain_path(backing)?.to_owned();
     let claim = Claim::new(domain, overlay)?;
     let (begun, like) = (claim.clone(), backing.to_owned());
-    blocking(move || begun.begin(&like)).await?;
+    blocking(move || begun.begin(Some(&like))).await?;
     let arguments: Vec<OsString> = vec![
         "-q".into(),
         "-u".into(),
@@ -80,7 +81,7 @@ pub async fn copy_image(domain: Uuid, from: &Path, to: &Path) -> Result<()> {
     let claim = Claim::new(domain, to)?;
     let from = from.to_owned();
     blocking(move || {
-        let file = claim.begin(&from)?;
+        let file = claim.begin(Some(&from))?;
         copy::contents(&from, &file)
             .map_err(|err| system(&format!("copy '{}' to", from.display()), &claim.last, err))
             .and_then(|()| claim.publish())
@@ -89,7 +90,77 @@ pub async fn copy_image(domain: Uuid, from: &Path, to: &Path) -> Result<()> {
     .await
 }
 
-/// Undo of either: removes the file if it is the one that was made.
+/// A new qcow2 image that has no room for disks: for memory alone.
+pub async fn create_blank(tool: &QemuImg, domain: Uuid, image: &Path) -> Result<()> {
+    let claim = Claim::new(domain, image)?;
+    let begun = claim.clone();
+    blocking(move || begun.begin(None)).await?;
+    let arguments: Vec<OsString> =
+        vec!["-q".into(), "-f".into(), "qcow2".into(), plain_path(&claim.file)?.into(), "0".into()];
+    let made = tool.run("create", arguments, Patience::Short, image).await;
+    blocking(move || made.map(|_| ()).and_then(|()| claim.publish()).inspect_err(|_| claim.drop()))
+        .await
+}
+
+/// A file that is being written, to be [`published`](Writing::publish).
+#[derive(Debug)]
+pub(crate) struct Writing {
+    claim: Claim,
+    file: File,
+    is_new: bool,
+}
+
+/// Opens a file for all of its content: a new one for us alone, or one that the user made, if it is
+/// empty or may be overwritten.
+pub(crate) async fn write_anew(domain: Uuid, path: &Path, overwrite: bool) -> Result<Writing> {
+    let claim = Claim::new(domain, path)?;
+    blocking(move || {
+        let there = match fs::metadata(&claim.last) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => return Err(system("look at", &claim.last, err)),
+            Ok(meta) => Some(meta),
+        };
+        let Some(meta) = there else {
+            let file = claim.begin(None)?;
+            return Ok(Writing { claim, file, is_new: true });
+        };
+        if !overwrite && (!meta.is_file() || meta.len() > 0) {
+            return Err(claim.taken());
+        }
+        claim.forget()?;
+        if meta.is_file() {
+            write_marker(&claim.reused, b"", &claim.directory)?;
+        } else if !meta.file_type().is_block_device() {
+            let what = format!("'{}' is no regular file or block device", claim.last.display());
+            return Err(failure(Condition::OperationFailed, what));
+        }
+        let file = OpenOptions::new().write(true).truncate(meta.is_file()).open(&claim.last);
+        let file = file.map_err(|err| system("open", &claim.last, err))?;
+        Ok(Writing { claim, file, is_new: false })
+    })
+    .await
+}
+
+impl Writing {
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.claim.last
+    }
+
+    /// All of it is written: makes it durable, under its name.
+    pub(crate) fn publish(self) -> Result<()> {
+        if self.is_new {
+            return self.claim.publish().inspect_err(|_| self.claim.drop());
+        }
+        self.file.sync_all().map_err(|err| system("write", &self.claim.last, err))
+    }
+}
+
+/// Undo of any: removes the file if it is the one that was made, empties it if it was there before
+/// and was written to.
 pub async fn undo(domain: Uuid, path: &Path) -> Result<()> {
     let claim = Claim::new(domain, path)?;
     blocking(move || claim.undo()).await
@@ -182,6 +253,7 @@ struct Claim {
     renamed: PathBuf,
     committed: PathBuf,
     foreign: PathBuf,
+    reused: PathBuf,
 }
 
 impl Claim {
@@ -208,25 +280,28 @@ impl Claim {
             renamed: beside("-at"),
             committed: beside("-committed"),
             foreign: beside("-foreign"),
+            reused: beside("-reused"),
         })
     }
 
     /// An empty file under the claim's name, owner and mode as those of `like`, but never
-    /// executable and always its owner's to read and write.
-    fn begin(&self, like: &Path) -> Result<File> {
+    /// executable and always its owner's to read and write. Without one it is for us alone.
+    fn begin(&self, like: Option<&Path>) -> Result<File> {
         self.forget()?;
         match fs::symlink_metadata(&self.last) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(system("create", &self.last, err)),
             Ok(_) => return Err(self.taken()),
         }
-        let meta = fs::metadata(like).map_err(|err| system("open", like, err))?;
+        let look = |like: &Path| fs::metadata(like).map_err(|err| system("open", like, err));
+        let like = like.map(look).transpose()?;
         let create = || -> io::Result<File> {
             let file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;
+            let Some(meta) = &like else { return Ok(file) };
             // As an ordinary user this fails, and the file is ours as the other one was.
             let _ = std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()));
-            let mode = if meta.is_file() { shared_mode(&meta, &file.metadata()?) } else { 0o600 };
+            let mode = if meta.is_file() { shared_mode(meta, &file.metadata()?) } else { 0o600 };
             file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
             Ok(file)
         };
@@ -276,6 +351,13 @@ impl Claim {
             Err(err) if err.kind() == io::ErrorKind::NotFound => None,
             Err(err) => return Err(system("read", &self.renamed, err)),
         };
+        if look(&self.reused)?.is_some() {
+            let emptied = OpenOptions::new().write(true).truncate(true).open(&self.last);
+            match emptied {
+                Err(err) if !gone(&err) => return Err(system("empty", &self.last, err)),
+                _ => return self.forget(),
+            }
+        }
         let ours = look(&self.file)?.or(renamed);
         if ours.is_some() && ours == look(&self.last)? {
             unlink(&self.last)?;
@@ -286,7 +368,7 @@ impl Claim {
 
     /// Drops every sign that the final name is this plan's doing.
     fn forget(&self) -> Result<()> {
-        let any = [&self.file, &self.renamed, &self.committed];
+        let any = [&self.file, &self.renamed, &self.committed, &self.reused];
         if any.iter().all(|path| matches!(fs::symlink_metadata(path), Err(err) if gone(&err))) {
             return Ok(());
         }
@@ -394,14 +476,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let claim = Claim::new(Uuid::nil(), &dir.path().join("t")).unwrap();
         for _ in 0..2 {
-            claim.begin(dir.path()).unwrap();
+            claim.begin(Some(dir.path())).unwrap();
             claim.rename().unwrap();
             assert!(claim.last.exists() && !claim.file.exists());
             claim.undo().unwrap();
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         }
         fs::write(&claim.last, "precious").unwrap();
-        claim.begin(dir.path()).unwrap_err();
+        claim.begin(Some(dir.path())).unwrap_err();
         fs::write(&claim.file, "ours").unwrap();
         assert_eq!(claim.rename().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         claim.undo().unwrap();

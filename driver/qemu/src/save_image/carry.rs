@@ -56,7 +56,9 @@ pub(crate) fn from_file(
 ) -> io::Result<()> {
     let sent = if format == Format::Raw {
         match splice_all(&file, &pipe, passed) {
-            Err(Errno::INVAL) => decompress(format, file, Counted { inner: File::from(pipe), passed }),
+            Err(Errno::INVAL) => {
+                decompress(format, file, Counted { inner: File::from(pipe), passed })
+            }
             done => done.map_err(io::Error::from),
         }
     } else {

@@ -174,7 +174,8 @@ mod tests {
         [Format::Raw, Format::Gzip, Format::Bzip2, Format::Xz, Format::Zstd];
 
     fn memory() -> Vec<u8> {
-        let page = |n: u32| (0..1024).flat_map(move |i: u32| (i.wrapping_mul(n) >> 3).to_le_bytes());
+        let page =
+            |n: u32| (0..1024).flat_map(move |i: u32| (i.wrapping_mul(n) >> 3).to_le_bytes());
         (0..700).flat_map(|n| page(n % 5)).collect()
     }
 
@@ -193,9 +194,12 @@ mod tests {
     /// The programs that libvirt runs read what we write, and we read what they write.
     #[test]
     fn the_programs_of_those_names_agree() {
-        for (format, program) in
-            [(Format::Gzip, "gzip"), (Format::Bzip2, "bzip2"), (Format::Xz, "xz"), (Format::Zstd, "zstd")]
-        {
+        for (format, program) in [
+            (Format::Gzip, "gzip"),
+            (Format::Bzip2, "bzip2"),
+            (Format::Xz, "xz"),
+            (Format::Zstd, "zstd"),
+        ] {
             let memory = memory();
             let mut packed = Vec::new();
             compress(format, memory.as_slice(), &mut packed).unwrap();

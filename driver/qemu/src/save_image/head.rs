@@ -41,8 +41,10 @@ pub(crate) enum Damage {
     Version(u32),
     #[error("its format {0} is not known")]
     Format(u32),
-    #[error("its head is cut short")]
+    #[error("it is cut short")]
     Short,
+    #[error("it is compressed with {0}, which this version of virtsnap cannot undo")]
+    NoCodec(&'static str),
     #[error("its head is malformed: {0}")]
     Malformed(&'static str),
     #[error("it cannot be read: {0}")]
@@ -178,8 +180,7 @@ mod tests {
     /// As libvirt 11.3.0 wrote it, but for the stream.
     #[test]
     fn the_bytes_are_libvirts() {
-        let head =
-            Head::new("<domain/>\n".into(), Some("<cookie/>\n".into()), true, Format::Zstd);
+        let head = Head::new("<domain/>\n".into(), Some("<cookie/>\n".into()), true, Format::Zstd);
         let bytes = head.to_bytes(true);
         let mut expected = b"LibvirtQemudSave".to_vec();
         for number in [2_u32, 22 + 65536, 1, 5, 11] {
@@ -225,7 +226,10 @@ mod tests {
         assert!(matches!(with(20, MAX_ROOM), Err(Damage::Short)));
         assert!(matches!(with(32, u32::MAX), Err(Damage::Malformed(_))));
         assert!(matches!(with(28, 7), Err(Damage::Format(7))));
-        assert!(matches!(with(16, 0x0300_0000), Err(Damage::Version(3)) | Err(Damage::Malformed(_))));
+        assert!(matches!(
+            with(16, 0x0300_0000),
+            Err(Damage::Version(3)) | Err(Damage::Malformed(_))
+        ));
         assert!(matches!(Head::read(&bytes[..91]), Err(Damage::Short)));
         assert!(matches!(Head::read(&[b'x'; 100][..]), Err(Damage::NoMagic)));
     }

@@ -3,7 +3,8 @@
 //!
 //! - [`head`]: what stands before the stream: state, definition, cookie;
 //! - [`codec`]: the compressions that libvirt knows;
-//! - [`carry`]: the stream between QEMU's pipe and the file.
+//! - [`carry`]: the stream between QEMU's pipe and the file;
+//! - [`transfer`]: the whole way of a guest's memory, out and back.
 //!
 //! ```text
 //!   0        16 bytes  LibvirtQemudSave, or LibvirtQemudPart while it is being written
@@ -22,6 +23,8 @@
 pub(crate) mod carry;
 pub(crate) mod codec;
 pub(crate) mod head;
+mod transfer;
 
 pub(crate) use codec::Format;
 pub(crate) use head::{Damage, Head};
+pub(crate) use transfer::{Saved, save};

@@ -1,6 +1,7 @@
 //! The acts of a plan on QEMU and on image files.
 //!
 //! - [`overlays`]: new layers, given to QEMU and switched to in one transaction;
+//! - [`memory`]: memory into files of its own;
 //! - [`vmstate`]: memory and disks into internal snapshots and back, as jobs;
 //! - [`merge`]: commit, stream, re-point;
 //! - [`inside`]: internal snapshots of single images;
@@ -11,12 +12,13 @@
 //! runs is adopted, a chain is read from QEMU's own graph, an image's header is looked at.
 
 mod inside;
+mod memory;
 mod merge;
 mod overlays;
 mod state_files;
 mod vmstate;
 
-pub(crate) use vmstate::may_be_in_vmstate_job;
+pub(crate) use vmstate::{attach_vm_state_image, detach_vm_state, may_be_in_vmstate_job};
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use uuid::Uuid;
-use virtsnap_engine::domain::{PausedReason, RunningReason, VmStateIn};
+use virtsnap_engine::domain::{PausedReason, RunningReason};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::plan::{Finish, Pivot, ResumeReason, Step};
@@ -62,9 +64,15 @@ impl Qemu {
                 self.attach_overlay(domain, disk, overlay, format).await
             }
             Step::SnapshotImage { image, tag } => self.snapshot_image(domain, image, tag).await,
-            Step::SaveMemory { .. }
-            | Step::CreateVmStateImage { .. }
-            | Step::SaveVmState { .. } => Err(not_yet()),
+            Step::SaveMemory { file, live, overwrite, definition } => {
+                self.save_memory(domain, file, *live, *overwrite, definition).await
+            }
+            Step::CreateVmStateImage { image } => {
+                claim::create_blank(&self.image_tool(), domain, image).await
+            }
+            Step::SaveVmState { tag, vmstate, disks } => {
+                self.act_save_vm_state(domain, tag, vmstate, disks).await
+            }
         }
     }
 
@@ -78,10 +86,11 @@ impl Qemu {
             Step::SnapshotImage { image, tag } => {
                 self.undo_snapshot_image(domain, image, tag).await
             }
-            // Never acted.
-            Step::SaveMemory { .. }
-            | Step::CreateVmStateImage { .. }
-            | Step::SaveVmState { .. } => Ok(()),
+            Step::SaveMemory { file, live, .. } => self.undo_save_memory(domain, file, *live).await,
+            Step::CreateVmStateImage { image } => claim::undo(domain, image).await,
+            Step::SaveVmState { tag, vmstate, disks } => {
+                self.undo_save_vm_state(domain, tag, vmstate, disks).await
+            }
         }
     }
 
@@ -89,26 +98,29 @@ impl Qemu {
         match pivot {
             Pivot::Record => Ok(()),
             Pivot::SwitchToOverlays { disks } => self.switch_to_overlays(domain, disks).await,
-            Pivot::SaveVmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } => {
+            Pivot::SaveVmState { tag, vmstate, disks } => {
                 self.save_vm_state(domain, tag, vmstate, disks).await
             }
-            Pivot::LoadVmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } => {
+            Pivot::LoadVmState { tag, vmstate, disks } => {
                 self.load_vm_state(domain, tag, vmstate, disks).await
             }
-            Pivot::SnapshotDisks { .. }
-            | Pivot::SaveVmState { vmstate: VmStateIn::Image(_), .. }
-            | Pivot::LoadVmState { vmstate: VmStateIn::Image(_), .. } => {
-                Err(PivotError::Refused(not_yet()))
+            Pivot::SnapshotDisks { overlays, internal, tag } => {
+                self.snapshot_disks(domain, overlays, internal, tag).await
             }
         }
     }
 
     pub(crate) async fn has_pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
         match pivot {
-            Pivot::Record | Pivot::SnapshotDisks { .. } => Ok(false),
+            Pivot::Record => Ok(false),
+            Pivot::SnapshotDisks { overlays, internal, tag } => {
+                self.has_snapshot(domain, overlays, internal, tag).await
+            }
             Pivot::SwitchToOverlays { disks } => self.has_switched(domain, disks).await,
-            Pivot::SaveVmState { tag, disks, .. } => self.has_saved(domain, tag, disks).await,
-            Pivot::LoadVmState { tag, .. } => self.has_loaded(domain, tag).await,
+            Pivot::SaveVmState { tag, vmstate, disks } => {
+                self.has_saved(domain, tag, vmstate, disks).await
+            }
+            Pivot::LoadVmState { tag, vmstate, .. } => self.has_loaded(domain, tag, vmstate).await,
         }
     }
 
@@ -185,11 +197,6 @@ impl Qemu {
             .find(|chain| chain.layers.first().is_some_and(|layer| layer.image == image));
         active.map_or(Ok(()), |chain| Err(in_use(image, &chain.target, what)))
     }
-}
-
-fn not_yet() -> Error {
-    let what = "this version of virtsnap has no such step on a running QEMU";
-    Error::new(Condition::OperationUnsupported, what)
 }
 
 fn in_use(image: &Path, target: &str, what: &str) -> Error {

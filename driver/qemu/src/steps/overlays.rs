@@ -8,6 +8,8 @@ use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::{Format, Target};
 use virtsnap_engine::ports::PivotError;
 
+use super::inside::{active, tagged};
+use super::vmstate::Note;
 use crate::blocks::{Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
@@ -49,8 +51,29 @@ impl Qemu {
         domain: Uuid,
         disks: &[(Target, PathBuf)],
     ) -> Result<(), PivotError> {
+        self.snapshot_disks(domain, disks, &[], "").await
+    }
+
+    /// All in one transaction: some disks' writes go to their overlays, others get an internal
+    /// snapshot.
+    pub(super) async fn snapshot_disks(
+        &self,
+        domain: Uuid,
+        disks: &[(Target, PathBuf)],
+        internal: &[Target],
+        tag: &str,
+    ) -> Result<(), PivotError> {
         let instance = self.running(domain).map_err(PivotError::Refused)?;
         let (mut actions, mut switched) = (Vec::new(), Vec::new());
+        if !internal.is_empty() {
+            let layers = self.mark_internal(&instance, internal, tag).await;
+            for layer in layers.map_err(PivotError::Refused)? {
+                actions.push(json!({
+                    "type": "blockdev-snapshot-internal-sync",
+                    "data": { "device": layer.format_node(), "name": tag }
+                }));
+            }
+        }
         for (target, overlay) in disks {
             let pair = top_and_overlay(&instance, target, overlay).await;
             let (top, layer) = pair.map_err(PivotError::Refused)?;
@@ -77,6 +100,60 @@ impl Qemu {
             tracing::error!(domain = instance.name, "{}", err.chain());
         }
         Ok(())
+    }
+
+    /// Notes which images are to get an internal snapshot; none of them has one of that tag.
+    async fn mark_internal(
+        &self,
+        instance: &Instance,
+        internal: &[Target],
+        tag: &str,
+    ) -> Result<Vec<Layer>> {
+        super::check_tag(tag)?;
+        let layers = active(instance, internal)?;
+        let taken = tagged(instance, tag).await?;
+        if let Some((_, image)) = layers.iter().find(|(l, _)| taken.contains(&l.format_node())) {
+            let image = image.display();
+            let what = format!("image '{image}' already has an internal snapshot '{tag}'");
+            return Err(failure(Condition::OperationInvalid, what));
+        }
+        self.note(instance.uuid).write(&Note::new(tag, &layers))?;
+        Ok(layers.into_iter().map(|(layer, _)| layer).collect())
+    }
+
+    /// QEMU takes all of a transaction back if one part fails; but if it dies in it, some images
+    /// may have the internal snapshot and others not. These have none then.
+    pub(super) async fn has_snapshot(
+        &self,
+        domain: Uuid,
+        overlays: &[(Target, PathBuf)],
+        internal: &[Target],
+        tag: &str,
+    ) -> Result<bool> {
+        if internal.is_empty() {
+            return self.has_switched(domain, overlays).await;
+        }
+        if let Some(instance) = self.instance(domain) {
+            let tagged = tagged(&instance, tag).await?;
+            let layers = active(&instance, internal)?;
+            let all = layers.iter().all(|(layer, _)| tagged.contains(&layer.format_node()));
+            return Ok(all && self.has_switched(domain, overlays).await?);
+        }
+        let Some(note) = self.note(domain).read(tag)? else { return Ok(false) };
+        let tool = self.image_tool();
+        let mut with = Vec::new();
+        for image in &note.images {
+            if tool.tagged(image, &Format::Qcow2, tag).await?.is_some() {
+                with.push(image);
+            }
+        }
+        if with.len() == note.images.len() {
+            return Ok(true);
+        }
+        for image in with {
+            tool.delete_snapshot(image, &Format::Qcow2, tag).await?;
+        }
+        Ok(false)
     }
 
     /// A running QEMU is asked whether its guest stands on the overlays. When it is gone, an
@@ -128,7 +205,7 @@ impl Qemu {
     }
 }
 
-async fn detach(instance: &Instance, overlay: &Path) -> Result<()> {
+pub(super) async fn detach(instance: &Instance, overlay: &Path) -> Result<()> {
     for layer in nodes::unused(instance, overlay).await? {
         nodes::remove(&instance.qmp, &layer).await?;
     }

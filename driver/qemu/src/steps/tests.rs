@@ -1,6 +1,8 @@
 //! Every act on real images and a real QEMU, without a guest: what is written is written through
 //! the guest's own device by QEMU's `qemu-io` command.
 
+mod memory;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 use virtsnap_engine::domain::{
-    Event, PausedReason, RunningReason, ShutOffReason, State, Suspended,
+    Event, PausedReason, RunningReason, ShutOffReason, State, Suspended, VmStateIn,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format::Qcow2;
@@ -22,10 +22,13 @@ use virtsnap_engine::facts::Target;
 use virtsnap_engine::ports::PivotError;
 
 use super::inside::{active, tagged};
-use crate::blocks::{Layer, job};
+use super::overlays::detach;
+use crate::blocks::{Layer, job, nodes};
+use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{failure, system};
+use crate::image::{claim, failure, system};
 use crate::instance::Instance;
+use crate::migration;
 
 const SAVE: &str = "virtsnap-save";
 const LOAD: &str = "virtsnap-load";
@@ -35,12 +38,13 @@ impl Qemu {
         &self,
         domain: Uuid,
         tag: &str,
-        vmstate: &str,
+        vmstate: &VmStateIn,
         disks: &[Target],
     ) -> Result<(), PivotError> {
         let refused = PivotError::Refused;
         super::check_tag(tag).map_err(refused)?;
         let instance = self.running(domain).map_err(refused)?;
+        migration::leave_inactive(&instance).await.map_err(refused)?;
         let layers = active(&instance, disks).map_err(refused)?;
         let taken = tagged(&instance, tag).await.map_err(refused)?;
         if let Some((layer, _)) = layers.iter().find(|(l, _)| taken.contains(&l.format_node())) {
@@ -49,12 +53,13 @@ impl Qemu {
             return Err(refused(failure(Condition::OperationInvalid, what)));
         }
         self.note(domain).write(&Note::new(tag, &layers)).map_err(refused)?;
+        let memory = self.attach_vm_state(&instance, vmstate).await.map_err(refused)?;
         {
             let mut inner = instance.lock();
             inner.pausing = Some(PausedReason::Snapshot);
             inner.resuming = Some(RunningReason::Unpaused);
         }
-        let done = run(&instance, ("snapshot-save", SAVE), tag, vmstate, &layers).await;
+        let done = run(&instance, ("snapshot-save", SAVE), tag, &memory, &layers).await;
         {
             let mut inner = instance.lock();
             (inner.pausing, inner.resuming) = (None, None);
@@ -63,7 +68,74 @@ impl Qemu {
         if let Err(err) = job::dismiss(&instance.qmp, SAVE).await {
             tracing::warn!(domain = instance.name, %err, "a job stays on QEMU's list");
         }
+        if let Err(err) = detach_vm_state(&instance, vmstate).await {
+            tracing::warn!(domain = instance.name, error = %err.chain(), "a node stays in QEMU");
+        }
         Ok(())
+    }
+
+    /// The same as a step. Tags that were there before are told from ours, as undo comes next.
+    pub(super) async fn act_save_vm_state(
+        &self,
+        domain: Uuid,
+        tag: &str,
+        vmstate: &VmStateIn,
+        disks: &[Target],
+    ) -> Result<()> {
+        let instance = self.running(domain)?;
+        let taken = tagged(&instance, tag).await?;
+        for (layer, image) in active(&instance, disks)? {
+            if taken.contains(&layer.format_node()) {
+                claim::mark_foreign_tag(domain, &image, tag).await?;
+            }
+        }
+        let saved = self.save_vm_state(domain, tag, vmstate, disks).await;
+        saved.map_err(|(PivotError::Refused(err) | PivotError::InDoubt(err))| err)
+    }
+
+    pub(super) async fn undo_save_vm_state(
+        &self,
+        domain: Uuid,
+        tag: &str,
+        vmstate: &VmStateIn,
+        disks: &[Target],
+    ) -> Result<()> {
+        let note = self.note(domain).read(tag)?;
+        let images = match self.instance(domain) {
+            Some(instance) => {
+                if job::wait(&instance.qmp, SAVE, job::Job::is_concluded).await?.is_some() {
+                    job::dismiss(&instance.qmp, SAVE).await?;
+                }
+                detach_vm_state(&instance, vmstate).await?;
+                active(&instance, disks)?.into_iter().map(|(_, image)| image).collect()
+            }
+            // Without a note the job was never begun.
+            None => note.map(|note| note.images).unwrap_or_default(),
+        };
+        for image in images {
+            if !claim::take_foreign_tag(domain, &image, tag).await? {
+                self.delete_snapshot(domain, &image, tag).await?;
+            }
+        }
+        match vmstate {
+            VmStateIn::Image(image) => self.delete_snapshot(domain, image, tag).await,
+            VmStateIn::Disk(_) => Ok(()),
+        }
+    }
+
+    /// The node that the memory goes into or comes from.
+    async fn attach_vm_state(&self, instance: &Instance, vmstate: &VmStateIn) -> Result<Layer> {
+        let none = || failure(Condition::Internal, "there is no image for the memory");
+        match vmstate {
+            VmStateIn::Disk(target) => {
+                let layers = active(instance, std::slice::from_ref(target))?;
+                Ok(layers.into_iter().next().ok_or_else(none)?.0)
+            }
+            VmStateIn::Image(image) => {
+                self.lend(instance, image, Use::Own)?;
+                attach_vm_state_image(instance, image).await
+            }
+        }
     }
 
     /// All of the images have the tag, or none keeps it.
@@ -71,8 +143,20 @@ impl Qemu {
         &self,
         domain: Uuid,
         tag: &str,
+        vmstate: &VmStateIn,
         disks: &[Target],
     ) -> Result<bool> {
+        let tool = self.image_tool();
+        let has_memory = match vmstate {
+            VmStateIn::Disk(_) => true,
+            VmStateIn::Image(image) => {
+                if let Some(instance) = self.instance(domain) {
+                    job::wait(&instance.qmp, SAVE, job::Job::is_concluded).await?;
+                    detach_vm_state(&instance, vmstate).await?;
+                }
+                image.exists() && tool.tagged(image, &Qcow2, tag).await?.is_some()
+            }
+        };
         if let Some(instance) = self.instance(domain) {
             let qmp = &instance.qmp;
             if job::wait(qmp, SAVE, job::Job::is_concluded).await?.is_some() {
@@ -81,17 +165,17 @@ impl Qemu {
             let tagged = tagged(&instance, tag).await?;
             let layers = active(&instance, disks)?;
             // QEMU itself takes back what a failed job did.
-            return Ok(layers.iter().all(|(layer, _)| tagged.contains(&layer.format_node())));
+            let all = layers.iter().all(|(layer, _)| tagged.contains(&layer.format_node()));
+            return Ok(all && has_memory);
         }
         let Some(note) = self.note(domain).read(tag)? else { return Ok(false) };
-        let tool = self.image_tool();
         let mut with = Vec::new();
         for image in &note.images {
             if tool.tagged(image, &Qcow2, tag).await?.is_some() {
                 with.push(image);
             }
         }
-        let all = with.len() == note.images.len();
+        let all = has_memory && with.len() == note.images.len();
         if !all {
             for image in with {
                 tool.delete_snapshot(image, &Qcow2, tag).await?;
@@ -105,11 +189,12 @@ impl Qemu {
         &self,
         domain: Uuid,
         tag: &str,
-        vmstate: &str,
+        vmstate: &VmStateIn,
         disks: &[Target],
     ) -> Result<(), PivotError> {
         let refused = PivotError::Refused;
         let instance = self.running(domain).map_err(refused)?;
+        migration::leave_inactive(&instance).await.map_err(refused)?;
         let layers = active(&instance, disks).map_err(refused)?;
         let tagged = tagged(&instance, tag).await.map_err(refused)?;
         if let Some((layer, _)) = layers.iter().find(|(l, _)| !tagged.contains(&l.format_node())) {
@@ -122,8 +207,15 @@ impl Qemu {
             return Err(refused(failure(Condition::OperationInvalid, what)));
         }
         self.note(domain).write(&Note::new(tag, &layers)).map_err(refused)?;
-        let done = run(&instance, ("snapshot-load", LOAD), tag, vmstate, &layers).await?;
-        match self.loaded(&instance, &done).await {
+        let memory = self.attach_vm_state(&instance, vmstate).await.map_err(refused)?;
+        let done = run(&instance, ("snapshot-load", LOAD), tag, &memory, &layers).await?;
+        let loaded = self.loaded(&instance, &done).await;
+        if !matches!(loaded, Err(Failed::Halfway(_)))
+            && let Err(err) = detach_vm_state(&instance, vmstate).await
+        {
+            tracing::warn!(domain = instance.name, error = %err.chain(), "a node stays in QEMU");
+        }
+        match loaded {
             Ok(()) => {
                 self.tell_loaded(&instance);
                 Ok(())
@@ -142,14 +234,28 @@ impl Qemu {
         self.shared.tell(instance, Event::Suspended(Suspended::FromSnapshot));
     }
 
-    pub(super) async fn has_loaded(&self, domain: Uuid, tag: &str) -> Result<bool> {
+    pub(super) async fn has_loaded(
+        &self,
+        domain: Uuid,
+        tag: &str,
+        vmstate: &VmStateIn,
+    ) -> Result<bool> {
         if let Some(instance) = self.instance(domain) {
             let done = job::wait(&instance.qmp, LOAD, job::Job::is_concluded).await?;
             // Each load's job stays until the next one, so that there was none.
-            let Some(done) = done else { return Ok(false) };
-            match self.loaded(&instance, &done).await {
-                Ok(()) => return Ok(true),
-                Err(Failed::Before(_)) => return Ok(false),
+            let loaded = match done {
+                Some(done) => self.loaded(&instance, &done).await.map(|()| true),
+                None => Ok(false),
+            };
+            match loaded {
+                Ok(loaded) => {
+                    detach_vm_state(&instance, vmstate).await?;
+                    return Ok(loaded);
+                }
+                Err(Failed::Before(_)) => {
+                    detach_vm_state(&instance, vmstate).await?;
+                    return Ok(false);
+                }
                 Err(Failed::Halfway(_)) => {}
             }
         }
@@ -182,7 +288,7 @@ impl Qemu {
         self.note(domain).forget();
     }
 
-    fn note(&self, domain: Uuid) -> NoteFile {
+    pub(super) fn note(&self, domain: Uuid) -> NoteFile {
         NoteFile::of(&self.config().state_dir, domain)
     }
 }
@@ -211,22 +317,40 @@ fn is_untouched(error: &str) -> bool {
     .any(|known| error.contains(known))
 }
 
+/// Gives QEMU an image that no device uses, for memory.
+pub(crate) async fn attach_vm_state_image(instance: &Instance, image: &Path) -> Result<Layer> {
+    detach(instance, image).await?;
+    nodes::add(instance, "", image, "qcow2").await?;
+    let added = nodes::unused(instance, image).await?.into_iter().next();
+    added.ok_or_else(|| {
+        let what = format!("image '{}' was not given to QEMU", image.display());
+        failure(Condition::Internal, what)
+    })
+}
+
+pub(crate) async fn detach_vm_state(instance: &Instance, vmstate: &VmStateIn) -> Result<()> {
+    match vmstate {
+        VmStateIn::Disk(_) => Ok(()),
+        VmStateIn::Image(image) => detach(instance, image).await,
+    }
+}
+
 /// Starts the job and waits for its end.
 async fn run(
     instance: &Instance,
     (command, id): (&str, &str),
     tag: &str,
-    vmstate: &str,
+    memory: &Layer,
     layers: &[(Layer, PathBuf)],
 ) -> Result<job::Job, PivotError> {
     let refused = PivotError::Refused;
     let qmp = &instance.qmp;
-    let memory = active(instance, &[vmstate.to_owned()]).map_err(refused)?;
-    let Some((memory, _)) = memory.first() else {
-        return Err(refused(Error::new(Condition::Internal, "no disk for the memory")));
-    };
     job::dismiss(qmp, id).await.map_err(|err| refused(err.into()))?;
-    let devices: Vec<String> = layers.iter().map(|(layer, _)| layer.format_node()).collect();
+    let mut devices: Vec<String> = layers.iter().map(|(layer, _)| layer.format_node()).collect();
+    if !devices.contains(&memory.format_node()) {
+        // QEMU wants the memory's node among those it saves.
+        devices.push(memory.format_node());
+    }
     let arguments =
         json!({ "job-id": id, "tag": tag, "vmstate": memory.format_node(), "devices": devices });
     match qmp.execute(command, arguments).await {
@@ -246,19 +370,19 @@ async fn run(
 
 /// The images of a job under way.
 #[derive(Debug, Serialize, Deserialize)]
-struct Note {
+pub(super) struct Note {
     tag: String,
-    images: Vec<PathBuf>,
+    pub(super) images: Vec<PathBuf>,
 }
 
 impl Note {
-    fn new(tag: &str, layers: &[(Layer, PathBuf)]) -> Self {
+    pub(super) fn new(tag: &str, layers: &[(Layer, PathBuf)]) -> Self {
         let images = layers.iter().map(|(_, image)| image.clone()).collect();
         Self { tag: tag.to_owned(), images }
     }
 }
 
-struct NoteFile {
+pub(super) struct NoteFile {
     path: PathBuf,
 }
 
@@ -267,7 +391,7 @@ impl NoteFile {
         Self { path: state_dir.join(format!("{domain}.vmstate")) }
     }
 
-    fn write(&self, note: &Note) -> Result<()> {
+    pub(super) fn write(&self, note: &Note) -> Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let write = || -> io::Result<()> {
             fs::create_dir_all(directory)?;
@@ -281,7 +405,7 @@ impl NoteFile {
     }
 
     /// None: no job of that tag was under way.
-    fn read(&self, tag: &str) -> Result<Option<Note>> {
+    pub(super) fn read(&self, tag: &str) -> Result<Option<Note>> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,0 +1,329 @@
+//! Memory and device state out of a running QEMU, and into a new one.
+//!
+//! QEMU's migration through a pipe (`getfd`, `migrate` and `migrate-incoming` with `fd:`). What
+//! happens to the guest on the way out:
+//!
+//! | the guest | way | afterwards |
+//! |---|---|---|
+//! | was paused by its user | `background-snapshot`, where that works | `paused`, nodes active |
+//! | is paused for us, runs on later | plain, where nodes can be activated again | `postmigrate` |
+//! | runs (`live`) | plain; stopped if it does not converge | `postmigrate` |
+//!
+//! A plain migration ends with all block nodes inactive. QEMU 10 activates them by
+//! `blockdev-set-active`; an older one only when the guest runs, so that there the first way is
+//! tried for every stopped guest. In `postmigrate` no second migration is possible: a guest that
+//! stays there takes one step first, see [`leave_postmigrate`].
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio::time::{Instant, timeout};
+use virtsnap_engine::domain::{PausedReason, State};
+use virtsnap_engine::error::{Condition, Error, Result};
+
+use crate::instance::Instance;
+use crate::qmp::{Qmp, QmpError, QmpEvent};
+use crate::save_image::carry::Passed;
+
+/// A migration that moves nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(300);
+/// How long QEMU may take to let go of a migration that is to end.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Bytes a second: no limit. QEMU's own default is that of a network.
+const UNLIMITED: u64 = 1 << 50;
+/// After so many passes over a running guest's memory it is stopped for the last one.
+const PASSES: u64 = 12;
+/// The name of our descriptor in QEMU.
+const FD: &str = "virtsnap-memory";
+
+/// `query-migrate`, as far as we look.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct Progress {
+    pub(crate) status: String,
+    pub(crate) error_desc: Option<String>,
+    pub(crate) total_time: u64,
+    pub(crate) expected_downtime: Option<u64>,
+    pub(crate) downtime: Option<u64>,
+    pub(crate) setup_time: Option<u64>,
+    pub(crate) ram: Ram,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct Ram {
+    pub(crate) transferred: u64,
+    pub(crate) remaining: u64,
+    pub(crate) total: u64,
+    pub(crate) duplicate: u64,
+    pub(crate) normal: u64,
+    pub(crate) normal_bytes: u64,
+    pub(crate) dirty_pages_rate: u64,
+    pub(crate) dirty_sync_count: u64,
+    pub(crate) page_size: u64,
+    pub(crate) mbps: f64,
+}
+
+impl Progress {
+    pub(crate) fn is_active(&self) -> bool {
+        !matches!(self.status.as_str(), "" | "none" | "completed" | "failed" | "cancelled")
+    }
+}
+
+pub(crate) async fn progress(qmp: &Qmp) -> Result<Progress, QmpError> {
+    let answer = qmp.execute_within("query-migrate", Value::Null, STALL).await?;
+    serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
+}
+
+/// Writes the guest's memory and device state into the pipe. The guest is stopped then.
+pub(crate) async fn save(
+    instance: &Instance,
+    pipe: OwnedFd,
+    live: bool,
+    passed: &Passed,
+) -> Result<()> {
+    let qmp = &instance.qmp;
+    if progress(qmp).await?.is_active() {
+        let what = "the memory of the domain is being saved already";
+        return Err(Error::new(Condition::OperationInvalid, what));
+    }
+    leave_postmigrate(instance).await?;
+    let is_live = live && matches!(instance.state(), State::Running(_));
+    let mut in_background = !is_live && prefers_background(instance).await?;
+    prepare(qmp).await?;
+    in_background = in_background && set_background(qmp, true).await?;
+    qmp.execute_with_fd("getfd", json!({ "fdname": FD }), pipe).await?;
+    let mut events = qmp.events();
+    let mut started = start(qmp).await;
+    if in_background && matches!(started, Err(QmpError::Refused { .. })) {
+        // Not every memory backend can be watched.
+        in_background = !set_background(qmp, false).await?;
+        started = start(qmp).await;
+    }
+    if let Err(err) = started {
+        let _ = qmp.execute("closefd", json!({ "fdname": FD })).await;
+        return Err(err.into());
+    }
+    if is_live {
+        instance.lock().pausing = Some(PausedReason::Snapshot);
+    }
+    let ended = follow(instance, &mut events, is_live, passed).await;
+    instance.lock().pausing = None;
+    if in_background {
+        set_background(qmp, false).await?;
+    }
+    ended?;
+    activate(qmp).await?;
+    Ok(())
+}
+
+async fn start(qmp: &Qmp) -> Result<Value, QmpError> {
+    qmp.execute("migrate", json!({ "uri": format!("fd:{FD}") })).await
+}
+
+async fn prepare(qmp: &Qmp) -> Result<(), QmpError> {
+    let events = json!([{ "capability": "events", "state": true }]);
+    qmp.execute("migrate-set-capabilities", json!({ "capabilities": events })).await?;
+    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
+    Ok(())
+}
+
+/// Whether it could be set as asked.
+async fn set_background(qmp: &Qmp, is_on: bool) -> Result<bool, QmpError> {
+    let capabilities = json!([{ "capability": "background-snapshot", "state": is_on }]);
+    match qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).await {
+        Ok(_) => Ok(true),
+        Err(QmpError::Refused { desc, .. }) if is_on => {
+            tracing::debug!(desc, "no background snapshot");
+            Ok(false)
+        }
+        Err(err) => Err(err),
+    }
+}
+
+/// A guest that nobody will let run soon is better left as it is; and so is any guest where nodes
+/// cannot be activated. QEMU aborts if it is to save in the background a guest that has not run yet
+/// or stopped by itself: it goes from `paused` to `paused`, and from no other state.
+async fn prefers_background(instance: &Instance) -> Result<bool, QmpError> {
+    let status = instance.qmp.execute("query-status", Value::Null).await?;
+    if status.get("status").and_then(Value::as_str) != Some("paused") {
+        return Ok(false);
+    }
+    let state = instance.state();
+    let for_us = matches!(state, State::Paused(PausedReason::Snapshot | PausedReason::Save));
+    Ok(!for_us || !activate(&instance.qmp).await?)
+}
+
+/// Makes all block nodes active; false where this QEMU cannot. Active already is done.
+pub(crate) async fn activate(qmp: &Qmp) -> Result<bool, QmpError> {
+    match qmp.execute("blockdev-set-active", json!({ "active": true })).await {
+        Ok(_) => Ok(true),
+        Err(QmpError::Refused { class, .. }) if class == "CommandNotFound" => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
+/// Until the migration is over.
+async fn follow(
+    instance: &Instance,
+    events: &mut broadcast::Receiver<QmpEvent>,
+    is_live: bool,
+    passed: &Passed,
+) -> Result<()> {
+    let qmp = &instance.qmp;
+    let mut seen = (None, Instant::now());
+    let mut may_run = is_live;
+    loop {
+        let now = progress(qmp).await?;
+        match now.status.as_str() {
+            "completed" => return Ok(()),
+            "failed" => {
+                let why = now.error_desc.unwrap_or_else(|| "QEMU does not say why".to_owned());
+                let what = format!("saving the memory failed: {why}");
+                return Err(Error::new(Condition::OperationFailed, what));
+            }
+            "cancelled" | "cancelling" | "none" => {
+                let what = "saving the memory was aborted";
+                return Err(Error::new(Condition::Aborted, what));
+            }
+            _ => {}
+        }
+        if may_run && now.ram.dirty_sync_count > PASSES {
+            // It writes faster than the file takes it.
+            may_run = false;
+            instance.pause(PausedReason::Snapshot).await?;
+        }
+        let moved = (now, passed.load(std::sync::atomic::Ordering::Relaxed));
+        let moved = (moved.0.ram.transferred, moved.1, moved.0.status);
+        if Some(&moved) != seen.0.as_ref() {
+            seen = (Some(moved), Instant::now());
+        } else if seen.1.elapsed() > STALL {
+            let what = "saving the memory makes no progress";
+            return Err(Error::new(Condition::Timeout, what));
+        }
+        let told = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.name == "MIGRATION" => return,
+                    Ok(_) => {}
+                    Err(broadcast::error::RecvError::Lagged(_)) => return,
+                    // The next question says that the connection has ended.
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        let _ = timeout(LOOK_EVERY, told).await;
+    }
+}
+
+/// Ends a migration, if there is one, and puts its settings back.
+pub(crate) async fn end(instance: &Instance) -> Result<()> {
+    let qmp = &instance.qmp;
+    let deadline = Instant::now() + CANCEL_DEADLINE;
+    let mut is_told = false;
+    while progress(qmp).await?.is_active() {
+        if !is_told {
+            qmp.execute("migrate_cancel", Value::Null).await?;
+            is_told = true;
+        }
+        if Instant::now() > deadline {
+            let what = "QEMU does not let go of the migration that saved the memory";
+            return Err(Error::new(Condition::Timeout, what));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    set_background(qmp, false).await?;
+    // Held by QEMU only where it was not taken for a migration.
+    let _ = qmp.execute("closefd", json!({ "fdname": FD })).await;
+    activate(qmp).await?;
+    Ok(())
+}
+
+/// A guest that was stopped by a plain migration, and stays so, can be neither saved again nor, by
+/// a QEMU before 10, its images be written to. One step of the guest, of less than a millisecond
+/// and told to nobody, makes it a guest that is paused.
+pub(crate) async fn leave_postmigrate(instance: &Instance) -> Result<()> {
+    let qmp = &instance.qmp;
+    let status = qmp.execute("query-status", Value::Null).await?;
+    let is_there = status.get("status").and_then(Value::as_str) == Some("postmigrate");
+    if !is_there || !matches!(instance.state(), State::Paused(_)) {
+        return Ok(());
+    }
+    instance.lock().is_stepping = true;
+    // Both are in the monitor's socket before the first is answered.
+    let (went, stopped) =
+        tokio::join!(qmp.execute("cont", Value::Null), qmp.execute("stop", Value::Null));
+    instance.lock().is_stepping = false;
+    went?;
+    stopped?;
+    Ok(())
+}
+
+/// Before images are written to: block nodes that a migration left inactive are active again.
+pub(crate) async fn leave_inactive(instance: &Instance) -> Result<()> {
+    if !activate(&instance.qmp).await? {
+        leave_postmigrate(instance).await?;
+    }
+    Ok(())
+}
+
+/// Reads memory and device state from the pipe into a QEMU that waits for them.
+pub(crate) async fn load(instance: &Instance, from: Incoming, passed: &Passed) -> Result<()> {
+    let qmp = &instance.qmp;
+    prepare(qmp).await?;
+    let uri = match from {
+        Incoming::Pipe(pipe) => {
+            qmp.execute_with_fd("getfd", json!({ "fdname": FD }), pipe).await?;
+            format!("fd:{FD}")
+        }
+        Incoming::Pages { file, offset } => {
+            let capabilities = json!([{ "capability": "mapped-ram", "state": true }]);
+            let arguments = json!({ "capabilities": capabilities });
+            qmp.execute("migrate-set-capabilities", arguments).await?;
+            let set = qmp.execute_with_fd("add-fd", Value::Null, file).await?;
+            let number = set.get("fdset-id").and_then(Value::as_u64).unwrap_or(0);
+            format!("file:/dev/fdset/{number},offset={offset:#x}")
+        }
+    };
+    qmp.execute("migrate-incoming", json!({ "uri": uri })).await?;
+    let mut seen = (None, Instant::now());
+    loop {
+        let now = progress(qmp).await?;
+        match now.status.as_str() {
+            "completed" => break,
+            "failed" => {
+                let why = now.error_desc.unwrap_or_default();
+                let what = format!("loading the memory failed: {why}");
+                return Err(Error::new(Condition::OperationFailed, what));
+            }
+            _ => {}
+        }
+        let moved = (passed.load(std::sync::atomic::Ordering::Relaxed), now.ram.transferred);
+        if Some(moved) != seen.0 {
+            seen = (Some(moved), Instant::now());
+        } else if seen.1.elapsed() > STALL {
+            let what = "loading the memory makes no progress";
+            return Err(Error::new(Condition::Timeout, what));
+        }
+        tokio::time::sleep(LOAD_POLL).await;
+    }
+    activate(qmp).await?;
+    Ok(())
+}
+
+const LOAD_POLL: Duration = Duration::from_millis(5);
+
+/// Where a new QEMU reads memory from.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Pipe(OwnedFd),
+    /// A file in which each page has a place of its own, from an offset on.
+    Pages {
+        file: OwnedFd,
+        offset: u64,
+    },
+}
