@@ -120,6 +120,11 @@ impl Mark {
 }
 
 impl World {
+    /// A guest that the daemon knows already.
+    pub fn guest(&self, spec: GuestSpec) -> Guest<'_> {
+        Guest { world: self, spec }
+    }
+
     /// Makes the images and defines the guest.
     #[track_caller]
     pub fn define(&self, spec: GuestSpec) -> Guest<'_> {
@@ -180,6 +185,55 @@ impl Guest<'_> {
         let line = listed.lines().find(|line| line.split_whitespace().next() == Some(target));
         let line = line.unwrap_or_else(|| panic!("no {target} in\n{listed}"));
         line.trim_start()[target.len()..].trim().to_owned()
+    }
+
+    /// Fills 64 KiB at `mib` with a byte: through the running QEMU, or into the file.
+    #[track_caller]
+    pub fn write(&self, target: &str, mib: u64, pattern: u8) {
+        let command = format!("write -P {pattern} {mib}M 64k");
+        if self.state() == "shut off" {
+            let (source, format) = self.image(target);
+            images::io(&source, &format, &command);
+        } else {
+            self.live_io(target, &command);
+        }
+        assert!(self.holds(target, mib, pattern), "{target}: {pattern} did not reach the disk");
+    }
+
+    /// Whether the guest reads that byte, all 64 KiB of it.
+    #[track_caller]
+    pub fn holds(&self, target: &str, mib: u64, pattern: u8) -> bool {
+        if self.state() != "shut off" {
+            // What QEMU still keeps of qcow2's tables reaches the file.
+            self.live_io(target, "flush");
+        }
+        let (source, format) = self.image(target);
+        images::reads(&source, &format, pattern, mib << 20, 64 << 10)
+    }
+
+    /// One command of qemu-io inside the running QEMU. What it says goes to QEMU's log.
+    #[track_caller]
+    fn live_io(&self, target: &str, command: &str) {
+        let index = target.bytes().last().map_or(0, |letter| letter - b'a');
+        let device = format!("/machine/peripheral/virtio-disk{index}/virtio-backend");
+        let line = format!("qemu-monitor-command {{}} --hmp 'qemu-io -d {device} \"{command}\"'");
+        let said = self.virsh(&line);
+        assert!(said.trim().is_empty(), "{command} on {target}: {said}");
+    }
+
+    /// What a disk uses now, and its format.
+    #[track_caller]
+    fn image(&self, target: &str) -> (PathBuf, String) {
+        let source = PathBuf::from(self.source(target));
+        let told = images::info(&source);
+        let format = told.lines().find_map(|line| line.strip_prefix("file format: "));
+        (source, format.expect("an image has a format").to_owned())
+    }
+
+    /// Names of all snapshots, in order.
+    #[track_caller]
+    pub fn snapshots(&self) -> Vec<String> {
+        self.world.virsh.lines(&format!("snapshot-list {} --name", self.name()))
     }
 
     fn console(&self) -> String {

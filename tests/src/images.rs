@@ -58,6 +58,12 @@ pub fn chain(path: &Path) -> Vec<String> {
     listed.lines().filter_map(|line| line.strip_prefix("image: ")).map(str::to_owned).collect()
 }
 
+/// One command of qemu-io on an image that nobody uses; gives what it said.
+#[track_caller]
+pub fn io(path: &Path, format: &str, command: &str) -> String {
+    qemu("qemu-io", &["-f", format, "-c", command, text(path)])
+}
+
 /// Fills `length` at `offset` with a byte, through the image format.
 #[track_caller]
 pub fn write_pattern(path: &Path, pattern: u8, offset: u64, length: u64) {
@@ -68,7 +74,13 @@ pub fn write_pattern(path: &Path, pattern: u8, offset: u64, length: u64) {
 /// Whether `length` at `offset` is all `pattern`.
 #[track_caller]
 pub fn has_pattern(path: &Path, pattern: u8, offset: u64, length: u64) -> bool {
+    reads(path, "qcow2", pattern, offset, length)
+}
+
+/// The same, of an image of any format that may be in use.
+#[track_caller]
+pub fn reads(path: &Path, format: &str, pattern: u8, offset: u64, length: u64) -> bool {
     let command = format!("read -P {pattern} {offset} {length}");
-    let said = qemu("qemu-io", &["-r", "-f", "qcow2", "-c", &command, text(path)]);
+    let said = qemu("qemu-io", &["-r", "-U", "-f", format, "-c", &command, text(path)]);
     !said.contains("Pattern verification failed")
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -156,6 +157,17 @@ impl World {
             process.kill().expect("it is ours");
             process.wait().expect("it is ours");
         }
+    }
+
+    /// Lets a client ask for something, kills the daemon so much later, and starts it again.
+    pub fn crash_during(&mut self, line: &str, milliseconds: u64) {
+        let mut client = self.virsh.command(line);
+        client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut client = client.spawn().expect("virsh is there");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        self.kill();
+        client.wait().expect("it is ours");
+        self.start();
     }
 
     /// Asks the daemon to end, and waits until it has.

@@ -5,9 +5,11 @@
 mod access;
 mod blockjobs;
 mod clients;
+mod defects;
 mod domain;
 mod external;
 mod guests;
+mod hazards;
 mod internal;
 mod metadata;
 mod survive;
