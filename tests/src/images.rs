@@ -51,6 +51,12 @@ pub fn internal_snapshots(path: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Deletes an internal snapshot behind everybody's back.
+#[track_caller]
+pub fn delete_internal(path: &Path, name: &str) {
+    qemu("qemu-img", &["snapshot", "-d", name, text(path)]);
+}
+
 /// The files of a backing chain, the active layer first.
 #[track_caller]
 pub fn chain(path: &Path) -> Vec<String> {

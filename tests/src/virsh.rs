@@ -40,7 +40,7 @@ impl Virsh {
     /// The command line, for tests that run it in their own way.
     pub fn command(&self, line: &str) -> Command {
         let mut command = as_user(self.user, self.program.as_os_str());
-        command.arg("-c").arg(&self.uri).env("LC_ALL", "C").env_remove("LIBVIRT_DEBUG");
+        command.arg("-c").arg(&self.uri).env("LC_ALL", "C.UTF-8").env_remove("LIBVIRT_DEBUG");
         if self.read_only {
             command.arg("--readonly");
         }

@@ -1,7 +1,7 @@
 //! What the engine and the daemon need of the world, as traits. Nothing here is specific to QEMU
 //! or Xen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use virtsnap_xml::element::Element;
 
 use crate::domain::{Active, Event, Start};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, PathKind, StateFile};
+use crate::facts::{DomainFacts, Format, PathKind, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -25,8 +25,9 @@ pub struct Subject {
     pub uuid: Uuid,
     pub name: String,
     pub config: Option<Element>,
-    /// Images beyond the disks' own chains: layers and overlays that moments name.
-    pub images: BTreeSet<PathBuf>,
+    /// Images beyond the disks' own chains: layers and overlays that moments name, and the format
+    /// that those say they have.
+    pub images: BTreeMap<PathBuf, Format>,
     /// Save images that moments name.
     pub memory_files: BTreeSet<PathBuf>,
     /// Files virtsnap created for this domain.

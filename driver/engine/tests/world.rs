@@ -287,6 +287,29 @@ fn deleting_from_a_chain_frees_one_layer() {
     assert_eq!(left, DISKS.map(|disk| PathBuf::from(format!("/img/{disk}.qcow2"))));
 }
 
+/// What an image stands on is not known while it is away; so nothing is removed, and nothing merged
+/// into what it may stand on.
+#[test]
+fn while_an_image_is_away_nothing_below_it_is_touched() {
+    let chain = [Write(1), External(0), Write(2), External(1), Write(3), External(2), Write(4)];
+    let mut branched = chain.to_vec();
+    branched.extend([Revert(1, AS), Write(5)]);
+    for (before, away) in [(&chain[..], "s2"), (&chain, "s1"), (&branched, "s1")] {
+        let world = situation(before);
+        let path = PathBuf::from(format!("/img/vda.{away}"));
+        let image = world.take_away(&path);
+        for op in [Delete(2, ONE), Delete(1, ONE), Delete(0, ONE)] {
+            drop(apply(&world, &world.book(), op, 0));
+        }
+        world.put_back(&path, image);
+        let old = situation(before);
+        assert_eq!(world.content("vda"), old.content("vda"), "{away} was away");
+        for name in world.book().into_inner().unwrap().moments.iter().map(|def| def.name.clone()) {
+            assert_eq!(world.content_of(&name, "vda"), old.content_of(&name, "vda"), "{name}");
+        }
+    }
+}
+
 /// An operation that could not be completed is completed by the next one.
 #[test]
 fn an_unfinished_operation_comes_before_the_next() {

@@ -4,7 +4,7 @@
 //! locked, and what it has in memory is newer. Of all other images `qemu-img info` does.
 //!
 //! An image's format comes from whoever names it: the definition, or the header of the image above
-//! it. Only what moments name and nobody else does is known by its first bytes.
+//! it, or the moment that names it. What says it is a qcow2 and is none counts as not there.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -53,6 +53,11 @@ impl Qemu {
         }
         let tool = self.image_tool();
         for disk in &disks {
+            if let Some(path) = disk.image() {
+                walk(&tool, path, &disk.format, &mut images).await?;
+            }
+        }
+        for disk in subject.config.iter().flat_map(domain::disks).map(disk_facts) {
             if let Some(path) = disk.image() {
                 walk(&tool, path, &disk.format, &mut images).await?;
             }
@@ -186,6 +191,9 @@ async fn live_images(instance: &Instance, images: &mut Images) -> Result<()> {
     for chain in instance.chains().values() {
         for (depth, layer) in chain.layers.iter().enumerate() {
             let Some(info) = told.remove(&layer.format_node()) else { continue };
+            if !is_still_there(&layer.image, &layer.format()) {
+                continue;
+            }
             let below = chain.layers.get(depth + 1);
             let facts = ImageFacts {
                 format: layer.format(),
@@ -240,10 +248,18 @@ fn is_there(path: &Path) -> bool {
     path.is_absolute() && matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice))
 }
 
+/// QEMU goes on with a file that was moved away or written over; whoever opens it next will not.
+fn is_still_there(path: &Path, format: &Format) -> bool {
+    is_there(path)
+        && (*format != Format::Qcow2
+            || header::overlay_format(path).is_ok_and(|found| found == Some(Format::Qcow2)))
+}
+
 /// Images that moments name or that we made, and that no disk stands on.
 async fn named_only(tool: &QemuImg, subject: &Subject, images: &mut Images) -> Result<()> {
-    let named = subject.images.union(&subject.owned).filter(|path| !images.contains_key(*path));
-    let mut left: BTreeSet<PathBuf> = named.filter(|path| is_there(path)).cloned().collect();
+    let named = subject.images.keys().chain(&subject.owned);
+    let unknown = named.filter(|path| !images.contains_key(*path) && is_there(path));
+    let mut left: BTreeSet<PathBuf> = unknown.cloned().collect();
     // Those that another one stands on come after it, and so have their format from it.
     let below: HashSet<PathBuf> = left.iter().filter_map(|path| backing(path)).collect();
     let (last, first): (Vec<_>, Vec<_>) =
@@ -252,10 +268,16 @@ async fn named_only(tool: &QemuImg, subject: &Subject, images: &mut Images) -> R
         if images.contains_key(&path) {
             continue;
         }
-        let format = header::overlay_format(&path)
-            .map_err(|err| system("read", &path, err))?
-            .unwrap_or(Format::Raw);
-        walk(tool, &path, &format, images).await?;
+        let format = match subject.images.get(&path) {
+            Some(format) => Some(format.clone()),
+            // An overlay that we made: no guest has written its header.
+            None => header::overlay_format(&path).map_err(|err| system("read", &path, err))?,
+        };
+        if let Some(format) = format
+            && is_still_there(&path, &format)
+        {
+            walk(tool, &path, &format, images).await?;
+        }
     }
     Ok(())
 }
@@ -360,7 +382,9 @@ mod tests {
             uuid: uuid::Uuid::from_u128(1),
             name: "vm".to_owned(),
             config: None,
-            images: BTreeSet::from([at("mid"), at("branch"), at("absent")]),
+            images: [at("mid"), at("branch"), at("absent")]
+                .map(|path| (path, Format::Qcow2))
+                .into(),
             memory_files: BTreeSet::new(),
             owned: BTreeSet::from([at("orphan")]),
         };
@@ -391,7 +415,7 @@ mod tests {
             uuid: uuid::Uuid::from_u128(1),
             name: "vm".to_owned(),
             config: None,
-            images: BTreeSet::from([at("disk"), at("zz-overlay")]),
+            images: BTreeMap::from([(at("disk"), Format::Raw), (at("zz-overlay"), Format::Qcow2)]),
             memory_files: BTreeSet::new(),
             owned: BTreeSet::new(),
         };

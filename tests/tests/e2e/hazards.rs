@@ -48,9 +48,9 @@ fn h_02_a_revert_needs_no_current_snapshot() {
     vm.virsh("snapshot-create-as {} leaf --disk-only");
     vm.write("vda", 1, 2);
     let file = world.path("leaf.xml");
-    std::fs::write(&file, vm.virsh("snapshot-dumpxml {} leaf")).unwrap();
     vm.virsh("snapshot-revert {} root");
     vm.virsh("snapshot-delete {} root");
+    std::fs::write(&file, vm.virsh("snapshot-dumpxml {} leaf")).unwrap();
     assert!(vm.refused("snapshot-current {}").contains("current"));
     vm.virsh("snapshot-revert {} leaf");
     assert!(vm.holds("vda", 1, 1));
@@ -200,22 +200,23 @@ fn h_12_what_redefine_said_is_checked_against_the_images() {
     let world = World::new();
     let vm = world.define(GuestSpec::idle("vm"));
     vm.write("vda", 1, 1);
+    let mut lies = Vec::new();
     for (name, options) in [("inner", ""), ("outer", "--disk-only")] {
         vm.virsh(&format!("snapshot-create-as {{}} {name} {options}"));
         let xml = vm.virsh(&format!("snapshot-dumpxml {{}} {name}"));
         // The same of an image that is somewhere else.
         let lie = xml.replace("vm-vda.qcow2", "nowhere.qcow2").replace(name, &format!("no{name}"));
-        std::fs::write(world.path("lie.xml"), &lie).unwrap();
+        lies.push(lie);
         vm.virsh(&format!("snapshot-delete {{}} {name}"));
-        vm.virsh(&format!("snapshot-create {{}} {} --redefine", world.path("lie.xml").display()));
+    }
+    for lie in lies {
+        let file = world.path("lie.xml");
+        std::fs::write(&file, &lie).unwrap();
+        vm.virsh(&format!("snapshot-create {{}} {} --redefine", file.display()));
     }
     // And of an internal one that was deleted behind our back.
     vm.virsh("snapshot-create-as {} gone");
-    let done = std::process::Command::new("qemu-img")
-        .args(["snapshot", "-d", "gone"])
-        .arg(vm.disk("vda"))
-        .status();
-    assert!(done.unwrap().success());
+    images::delete_internal(&vm.disk("vda"), "gone");
     for running in [false, true] {
         if running {
             vm.virsh("start {}");

@@ -172,7 +172,7 @@ impl<H: Inspect> Domains<H> {
 
     async fn remove_merged(&self, domain: &Domain, image: &Path) -> Result<()> {
         // Looked at before the job; but a snapshot may have been redefined since.
-        if plan::images_of(&domain.book().moments).contains(image) {
+        if plan::images_of(&domain.book().moments).contains_key(image) {
             let what = format!("'{}' stays: a snapshot needs it", image.display());
             return Err(Error::new(Condition::OperationInvalid, what));
         }

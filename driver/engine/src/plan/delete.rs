@@ -12,7 +12,6 @@
 //!
 //! The pivot is the record: from then on the moments are given up, and a crash is completed.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use virtsnap_xml::domain;
@@ -20,7 +19,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Location, Survivor};
 
 use super::definition::{self, Source, redirect};
-use super::layers::{Layers, image_of, roots};
+use super::layers::{Layers, Roots, image_of, roots};
 use super::merge::{DeletedTags, Ground, Run, Wishes};
 use super::policy;
 use super::{Finish, MomentChange, Operation, Pivot, Plan};
@@ -143,7 +142,7 @@ impl After {
     }
 
     /// What must stay readable as it is.
-    fn roots(&self, facts: &DomainFacts) -> BTreeSet<PathBuf> {
+    fn roots(&self, facts: &DomainFacts) -> Roots {
         roots(self.kept.iter(), self.live.iter().chain(&self.config), facts)
     }
 
@@ -184,11 +183,14 @@ impl After {
     ) -> Result<Vec<(Run, String)>> {
         let pinned = self.roots(facts);
         let mut layers = self.layers.clone();
-        for image in layers.garbage(&facts.owned, &pinned) {
+        let garbage = layers.garbage(&facts.owned, &pinned);
+        let is_known = garbage.is_some();
+        for image in garbage.into_iter().flatten() {
             layers.remove(&image);
         }
         let ground = Ground { layers: &layers, pinned: &pinned, deleted_tags, facts };
-        let runs = ground.runs();
+        // Where it is not known who reads what, all stays as it is until it is.
+        let runs = if is_known { ground.runs() } else { Vec::new() };
         if options.consolidate.required {
             ground.check_consolidated(gone, &runs)?;
         }
@@ -246,7 +248,7 @@ impl After {
     }
 
     fn finish(self, facts: &DomainFacts, finish: &mut Vec<Finish>) {
-        let garbage = self.layers.garbage(&facts.owned, &self.roots(facts));
+        let garbage = self.layers.garbage(&facts.owned, &self.roots(facts)).unwrap_or_default();
         if self.live != facts.live {
             finish.extend(self.live.map(Finish::SetLive));
         }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Location, Memory};
 
 use super::definition;
-use crate::facts::DomainFacts;
+use crate::facts::{DomainFacts, Format};
 use crate::moment::MomentList;
 
 /// Image → its backing file.
@@ -53,20 +54,17 @@ impl Layers {
         self.backing.insert(top.to_owned(), None);
     }
 
-    /// Of the files in `owned`, those that none of `roots` reaches.
-    pub(super) fn garbage(
-        &self,
-        owned: &BTreeSet<PathBuf>,
-        roots: &BTreeSet<PathBuf>,
-    ) -> Vec<PathBuf> {
-        let mut reached = BTreeSet::new();
-        let mut open: Vec<&PathBuf> = roots.iter().collect();
+    /// Of the files in `owned`, those that none of `roots` reaches. None: it cannot be told, since
+    /// an image on the way is not there, and what it stands on is not known.
+    pub(super) fn garbage(&self, owned: &BTreeSet<PathBuf>, roots: &Roots) -> Option<Vec<PathBuf>> {
+        let mut reached: BTreeSet<&PathBuf> = roots.files.iter().collect();
+        let mut open: Vec<&PathBuf> = roots.images.iter().collect();
         while let Some(image) = open.pop() {
             if reached.insert(image) {
-                open.extend(self.backing(image));
+                open.extend(self.backing.get(image)?);
             }
         }
-        owned.iter().filter(|image| !reached.contains(image)).cloned().collect()
+        Some(owned.iter().filter(|image| !reached.contains(image)).cloned().collect())
     }
 }
 
@@ -103,37 +101,63 @@ pub fn memory_files_of(moments: &MomentList) -> BTreeSet<PathBuf> {
     moments.iter().filter_map(memory_file).collect()
 }
 
+/// What must stay.
+#[derive(Debug)]
+pub(super) struct Roots {
+    /// With all that they stand on.
+    pub(super) images: BTreeSet<PathBuf>,
+    /// Memory and the state of devices, which stand alone.
+    files: BTreeSet<PathBuf>,
+}
+
 /// Every file that must stay: images and memory of the moments in `kept`, images of the
 /// definitions, and those that somebody else reads.
 pub(super) fn roots<'a>(
     kept: impl Iterator<Item = &'a Definition>,
     definitions: impl Iterator<Item = &'a Element>,
     facts: &DomainFacts,
-) -> BTreeSet<PathBuf> {
-    let mut roots: BTreeSet<PathBuf> = facts.foreign_readers.keys().cloned().collect();
+) -> Roots {
+    let mut images: BTreeSet<PathBuf> = facts.foreign_readers.keys().cloned().collect();
+    let mut files = BTreeSet::new();
     for moment in kept {
-        roots.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
-        roots.extend(memory_file(moment));
-        roots.extend(vmstate_image(moment));
-        roots.extend(super::state_files::copies(moment));
+        images.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
+        images.extend(vmstate_image(moment));
+        files.extend(memory_file(moment));
+        files.extend(super::state_files::copies(moment));
     }
     for domain in definitions {
-        let disks = domain.child("devices").into_iter().flat_map(|d| d.children("disk"));
-        let targets = disks.filter_map(|disk| disk.child("target")?.attr("dev"));
-        roots.extend(targets.filter_map(|target| definition::image(domain, target)));
+        for disk in domain::disks(domain) {
+            let Some(path) = disk.path().map(PathBuf::from) else { continue };
+            // A medium that has been thrown away stood on nothing of ours.
+            let is_medium = matches!(disk.device(), "cdrom" | "floppy");
+            let is_there = facts.images.contains_key(&path) || facts.owned.contains(&path);
+            if is_there || !is_medium {
+                images.insert(path);
+            }
+        }
     }
-    roots
+    Roots { images, files }
 }
 
-/// Every image that the domain's moments name, to be looked at for facts.
-pub fn images_of(moments: &MomentList) -> BTreeSet<PathBuf> {
-    let mut images = BTreeSet::new();
+/// Every image that the domain's moments name, to be looked at for facts, with its format.
+pub fn images_of(moments: &MomentList) -> BTreeMap<PathBuf, Format> {
+    let mut images = BTreeMap::new();
     for moment in moments.iter() {
-        images.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));
-        images.extend(
-            moment.disks.iter().chain(&moment.revert_disks).filter_map(super::align::overlay_path),
-        );
-        images.extend(vmstate_image(moment));
+        for overlay in moment.disks.iter().chain(&moment.revert_disks) {
+            if let Some(path) = super::align::overlay_path(overlay) {
+                images.insert(path, overlay.format.as_deref().map_or(Format::Qcow2, Format::from));
+            }
+        }
+        images.extend(vmstate_image(moment).map(|path| (path, Format::Qcow2)));
+    }
+    for moment in moments.iter() {
+        for disk in &moment.disks {
+            let recorded = moment.domain.as_ref().and_then(|d| domain::disk(d, &disk.name));
+            if let Some(path) = image_of(moment, &disk.name) {
+                let format = recorded.and_then(|disk| disk.format()).unwrap_or("raw");
+                images.insert(path, Format::from(format));
+            }
+        }
     }
     images
 }

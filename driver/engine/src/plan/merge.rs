@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use virtsnap_xml::snapshot::{Definition, Location, Survivor};
 
-use super::layers::{Layers, image_of};
+use super::layers::{Layers, Roots, image_of};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format};
 use crate::options::Consolidate;
@@ -59,7 +59,7 @@ impl Run {
 pub(super) struct Ground<'a> {
     /// Without what is garbage.
     pub(super) layers: &'a Layers,
-    pub(super) pinned: &'a BTreeSet<PathBuf>,
+    pub(super) pinned: &'a Roots,
     pub(super) deleted_tags: &'a DeletedTags,
     pub(super) facts: &'a DomainFacts,
 }
@@ -84,7 +84,7 @@ impl Ground<'_> {
     /// The overlay that a free layer is to be merged with.
     fn overlay(&self, layer: &Path) -> Option<PathBuf> {
         match self.layers.readers(layer).as_slice() {
-            [only] if !self.pinned.contains(layer) && self.facts.owned.contains(only) => {
+            [only] if !self.pinned.images.contains(layer) && self.facts.owned.contains(only) => {
                 (self.is_plain(layer) && self.is_plain(only)).then(|| only.clone())
             }
             _ => None,
@@ -108,7 +108,7 @@ impl Ground<'_> {
         }
         let readers = self.layers.readers(layer);
         match readers.as_slice() {
-            _ if self.pinned.contains(layer) => "another snapshot needs it".to_owned(),
+            _ if self.pinned.images.contains(layer) => "another snapshot needs it".to_owned(),
             [only] if !self.facts.owned.contains(only) => {
                 format!("'{}', which stands on it, was not made by virtsnap", only.display())
             }

@@ -318,7 +318,7 @@ fn restart_plan(
     let change = made_current(moment, routes, moments);
     let roots = roots(moments.iter(), config.iter().chain([&started]), facts);
     // Whatever the domain used until now and no moment keeps is the state that is given up.
-    let discarded = layers.garbage(&facts.owned, &roots);
+    let discarded = layers.garbage(&facts.owned, &roots).unwrap_or_default();
 
     if facts.config.is_some() {
         finish.extend(config.map(Finish::SetConfig));

@@ -480,7 +480,9 @@ impl Inner {
             })
             .collect();
         let mut open: Vec<PathBuf> = disks.iter().filter_map(|d| d.image().cloned()).collect();
-        open.extend(subject.images.iter().chain(&subject.owned).cloned());
+        open.extend(subject.images.keys().chain(&subject.owned).cloned());
+        let config = subject.config.iter().flat_map(domain::disks);
+        open.extend(config.filter_map(|disk| disk.path().map(PathBuf::from)));
         let mut images = BTreeMap::new();
         while let Some(path) = open.pop() {
             let Some(image) = self.images.get(&path) else { continue };

@@ -239,6 +239,15 @@ impl World {
         self.lock().images.clone()
     }
 
+    /// Somebody moves an image away; [`World::put_back`] brings it again.
+    pub fn take_away(&self, path: &Path) -> Image {
+        self.lock().images.remove(path).expect("the image is there")
+    }
+
+    pub fn put_back(&self, path: &Path, image: Image) {
+        self.lock().images.insert(path.to_owned(), image);
+    }
+
     /// Every plan that was begun, as a person reads it.
     pub fn plans(&self) -> Vec<String> {
         self.lock().plans.clone()

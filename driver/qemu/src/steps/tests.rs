@@ -844,7 +844,7 @@ impl Bed {
             uuid: self.uuid,
             name: "t".to_owned(),
             config,
-            images: images.iter().map(|path| (*path).clone()).collect(),
+            images: images.iter().map(|path| ((*path).clone(), Format::Qcow2)).collect(),
             memory_files: Default::default(),
             owned: Default::default(),
         }
