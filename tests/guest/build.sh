@@ -6,8 +6,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 out=${CARGO_TARGET_DIR:-$root/target}/guest
-# In this order: each needs the ones before it.  The last two are for the power button.
-drivers="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk button evdev"
+# In this order: each needs the ones before it.  The last three are for the power button and for
+# the variables of UEFI firmware.
+drivers="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk button evdev efivarfs"
 
 say() { echo "guest: $*"; }
 fail() { echo "guest: $*" >&2; exit 1; }

@@ -15,18 +15,22 @@
  *   lie     write a wrong number to the first disk behind the memory's back (negative control)
  *   say X   print X
  *   off     power off
+ *   var X   write X into a UEFI variable, var? says what it holds
+ *   nv X    write X into a persistent index of the TPM, nv? says what it holds
  *
  * The ACPI power button powers off as well, so that virsh shutdown works.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/input.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/reboot.h>
 #include <termios.h>
 #include <time.h>
@@ -83,6 +87,77 @@ static void power_off(void)
 	reboot(RB_POWER_OFF);
 }
 
+static const char VARIABLE[] =
+	"/sys/firmware/efi/efivars/VirtsnapTest-5f2b1c1e-0a5c-4d8e-9a57-3c1b7a0d4e11";
+
+static void write_variable(const char *text)
+{
+	char value[64] = { 7, 0, 0, 0 }; /* non-volatile, at boot and at run time */
+	int flags = 0, old = open(VARIABLE, O_RDONLY);
+	if (old >= 0) {
+		ioctl(old, FS_IOC_SETFLAGS, &flags); /* it was made immutable */
+		close(old);
+	}
+	int fd = open(VARIABLE, O_WRONLY | O_CREAT, 0644);
+	int length = 4 + snprintf(value + 4, sizeof value - 4, "%s", text);
+	if (fd < 0 || write(fd, value, length) != length)
+		say("ERROR variable: %s\n", strerror(errno));
+	else
+		say("VAR %s\n", text);
+	close(fd);
+}
+
+static void read_variable(void)
+{
+	char value[64] = { 0 };
+	int fd = open(VARIABLE, O_RDONLY);
+	if (fd < 0 || read(fd, value, sizeof value - 1) <= 4)
+		say("VAR none\n");
+	else
+		say("VAR %s\n", value + 4);
+	close(fd);
+}
+
+/* A TPM 2.0 command; gives its result code, and the response in `bytes`. */
+static long tpm(unsigned char *bytes, int length)
+{
+	int fd = open("/dev/tpm0", O_RDWR);
+	bytes[5] = length;
+	long code = -1;
+	if (fd >= 0 && write(fd, bytes, length) == length && read(fd, bytes, 128) >= 10)
+		code = (long)bytes[6] << 24 | bytes[7] << 16 | bytes[8] << 8 | bytes[9];
+	close(fd);
+	return code;
+}
+
+#define HEAD(code) 0x80, 2, 0, 0, 0, 0, 0, 0, 1, code
+#define OWNER 0x40, 0, 0, 1
+#define INDEX 1, 0x50, 0, 0x20
+#define PASSWORD 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0
+
+static void write_index(const char *text)
+{
+	unsigned char define[128] = { HEAD(0x2a), OWNER, PASSWORD, 0, 0, 0, 14, INDEX, 0, 11,
+				      2, 6, 0, 6, 0, 0, 0, 8 };
+	unsigned char write[128] = { HEAD(0x37), OWNER, INDEX, PASSWORD, 0, 8 };
+	tpm(define, 45); /* it may be there already */
+	memcpy(write + 33, text, strnlen(text, 8));
+	long code = tpm(write, 43);
+	if (code)
+		say("ERROR tpm: %lx\n", code);
+	else
+		say("NV %.8s\n", text);
+}
+
+static void read_index(void)
+{
+	unsigned char read[128] = { HEAD(0x4e), OWNER, INDEX, PASSWORD, 0, 8, 0, 0 };
+	if (tpm(read, 35))
+		say("NV none\n");
+	else
+		say("NV %.8s\n", read + 16);
+}
+
 static void command(const char *line, long memory)
 {
 	if (!strcmp(line, "lie") && disks > 0) {
@@ -90,6 +165,14 @@ static void command(const char *line, long memory)
 		say("LIED disk now says %ld\n", memory + 1000);
 	} else if (!strncmp(line, "say ", 4)) {
 		say("SAID %s\n", line + 4);
+	} else if (!strncmp(line, "var ", 4)) {
+		write_variable(line + 4);
+	} else if (!strcmp(line, "var?")) {
+		read_variable();
+	} else if (!strncmp(line, "nv ", 3)) {
+		write_index(line + 3);
+	} else if (!strcmp(line, "nv?")) {
+		read_index();
 	} else if (!strcmp(line, "off")) {
 		power_off();
 	} else if (*line) {
