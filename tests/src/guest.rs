@@ -27,6 +27,8 @@ pub struct GuestSpec {
     /// Format of each disk: vda, vdb, …
     pub disks: Vec<String>,
     pub uuid: Option<String>,
+    /// UEFI firmware.
+    pub uefi: bool,
     /// More elements for `<devices>`.
     pub devices: String,
 }
@@ -40,6 +42,7 @@ impl GuestSpec {
             boots: true,
             disks: vec!["qcow2".to_owned()],
             uuid: None,
+            uefi: false,
             devices: String::new(),
         }
     }
@@ -61,6 +64,16 @@ impl GuestSpec {
         self
     }
 
+    /// UEFI firmware with its variables, and a TPM 2.0.
+    #[must_use]
+    pub fn with_firmware(mut self) -> Self {
+        self.uefi = true;
+        self.memory_mib = self.memory_mib.max(160);
+        self.devices
+            .push_str("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>");
+        self
+    }
+
     pub fn xml(&self, world: &World) -> String {
         let dir = world.dir().display();
         let name = &self.name;
@@ -74,6 +87,7 @@ impl GuestSpec {
                  <cmdline>console=ttyS0 quiet</cmdline>"
             );
         }
+        let firmware = if self.uefi { " firmware='efi'" } else { "" };
         let mut devices = String::new();
         if let Some(emulator) = &world.emulator {
             let _ = write!(devices, "<emulator>{}</emulator>", emulator.display());
@@ -89,7 +103,7 @@ impl GuestSpec {
         let uuid = self.uuid.as_ref().map_or_else(String::new, |id| format!("<uuid>{id}</uuid>"));
         format!(
             "<domain type='qemu'><name>{name}</name>{uuid}\
-             <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu><os>{os}</os>\
+             <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu><os{firmware}>{os}</os>\
              <features><acpi/></features><cpu mode='custom' match='exact'><model>qemu64</model></cpu>\
              <devices>{devices}\
              <serial type='pty'><log file='{dir}/{name}.console' append='on'/>\
@@ -239,6 +253,20 @@ impl Guest<'_> {
     fn console(&self) -> String {
         let file = self.world.path(&format!("{}.console", self.name()));
         String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
+    }
+
+    /// What the guest finds in its UEFI variable and in its TPM.
+    #[track_caller]
+    pub fn has_in_firmware(&self, variable: &str, tpm: &str) {
+        self.type_line("var?", &format!("VAR {variable}"));
+        self.type_line("nv?", &format!("NV {tpm}"));
+    }
+
+    /// The guest writes into its UEFI variable and into its TPM.
+    #[track_caller]
+    pub fn write_firmware(&self, text: &str) {
+        self.type_line(&format!("var {text}"), &format!("VAR {text}"));
+        self.type_line(&format!("nv {text}"), &format!("NV {text}"));
     }
 
     /// The end of the console now.

@@ -8,6 +8,7 @@ mod clients;
 mod defects;
 mod domain;
 mod external;
+mod firmware;
 mod guests;
 mod hazards;
 mod internal;

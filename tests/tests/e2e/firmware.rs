@@ -1,0 +1,123 @@
+//! Variables of UEFI firmware and the state of a TPM belong to every kind of snapshot. The guest
+//! writes both and says what it finds; real OVMF, real swtpm.
+
+use std::path::PathBuf;
+
+use virtsnap_tests::{Guest, GuestSpec, World, programs};
+
+fn uefi(world: &World) -> Option<Guest<'_>> {
+    let installed = programs::exists("swtpm") && std::path::Path::new("/usr/share/OVMF").exists();
+    installed.then(|| world.boot(GuestSpec::new("vm").with_firmware()))
+}
+
+/// The attribute's value in the first such place of a snapshot's XML.
+fn kept(vm: &Guest<'_>, snapshot: &str, element: &str) -> PathBuf {
+    let xml = vm.virsh(&format!("snapshot-dumpxml {{}} {snapshot}"));
+    let start = format!("<{element} snapshot='external' file='");
+    let rest = xml.split(&start).nth(1).unwrap_or_else(|| panic!("no {element} in {xml}"));
+    rest.split('\'').next().unwrap().into()
+}
+
+fn nvram(vm: &Guest<'_>) -> PathBuf {
+    let xml = vm.virsh("dumpxml {}");
+    let rest = xml.split("<nvram").nth(1).expect("it has UEFI");
+    rest.split('>').nth(1).unwrap().split('<').next().unwrap().into()
+}
+
+macro_rules! uefi_or_skip {
+    ($world:expr) => {
+        match uefi($world) {
+            Some(vm) => vm,
+            None => virtsnap_tests::skip!("ovmf and swtpm are not installed"),
+        }
+    };
+}
+
+#[test]
+fn memory_comes_back_with_the_variables_it_knows() {
+    let world = World::new();
+    let vm = uefi_or_skip!(&world);
+    vm.write_firmware("one");
+    vm.virsh("snapshot-create-as {} full");
+    assert_eq!(vm.state(), "running");
+    let copy = kept(&vm, "full", "nvram");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(nvram(&vm)).unwrap());
+    vm.write_firmware("two");
+    assert_ne!(std::fs::read(&copy).unwrap(), std::fs::read(nvram(&vm)).unwrap());
+
+    // In the same process.
+    vm.virsh("snapshot-revert {} full");
+    vm.has_in_firmware("one", "one");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(nvram(&vm)).unwrap());
+    vm.write_firmware("three");
+    // In a new one, which never ran before it is ended again: the files alone know.
+    vm.virsh("destroy {}");
+    vm.virsh("snapshot-revert {} full --paused");
+    vm.virsh("destroy {}");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(nvram(&vm)).unwrap());
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    vm.booted(mark);
+    vm.has_in_firmware("one", "one");
+    vm.write_firmware("four");
+    vm.virsh("snapshot-revert {} full --paused");
+    vm.virsh("destroy {}");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(nvram(&vm)).unwrap());
+    vm.virsh("snapshot-revert {} full");
+    vm.has_in_firmware("one", "one");
+    vm.never_mismatched();
+
+    let tpm = kept(&vm, "full", "tpm");
+    assert!(tpm.exists());
+    vm.virsh("snapshot-delete {} full");
+    assert!(!copy.exists() && !tpm.exists());
+    vm.has_in_firmware("one", "one");
+}
+
+#[test]
+fn disks_come_back_with_the_variables_of_their_moment() {
+    let world = World::new();
+    let vm = uefi_or_skip!(&world);
+    vm.write_firmware("one");
+    vm.virsh("snapshot-create-as {} live --disk-only");
+    vm.write_firmware("two");
+    vm.virsh("destroy {}");
+    vm.virsh("snapshot-create-as {} off --disk-only");
+    // The variables are those of the moment, whether the domain ran at the time or not.
+    for (snapshot, text) in [("live", "one"), ("off", "two")] {
+        let mark = vm.mark();
+        vm.virsh(&format!("snapshot-revert {{}} {snapshot} --running"));
+        vm.booted(mark);
+        vm.has_in_firmware(text, text);
+        vm.write_firmware("three");
+    }
+    // Reset: as new, while the TPM goes back.
+    let mark = vm.mark();
+    vm.virsh("snapshot-revert {} live --running --reset-nvram");
+    vm.booted(mark);
+    vm.has_in_firmware("none", "one");
+    vm.virsh("destroy {}");
+
+    // Without its copy a revert is a risk.
+    let copy = kept(&vm, "off", "nvram");
+    let before = std::fs::read(nvram(&vm)).unwrap();
+    std::fs::remove_file(&copy).unwrap();
+    let complaint = vm.refused("snapshot-revert {} off");
+    assert!(complaint.contains("revert requires force"), "{complaint}");
+    assert!(complaint.contains(copy.to_str().unwrap()), "{complaint}");
+    vm.virsh("snapshot-revert {} off --force");
+    assert_eq!(std::fs::read(nvram(&vm)).unwrap(), before);
+    // What a client hands back without knowing of the copies does not lose them.
+    let live = kept(&vm, "live", "nvram");
+    let file = world.path("live.xml");
+    let xml = vm.virsh("snapshot-dumpxml {} live");
+    let less: Vec<_> = xml
+        .lines()
+        .filter(|line| !line.contains("<nvram snapshot=") && !line.contains("<tpm snapshot="))
+        .collect();
+    std::fs::write(&file, less.join("\n")).unwrap();
+    vm.virsh(&format!("snapshot-create {{}} --redefine {}", file.display()));
+    assert_eq!(kept(&vm, "live", "nvram"), live);
+    vm.virsh("snapshot-delete {} live --children");
+    assert!(!live.exists());
+}
