@@ -16,7 +16,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: help demo test conformance setup guest sets install
+.PHONY: help demo test conformance setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -31,12 +31,16 @@ guest: setup
 sets: setup
 	@tests/setup/sets.sh
 
+# A larger test guest, with a file system and Debian's guest agent: target/agent-guest.
+agent-guest: guest sets
+	@tests/agent-guest/build.sh
+
 demo: guest
 	@echo "demo: building virtsnapd"
 	@$(CARGO) build --quiet --locked --package virtsnapd
 	@tests/demo/demo.sh
 
-test: guest sets
+test: agent-guest
 	@tests/setup/test.sh
 
 UNITS = virtsnapd.service virtsnapd.socket virtsnapd-ro.socket

@@ -6,6 +6,7 @@
 #                        and it writes the memory images that virtsnapd must be able to load
 #   target/sets/other    QEMU and libvirt clients of the other supported version: 7.2 and 9.0
 #                        (bookworm) where 10.0 and 11.3 are installed, and the other way round
+#   target/sets/agent    the agent that tests/agent-guest puts into its guest
 #
 # Each set has root/ (the packages' files) and bin/ (wrappers that find libraries, modules and
 # firmware in root/).  Where a suite cannot be reached, this says so, and fails when CI is set.
@@ -121,4 +122,5 @@ case $(version_of qemu-system-x86) in
 esac
 unpack other "$other" qemu-system-x86 qemu-utils libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu ||
     skip "QEMU and libvirt clients of $other cannot be fetched"
+unpack agent "$here" qemu-guest-agent || skip "no guest agent to put into a guest"
 say "done"

@@ -2,7 +2,8 @@
 //!
 //! The test guest (`tests/guest`) prints `MATCH n` once a second while memory and disks belong to
 //! the same moment, `MISMATCH …` when they do not, and `START n` after a boot, n being what it
-//! found on its disk. Its console is also written to a file, which is where we read it.
+//! found on its disk. The guest with an agent (`tests/agent-guest`) prints `WROTE n` instead, for
+//! the lines of a log on a mounted file system. Its console is also written to a file, which is where we read it.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -24,6 +25,8 @@ pub struct GuestSpec {
     pub memory_mib: u32,
     /// Boots the test guest; without, the firmware finds nothing to boot and idles.
     pub boots: bool,
+    /// Boots the guest with an agent instead, and its first disk is that guest's.
+    pub has_agent: bool,
     /// Format of each disk: vda, vdb, …
     pub disks: Vec<String>,
     pub uuid: Option<String>,
@@ -40,6 +43,7 @@ impl GuestSpec {
             machine: "pc".to_owned(),
             memory_mib: 96,
             boots: true,
+            has_agent: false,
             disks: vec!["qcow2".to_owned()],
             uuid: None,
             uefi: false,
@@ -50,6 +54,14 @@ impl GuestSpec {
     /// Nothing to boot: for what is about metadata and disks only.
     pub fn idle(name: &str) -> Self {
         Self { boots: false, memory_mib: 24, ..Self::new(name) }
+    }
+
+    /// The guest of `tests/agent-guest`.
+    pub fn with_agent(name: &str) -> Self {
+        let devices = "<channel type='unix'>\
+            <target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+        let devices = devices.to_owned();
+        Self { has_agent: true, devices, ..Self::new(name) }
     }
 
     #[must_use]
@@ -79,7 +91,11 @@ impl GuestSpec {
         let name = &self.name;
         let mut os = format!("<type arch='x86_64' machine='{}'>hvm</type>", self.machine);
         if self.boots {
-            let (kernel, initrd) = host::guest_kernel().expect("make guest builds the test guest");
+            let (kernel, mut initrd) =
+                host::guest_kernel().expect("make guest builds the test guest");
+            if self.has_agent {
+                (initrd, _) = host::agent_guest().expect("make agent-guest builds it");
+            }
             let (kernel, initrd) = (kernel.display(), initrd.display());
             let _ = write!(
                 os,
@@ -146,9 +162,27 @@ impl World {
         for (format, letter) in guest.spec.disks.iter().zip('a'..) {
             images::create(&guest.disk(&format!("vd{letter}")), format, "16M");
         }
+        if guest.spec.has_agent {
+            let (_, data) = host::agent_guest().expect("make agent-guest builds it");
+            std::fs::copy(data, guest.disk("vda")).expect("the directory is ours");
+        }
         let file = self.path(&format!("{}.xml", guest.spec.name));
         std::fs::write(&file, guest.spec.xml(self)).expect("the directory is ours");
         self.virsh.ok(&format!("define {}", file.display()));
+        guest
+    }
+
+    /// Defines and starts the guest with an agent, and waits until the agent answers.
+    #[track_caller]
+    pub fn boot_with_agent(&self, spec: GuestSpec) -> Guest<'_> {
+        let guest = self.define(spec);
+        guest.virsh("start {}");
+        guest.number_after(Mark(0), "WROTE ", BOOT);
+        host::wait("the guest's agent", PATIENCE, || {
+            let ping =
+                format!("qemu-agent-command {} '{{\"execute\":\"guest-ping\"}}'", guest.name());
+            self.virsh.run(&ping).success.then_some(())
+        });
         guest
     }
 
@@ -284,7 +318,7 @@ impl Guest<'_> {
 
     /// Waits for a line that starts with `word`, and gives the number after it.
     #[track_caller]
-    fn number_after(&self, mark: Mark, word: &str, seconds: u64) -> u64 {
+    pub fn number_after(&self, mark: Mark, word: &str, seconds: u64) -> u64 {
         host::wait(&format!("'{word}' of guest {}", self.name()), seconds, || {
             let lines = self.lines(mark);
             let rest = lines.iter().find_map(|line| line.strip_prefix(word))?.trim().to_owned();

@@ -37,6 +37,13 @@ pub fn guest_kernel() -> Option<(PathBuf, PathBuf)> {
     (parts.0.exists() && parts.1.exists()).then_some(parts)
 }
 
+/// The initramfs of the guest with an agent, and an image for its disk (`tests/agent-guest`).
+pub fn agent_guest() -> Option<(PathBuf, PathBuf)> {
+    let dir = target().join("agent-guest");
+    let parts = (dir.join("initrd.gz"), dir.join("data.qcow2"));
+    (guest_kernel().is_some() && parts.0.exists() && parts.1.exists()).then_some(parts)
+}
+
 /// A program of an unpacked set of packages (`make sets`): `oracle` or `other`.
 pub fn unpacked(set: &str, program: &str) -> Option<PathBuf> {
     Some(target().join("sets").join(set).join("bin").join(program)).filter(|path| path.exists())

@@ -44,6 +44,8 @@ pub struct World {
     pub virsh: Virsh,
     /// What guests are run with; none: what the daemon finds by itself.
     pub emulator: Option<PathBuf>,
+    /// More lines for virtsnapd's configuration, from its next start on.
+    pub config: String,
     dir: Option<TempDir>,
     session: bool,
     process: Option<Child>,
@@ -90,7 +92,8 @@ impl World {
         let janitor = janitor(dir.path());
         let virsh = Virsh::new(format!("qemu:///system?socket={}", socket(daemon, dir.path())));
         let (dir, emulator, process) = (Some(dir), None, None);
-        Self { daemon, virsh, emulator, dir, session: false, process, janitor }
+        let config = String::new();
+        Self { daemon, virsh, emulator, config, dir, session: false, process, janitor }
     }
 
     pub fn dir(&self) -> &Path {
@@ -130,8 +133,9 @@ impl World {
     fn virtsnapd(&self) -> Command {
         let config = self.path("virtsnapd.toml");
         let text = format!(
-            "run_dir = '{0}/run'\nstate_dir = '{0}/lib'\nlog = 'debug'\n",
-            self.dir().display()
+            "run_dir = '{0}/run'\nstate_dir = '{0}/lib'\nlog = 'debug'\n{1}\n",
+            self.dir().display(),
+            self.config
         );
         std::fs::write(&config, text).expect("the directory is ours");
         if !self.session {

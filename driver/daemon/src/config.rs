@@ -5,6 +5,7 @@
 //! a key that is not known is an error, so that a typing mistake is never silently ignored.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -65,6 +66,8 @@ pub(crate) struct Guests {
     /// Give images to that user while a guest runs, and back afterwards.
     pub(crate) dynamic_ownership: bool,
     pub(crate) sandbox: bool,
+    /// How long a guest may take to freeze its file systems for a snapshot with QUIESCE.
+    pub(crate) freeze_deadline: Duration,
 }
 
 /// The file as written.
@@ -81,6 +84,7 @@ struct File {
     group: Option<String>,
     dynamic_ownership: Option<bool>,
     sandbox: Option<bool>,
+    freeze_seconds: Option<u64>,
 }
 
 const DEFAULT_MAX_CLIENTS: usize = 500;
@@ -118,6 +122,7 @@ impl Config {
                 group: file.group,
                 dynamic_ownership: file.dynamic_ownership.unwrap_or(system),
                 sandbox: file.sandbox.unwrap_or(true),
+                freeze_deadline: Duration::from_secs(file.freeze_seconds.unwrap_or(60)),
             },
             max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
             log: file.log.unwrap_or_else(|| "info".to_owned()),

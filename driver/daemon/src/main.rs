@@ -102,6 +102,7 @@ fn qemu(config: &Config, events: Arc<dyn EventSink>) -> virtsnap_engine::error::
     settings.user = user;
     settings.dynamic_ownership = guests.dynamic_ownership;
     settings.sandbox = guests.sandbox;
+    settings.freeze_deadline = guests.freeze_deadline;
     if let Some(emulator) = &guests.emulator {
         settings.emulator.clone_from(emulator);
     }

@@ -5,13 +5,14 @@
 //! dropped. The guest is not trusted: a line is bounded, and every step has a deadline.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use virtsnap_engine::domain::State;
 use virtsnap_engine::error::{Condition, Error, Result};
@@ -25,6 +26,8 @@ use crate::setup::devices;
 const SYNC_DEADLINE: Duration = Duration::from_secs(5);
 /// A command may wait for the guest's disks.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
+/// Between two attempts at a thaw that nobody waits for.
+const THAW_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LINE: usize = 10 << 20;
 /// Begins the answer to a delimited sync; never part of JSON.
 const DELIMITER: u8 = 0xff;
@@ -33,16 +36,41 @@ impl Qemu {
     /// Freezes all file systems of the guest, for a consistent snapshot.
     pub(crate) async fn freeze_filesystems(&self, domain: Uuid) -> Result<()> {
         let instance = self.running(domain)?;
+        let deadline = self.config().freeze_deadline;
         let mut agent = Agent::connect(&instance).await?;
-        agent.command("guest-fsfreeze-freeze", Value::Null, COMMAND_DEADLINE).await?;
-        Ok(())
+        if instance.owes_thaw() {
+            return Err(unresponsive(
+                "the guest's file systems are not thawed yet after an earlier freeze",
+            ));
+        }
+        // From here on it may freeze, whatever we hear of it.
+        instance.set_owes_thaw(true)?;
+        match agent.command("guest-fsfreeze-freeze", Value::Null, deadline).await {
+            Ok(frozen) => {
+                tracing::info!(domain = instance.name, filesystems = %frozen, "frozen");
+                Ok(())
+            }
+            Err(err) if err.condition == Condition::AgentUnresponsive => {
+                let seconds = deadline.as_secs();
+                let message = format!(
+                    "the guest's file systems were not frozen within {seconds} seconds; it thaws \
+                     them as soon as its agent answers"
+                );
+                Err(unresponsive(&message).caused_by(err))
+            }
+            // A freeze that the agent refused left nothing frozen, or what somebody else froze.
+            Err(err) => {
+                instance.set_owes_thaw(false)?;
+                Err(err)
+            }
+        }
     }
 
-    /// Thaws them. A domain that is down has nothing frozen.
+    /// Thaws what was frozen by us. See [`thaw`].
     pub(crate) async fn thaw_filesystems(&self, domain: Uuid) -> Result<()> {
-        let Some(instance) = self.instance(domain) else { return Ok(()) };
-        let mut agent = Agent::connect(&instance).await?;
-        agent.command("guest-fsfreeze-thaw", Value::Null, COMMAND_DEADLINE).await?;
+        if let Some(instance) = self.instance(domain) {
+            thaw(&instance).await;
+        }
         Ok(())
     }
 
@@ -65,6 +93,51 @@ impl Qemu {
     }
 }
 
+/// Thaws the file systems, if the agent was told to freeze them. No operation fails of an agent that
+/// does not answer now, nor waits for it: a task of its own stays with it.
+///
+/// That one must stay connected. The agent cannot go on to the next command before it could write
+/// its answer to the last, and it can write only while somebody listens.
+pub(crate) async fn thaw(instance: &Arc<Instance>) {
+    if !instance.owes_thaw() || !instance.begin_thaw() {
+        return;
+    }
+    let Err(err) = try_thaw(instance, SYNC_DEADLINE).await else {
+        instance.end_thaw();
+        return;
+    };
+    tracing::error!(
+        domain = instance.name,
+        "the guest's file systems may be frozen yet: {}",
+        err.chain()
+    );
+    let instance = Arc::clone(instance);
+    tokio::spawn(async move {
+        let until_thawed = async {
+            while instance.owes_thaw() && try_thaw(&instance, COMMAND_DEADLINE).await.is_err() {
+                sleep(THAW_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = instance.wait_ended() => {}
+            () = until_thawed => {}
+        }
+        instance.end_thaw();
+    });
+}
+
+async fn try_thaw(instance: &Instance, patience: Duration) -> Result<()> {
+    let thawed = Agent::open(instance).await?.thaw(patience).await?;
+    instance.set_owes_thaw(false)?;
+    let domain = &instance.name;
+    if thawed.as_u64() == Some(0) {
+        tracing::warn!(domain, "the guest's file systems were not frozen any more");
+    } else {
+        tracing::info!(domain, filesystems = %thawed, "thawed");
+    }
+    Ok(())
+}
+
 /// One conversation.
 struct Agent {
     read: BufReader<OwnedReadHalf>,
@@ -77,6 +150,14 @@ impl Agent {
             let message = "domain is not running: its agent cannot answer";
             return Err(Error::new(Condition::OperationInvalid, message));
         }
+        let mut agent = Self::open(instance).await?;
+        timeout(SYNC_DEADLINE, agent.sync(""))
+            .await
+            .unwrap_or_else(|_| Err(unresponsive("the guest's agent does not answer")))?;
+        Ok(agent)
+    }
+
+    async fn open(instance: &Instance) -> Result<Self> {
         let path = socket(instance)?;
         if !instance.agent_connected() {
             return Err(unresponsive("the guest's agent is not connected"));
@@ -86,19 +167,28 @@ impl Agent {
             Error::new(Condition::AgentUnresponsive, message).caused_by(err)
         })?;
         let (read, write) = stream.into_split();
-        let mut agent = Self { read: BufReader::new(read), write };
-        timeout(SYNC_DEADLINE, agent.sync())
-            .await
-            .unwrap_or_else(|_| Err(unresponsive("the guest's agent does not answer")))?;
-        Ok(agent)
+        Ok(Self { read: BufReader::new(read), write })
     }
 
-    async fn sync(&mut self) -> Result<()> {
+    /// The command follows the sync at once, so that an agent that is late finds it.
+    async fn thaw(&mut self, patience: Duration) -> Result<Value> {
+        let command = json!({ "execute": "guest-fsfreeze-thaw" });
+        timeout(patience, self.sync(&format!("{command}\n")))
+            .await
+            .unwrap_or_else(|_| Err(unresponsive("the guest's agent does not answer")))?;
+        timeout(COMMAND_DEADLINE, self.answer())
+            .await
+            .unwrap_or_else(|_| Err(unresponsive("the guest's agent did not answer in time")))
+            .and_then(|answer| returned("guest-fsfreeze-thaw", answer))
+    }
+
+    /// Waits for the answer to a sync; `next` is asked in the same breath.
+    async fn sync(&mut self, next: &str) -> Result<()> {
         let id = Uuid::new_v4().as_u64_pair().0 & 0x7fff_ffff;
         let request = json!({ "execute": "guest-sync-delimited", "arguments": { "id": id } });
         // The leading delimiter ends what an earlier conversation may have left half said.
         self.write.write_all(&[DELIMITER]).await.map_err(lost)?;
-        self.write.write_all(format!("{request}\n").as_bytes()).await.map_err(lost)?;
+        self.write.write_all(format!("{request}\n{next}").as_bytes()).await.map_err(lost)?;
         loop {
             let line = self.line().await?;
             let Some(answer) = line.rsplit(|&byte| byte == DELIMITER).next() else { continue };
@@ -120,27 +210,26 @@ impl Agent {
         if !arguments.is_null() {
             request["arguments"] = arguments;
         }
-        let mut answer = self.ask(&request, deadline).await?;
-        if let Some(error) = answer.get("error") {
-            let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason was given");
-            let message = format!("the guest's agent refused '{command}': {text}");
-            return Err(Error::new(Condition::Internal, message));
-        }
-        Ok(answer.get_mut("return").map(Value::take).unwrap_or(Value::Null))
+        let answer = self.ask(&request, deadline).await?;
+        returned(command, answer)
     }
 
     async fn ask(&mut self, request: &Value, deadline: Duration) -> Result<Value> {
         let exchange = async {
             self.write.write_all(format!("{request}\n").as_bytes()).await.map_err(lost)?;
-            let line = self.line().await?;
-            serde_json::from_slice(&line).map_err(|err| {
-                let message = "the guest's agent does not answer in JSON";
-                Error::new(Condition::Internal, message).caused_by(err)
-            })
+            self.answer().await
         };
         timeout(deadline, exchange)
             .await
             .unwrap_or_else(|_| Err(unresponsive("the guest's agent did not answer in time")))
+    }
+
+    async fn answer(&mut self) -> Result<Value> {
+        let line = self.line().await?;
+        serde_json::from_slice(&line).map_err(|err| {
+            let message = "the guest's agent does not answer in JSON";
+            Error::new(Condition::Internal, message).caused_by(err)
+        })
     }
 
     async fn line(&mut self) -> Result<Vec<u8>> {
@@ -163,6 +252,16 @@ impl Agent {
             }
         }
     }
+}
+
+/// The value in an answer, or the agent's refusal.
+fn returned(command: &str, mut answer: Value) -> Result<Value> {
+    if let Some(error) = answer.get("error") {
+        let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason was given");
+        let message = format!("the guest's agent refused '{command}': {text}");
+        return Err(Error::new(Condition::Internal, message));
+    }
+    Ok(answer.get_mut("return").map(Value::take).unwrap_or(Value::Null))
 }
 
 fn socket(instance: &Instance) -> Result<PathBuf> {
@@ -224,7 +323,7 @@ mod tests {
             guest.write_all(b"{\"error\": {\"desc\": \"not now\"}}\n").await.unwrap();
         };
         let converse = async {
-            agent.sync().await.unwrap();
+            agent.sync("").await.unwrap();
             agent.command("guest-fsfreeze-freeze", Value::Null, COMMAND_DEADLINE).await.unwrap_err()
         };
         let ((), err) = tokio::join!(play, converse);

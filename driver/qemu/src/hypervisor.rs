@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
@@ -35,6 +36,8 @@ pub struct QemuConfig {
     pub emulator: PathBuf,
     pub qemu_img: PathBuf,
     pub swtpm: PathBuf,
+    /// How long a guest's agent may take to freeze its file systems.
+    pub freeze_deadline: Duration,
     /// The bridge of each virtual network that interfaces may name.
     pub network_bridges: BTreeMap<String, String>,
 }
@@ -52,6 +55,7 @@ impl QemuConfig {
             emulator: PathBuf::from("/usr/bin/qemu-system-x86_64"),
             qemu_img: PathBuf::from("/usr/bin/qemu-img"),
             swtpm: PathBuf::from("/usr/bin/swtpm"),
+            freeze_deadline: Duration::from_secs(60),
             network_bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
         }
     }

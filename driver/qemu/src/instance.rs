@@ -63,6 +63,10 @@ pub(crate) struct Inner {
     /// Why the process ends, once that is known.
     pub(crate) stopping: Option<ShutOffReason>,
     pub(crate) agent_connected: bool,
+    /// The agent was told to freeze, and has not said since that all is thawed.
+    pub(crate) owes_thaw: bool,
+    /// Somebody is about it.
+    pub(crate) is_thawing: bool,
     /// `adjustment=` of a variable clock when QEMU started: what it counts from.
     pub(crate) clock_base: i64,
     /// Number and thread of each vCPU, as QEMU said when we connected.
@@ -89,6 +93,8 @@ impl Inner {
             rebooting: false,
             stopping: None,
             agent_connected: false,
+            owes_thaw: false,
+            is_thawing: false,
             clock_base: 0,
             vcpus: Vec::new(),
             is_silent: false,
@@ -178,6 +184,26 @@ impl Instance {
 
     pub fn agent_connected(&self) -> bool {
         self.lock().agent_connected
+    }
+
+    pub(crate) fn owes_thaw(&self) -> bool {
+        self.lock().owes_thaw
+    }
+
+    /// Durable before it returns: another daemon must know as well.
+    pub(crate) fn set_owes_thaw(&self, owes: bool) -> Result<()> {
+        let mut inner = self.lock();
+        inner.owes_thaw = owes;
+        self.save_locked(&inner)
+    }
+
+    /// Whether nobody else is thawing.
+    pub(crate) fn begin_thaw(&self) -> bool {
+        !std::mem::replace(&mut self.lock().is_thawing, true)
+    }
+
+    pub(crate) fn end_thaw(&self) {
+        self.lock().is_thawing = false;
     }
 
     /// Stops the vCPUs for that reason; the event is told before this returns.

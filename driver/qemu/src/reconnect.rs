@@ -17,6 +17,7 @@ use virtsnap_engine::domain::{Active, Event, ShutOffReason, State};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::element::Element;
 
+use crate::agent;
 use crate::events::{self, Gate};
 use crate::hypervisor::{Qemu, Shared};
 use crate::instance::{Inner, Instance};
@@ -122,6 +123,7 @@ impl Shared {
             next_node: status.next_node,
             borrowed: status.borrowed,
             rebooting: status.rebooting,
+            owes_thaw: status.owes_thaw,
             clock_base: status.clock_base,
             ..Inner::new(live, State::from(status.state), status.chains)
         };
@@ -135,6 +137,10 @@ impl Shared {
         self.instances().insert(instance.uuid, Arc::clone(&instance));
         self.watch(&instance);
         self.catch_up(&instance).await?;
+        if instance.owes_thaw() {
+            let instance = Arc::clone(&instance);
+            tokio::spawn(async move { agent::thaw(&instance).await });
+        }
         tracing::info!(domain = instance.name, id = instance.id, "found again");
         Ok(instance)
     }

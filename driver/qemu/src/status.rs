@@ -43,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) borrowed: Borrowed,
     pub(crate) rebooting: bool,
     pub(crate) clock_base: i64,
+    #[serde(default)]
+    pub(crate) owes_thaw: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -88,6 +90,7 @@ impl Status {
             borrowed: inner.borrowed.clone(),
             rebooting: inner.rebooting,
             clock_base: inner.clock_base,
+            owes_thaw: inner.owes_thaw,
         }
     }
 

@@ -13,5 +13,6 @@ mod guests;
 mod hazards;
 mod internal;
 mod metadata;
+mod quiesce;
 mod survive;
 mod versions;

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
+use virtsnap_xml::element::Element;
 
 use super::{Context, Outcome, flags};
 use crate::domains::{Domain, Operation};
@@ -80,6 +81,110 @@ pub(super) async fn get_time<H: Inspect>(
     })?;
     let nseconds = u32::try_from(time.rem_euclid(BILLION)).unwrap_or(0);
     Ok(DomainGetTimeRet { seconds: time.div_euclid(BILLION), nseconds })
+}
+
+pub(super) async fn set_time<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainSetTimeArgs,
+) -> Outcome<()> {
+    /// To the time of the guest's own hardware clock.
+    const SYNC: u32 = 1;
+    flags::only(args.flags, SYNC, "qemuDomainSetTime")?;
+    let domain = cx.domain(&args.dom)?;
+    let _job = cx.daemon.domains.job(&domain, Operation::Change("a change of its clock")).await?;
+    let nanoseconds = i128::from(args.seconds) * 1_000_000_000 + i128::from(args.nseconds);
+    let time = i64::try_from(nanoseconds).map_err(|_| {
+        let message = format!("a guest's clock cannot be set to {} seconds", args.seconds);
+        Error::new(Condition::InvalidArgument, message)
+    })?;
+    let arguments = (args.flags & SYNC == 0).then(|| json!({ "time": time }));
+    ask(&cx, &domain, "guest-set-time", arguments).await?;
+    Ok(())
+}
+
+pub(super) async fn trim<H: Inspect>(cx: Context<'_, H>, args: DomainFstrimArgs) -> Outcome<()> {
+    flags::only(args.flags, 0, "qemuDomainFSTrim")?;
+    if args.mountpoint.is_some() {
+        let message = "the agent trims all file systems, not one";
+        return Err(Error::new(Condition::ArgumentUnsupported, message).into());
+    }
+    let domain = cx.domain(&args.dom)?;
+    let _job = cx.daemon.domains.job(&domain, Operation::Change("a trim")).await?;
+    ask(&cx, &domain, "guest-fstrim", Some(json!({ "minimum": args.minimum }))).await?;
+    Ok(())
+}
+
+pub(super) async fn filesystems<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainGetFsinfoArgs,
+) -> Outcome<DomainGetFsinfoRet> {
+    /// What the protocol can carry.
+    const MOST: usize = 256;
+    flags::only(args.flags, 0, "qemuDomainGetFSInfo")?;
+    let domain = cx.domain(&args.dom)?;
+    let answer = ask(&cx, &domain, "guest-get-fsinfo", None).await?;
+    let live = cx.daemon.domains.running(&domain)?.live;
+    let text = |of: &Value, name: &str| {
+        of.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let found = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    let info: Vec<_> = found
+        .iter()
+        .take(MOST)
+        .map(|filesystem| DomainFsinfo {
+            mountpoint: text(filesystem, "mountpoint"),
+            name: text(filesystem, "name"),
+            fstype: text(filesystem, "type"),
+            dev_aliases: filesystem
+                .get("disk")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(|disk| target(&live, disk))
+                .take(MOST)
+                .collect::<Vec<_>>()
+                .into(),
+        })
+        .collect();
+    let ret = u32::try_from(info.len()).unwrap_or(u32::MAX);
+    Ok(DomainGetFsinfoRet { info: info.into(), ret })
+}
+
+/// The disk of ours that the agent means, found by where it is plugged in.
+fn target(live: &Element, disk: &Value) -> Option<String> {
+    let number = |of: &Value, name: &str| of.get(name).and_then(Value::as_u64);
+    let pci = disk.get("pci-controller")?;
+    let pci = ["domain", "bus", "slot", "function"].map(|name| number(pci, name));
+    let drive = ["bus", "target", "unit"].map(|name| number(disk, name));
+    let devices = live.child("devices")?;
+    let is_at = |device: &Element| {
+        let address = device.child("address").filter(|a| a.attr("type") == Some("pci"));
+        address
+            .is_some_and(|address| pci == numbers(address, ["domain", "bus", "slot", "function"]))
+    };
+    let on_drive = |disk: &Element| {
+        let Some(address) = disk.child("address") else { return false };
+        let controller = devices.children("controller").find(|controller| {
+            controller.attr("index") == address.attr("controller")
+                && matches!(controller.attr("type"), Some("scsi" | "sata" | "ide"))
+        });
+        address.attr("type") == Some("drive")
+            && numbers(address, ["bus", "target", "unit"]) == drive
+            && controller.is_some_and(is_at)
+    };
+    let found = devices.children("disk").find(|disk| is_at(disk) || on_drive(disk))?;
+    found.child("target")?.attr("dev").map(str::to_owned)
+}
+
+/// Attributes as numbers, decimal or with 0x.
+fn numbers<const N: usize>(element: &Element, names: [&str; N]) -> [Option<u64>; N] {
+    names.map(|name| {
+        let text = element.attr(name)?;
+        match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        }
+    })
 }
 
 pub(super) async fn hostname<H: Inspect>(

@@ -79,7 +79,7 @@ impl Qemu {
     pub(crate) async fn undo_step(&self, domain: Uuid, step: &Step) -> Result<()> {
         match step {
             Step::Pause => self.let_run(domain, RunningReason::Unpaused).await,
-            Step::FreezeFilesystems => self.undo_freeze(domain).await,
+            Step::FreezeFilesystems => self.thaw_filesystems(domain).await,
             Step::CreateOverlay { overlay, .. } => claim::undo(domain, overlay).await,
             Step::CopyImage { to, .. } => claim::undo(domain, to).await,
             Step::AttachOverlay { overlay, .. } => self.detach_overlay(domain, overlay).await,
@@ -173,12 +173,6 @@ impl Qemu {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Without an agent nothing was frozen, or it was by one that is gone and cannot be told.
-    async fn undo_freeze(&self, domain: Uuid) -> Result<()> {
-        let has_agent = self.instance(domain).is_some_and(|instance| instance.agent_connected());
-        if has_agent { self.thaw_filesystems(domain).await } else { Ok(()) }
     }
 
     fn refuse_in_use(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {

@@ -198,6 +198,11 @@ calls! {
     DOMAIN_BLOCK_COPY: DomainBlockCopyArgs {
         dom: DomainRef, path: String, destxml: String, params: List<TypedParam, 16>, flags: u32,
     } -> ();
+    DOMAIN_SET_TIME:
+        DomainSetTimeArgs { dom: DomainRef, seconds: i64, nseconds: u32, flags: u32 } -> ();
+    DOMAIN_FSTRIM: DomainFstrimArgs {
+        dom: DomainRef, mountpoint: Option<String>, minimum: u64, flags: u32,
+    } -> ();
     DOMAIN_GET_FSINFO: DomainGetFsinfoArgs { dom: DomainRef, flags: u32 }
         -> DomainGetFsinfoRet { info: List<DomainFsinfo, 256>, ret: u32 };
     DOMAIN_DEFINE_XML_FLAGS: DomainDefineXmlFlagsArgs { xml: String, flags: u32 }
