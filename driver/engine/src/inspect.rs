@@ -66,6 +66,28 @@ pub struct BlockJob {
     pub total: u64,
 }
 
+/// A guest's memory on its way to a file. Sizes in bytes, times in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryJob {
+    pub elapsed: u64,
+    pub setup: Option<u64>,
+    /// How long the guest stood still; what is expected, before it is known.
+    pub downtime: Option<u64>,
+    pub total: u64,
+    pub processed: u64,
+    pub remaining: u64,
+    /// Pages of one repeated byte, and others.
+    pub constant_pages: u64,
+    pub normal_pages: u64,
+    pub normal_bytes: u64,
+    pub page_size: u64,
+    pub bytes_per_second: u64,
+    /// Pages that the guest writes to in a second.
+    pub dirty_rate: u64,
+    /// How often all of its memory was looked through.
+    pub iteration: u64,
+}
+
 /// Processor time of a guest, in nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CpuTimes {
@@ -164,6 +186,18 @@ pub trait Inspect: Hypervisor {
     ) -> impl Future<Output = Result<ImageSize>> + Send {
         let _ = (domain, target);
         async { unsupported("image sizes") }
+    }
+
+    /// How far the memory is that is being saved just now; none: none is.
+    fn memory_job(&self, domain: Uuid) -> impl Future<Output = Result<Option<MemoryJob>>> + Send {
+        let _ = domain;
+        async { Ok(None) }
+    }
+
+    /// Ends that; the operation it belongs to fails as aborted and undoes what it did.
+    fn abort_memory_job(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send {
+        let _ = domain;
+        async { unsupported("aborting a save") }
     }
 
     fn block_job(

@@ -23,6 +23,7 @@ use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 use virtsnap_engine::domain::{PausedReason, State};
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::inspect::MemoryJob;
 
 use crate::instance::Instance;
 use crate::qmp::{Qmp, QmpError, QmpEvent};
@@ -218,6 +219,38 @@ async fn follow(
         };
         let _ = timeout(LOOK_EVERY, told).await;
     }
+}
+
+/// What a client is told of a save that goes on.
+pub(crate) async fn job(instance: &Instance) -> Result<Option<MemoryJob>> {
+    let now = progress(&instance.qmp).await?;
+    let ram = &now.ram;
+    Ok(now.is_active().then(|| MemoryJob {
+        elapsed: now.total_time,
+        setup: now.setup_time,
+        downtime: now.downtime.or(now.expected_downtime),
+        total: ram.total,
+        processed: ram.transferred,
+        remaining: ram.remaining,
+        constant_pages: ram.duplicate,
+        normal_pages: ram.normal,
+        normal_bytes: ram.normal_bytes,
+        page_size: ram.page_size,
+        // QEMU tells megabits.
+        bytes_per_second: (ram.mbps * 125_000.0) as u64,
+        dirty_rate: ram.dirty_pages_rate,
+        iteration: ram.dirty_sync_count,
+    }))
+}
+
+/// Asks for the end of a save; whoever waits for it learns that it was aborted.
+pub(crate) async fn cancel(instance: &Instance) -> Result<()> {
+    if !progress(&instance.qmp).await?.is_active() {
+        let what = "no memory of the domain is being saved";
+        return Err(Error::new(Condition::OperationInvalid, what));
+    }
+    instance.qmp.execute("migrate_cancel", Value::Null).await?;
+    Ok(())
 }
 
 /// Ends a migration, if there is one, and puts its settings back.

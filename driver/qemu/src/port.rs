@@ -8,7 +8,7 @@ use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{DomainFacts, PathKind, StateFile, Target};
 use virtsnap_engine::inspect::{
-    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryStat, Platform, Screenshot,
+    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
 };
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, PivotError, Subject};
@@ -16,6 +16,7 @@ use virtsnap_xml::element::Element;
 
 use crate::facts;
 use crate::hypervisor::Qemu;
+use crate::migration;
 
 impl Hypervisor for Qemu {
     fn complete(&self, domain: Element) -> Result<Element> {
@@ -154,6 +155,15 @@ impl Inspect for Qemu {
 
     async fn image_size(&self, domain: &Element, target: &str) -> Result<ImageSize> {
         self.size_of_image(domain, target).await
+    }
+
+    async fn memory_job(&self, domain: Uuid) -> Result<Option<MemoryJob>> {
+        let Some(instance) = self.instance(domain) else { return Ok(None) };
+        migration::job(&instance).await
+    }
+
+    async fn abort_memory_job(&self, domain: Uuid) -> Result<()> {
+        migration::cancel(&*self.running(domain)?).await
     }
 
     async fn block_job(&self, domain: Uuid, target: &str) -> Result<Option<BlockJob>> {

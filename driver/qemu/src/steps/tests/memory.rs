@@ -342,3 +342,35 @@ async fn a_torn_or_foreign_file_is_refused_before_there_is_a_process() {
     }
     assert!(matches!(Saved::open(&bed.at("partial")), Err(Damage::Partial)));
 }
+
+#[tokio::test]
+async fn a_save_can_be_watched_and_aborted() {
+    use virtsnap_engine::inspect::Inspect;
+    let Some(bed) = Bed::new() else { return };
+    let a = bed.image("a").await;
+    let instance = bed.start(&[&a]).await;
+    assert_eq!(bed.qemu.memory_job(bed.uuid).await.unwrap(), None);
+    assert!(bed.qemu.abort_memory_job(bed.uuid).await.is_err());
+    // A pipe that nobody empties: the save goes on until it is aborted.
+    let (read, write) = crate::save_image::carry::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&write, 4096).unwrap();
+    let passed = Default::default();
+    let saving = crate::migration::save(&instance, write, false, &passed);
+    let watching = async {
+        loop {
+            if let Some(job) = bed.qemu.memory_job(bed.uuid).await.unwrap() {
+                assert!(job.remaining <= job.total);
+                return bed.qemu.abort_memory_job(bed.uuid).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let (saved, aborted) = tokio::join!(saving, watching);
+    aborted.unwrap();
+    assert_eq!(saved.unwrap_err().condition, Condition::Aborted);
+    drop(read);
+    crate::migration::end(&instance).await.unwrap();
+    assert!(guest(&instance, 0, "write -P 3 0 64k").await);
+    bed.act(&save(&bed.at("m"), false, false, &instance)).await;
+    assert_eq!(instance.state(), State::Paused(PausedReason::User));
+}
