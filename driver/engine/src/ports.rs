@@ -58,6 +58,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// An element that is not understood is refused with `ConfigUnsupported` and its name.
     fn complete(&self, domain: Element) -> Result<Element>;
 
+    /// What a guest would see differ between two completed definitions, in words.
+    fn abi_difference(&self, a: &Element, b: &Element) -> Option<String> {
+        let _ = (a, b);
+        None
+    }
+
     /// `<capabilities>` of the host.
     fn capabilities(&self) -> impl Future<Output = Result<Element>> + Send;
 

@@ -12,9 +12,9 @@ use virtsnap_xml::snapshot::{Definition, Request};
 
 use crate::blockjob::{self, NewBlockJob};
 use crate::book::Book;
-use crate::error::{Condition, Error, Result};
+use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::Stage;
-use crate::facts::{DomainFacts, PathKind, StateFacts};
+use crate::facts::{DomainFacts, MemoryFile, PathKind, StateFacts};
 use crate::options::{DeleteOptions, New, RevertOptions};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Plan};
@@ -48,8 +48,8 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             facts.state_files = self.state_to_keep(&facts, definition, &draft.moment.name).await?;
         }
         let mut at_path = BTreeMap::new();
-        for overlay in draft.overlays() {
-            at_path.insert(overlay.clone(), self.hypervisor.probe(&overlay).await?);
+        for file in draft.files() {
+            at_path.insert(file.clone(), self.hypervisor.probe(&file).await?);
         }
         let kind = |path: &PathBuf| at_path.get(path).copied().unwrap_or(PathKind::Other);
         let (moment, plan) = plan::create::plan(draft, options, &facts, &moments, kind)?;
@@ -88,6 +88,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let moment = moments.expect(name)?;
+        self.check_machine(moment, &facts)?;
         facts.state_files = self.state_to_put_back(&facts, moment).await?;
         let free = self.free_names(moment, facts.now).await?;
         let plan = plan::revert::revert(moment, options, &facts, &moments, &free)?;
@@ -126,6 +127,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             for copy in plan::state_files::copies(moment) {
                 owned.remove(&copy);
             }
+            plan::memory_path(moment).map(|file| owned.remove(file));
         }
         self.records.set_owned(book.uuid, &owned)?;
         book.owned = owned;
@@ -263,6 +265,27 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             }
         }
         Ok(None)
+    }
+
+    /// Memory only loads into the machine it was saved from.
+    fn check_machine(&self, moment: &Definition, facts: &DomainFacts) -> Result<()> {
+        let Some(file) = plan::memory_path(moment) else { return Ok(()) };
+        let Some(MemoryFile::Whole { definition }) = facts.memory_files.get(file) else {
+            return Ok(());
+        };
+        let domain = moment.domain.as_ref();
+        match domain.and_then(|domain| self.hypervisor.abi_difference(definition, domain)) {
+            None => Ok(()),
+            Some(difference) => Err(Error::new(
+                Condition::ConfigUnsupported,
+                format!(
+                    "the memory in '{}' is of another machine than snapshot '{}': {difference}",
+                    file.display(),
+                    moment.name
+                ),
+            )
+            .from_origin(Origin::Domain)),
+        }
     }
 
     /// For each image of the moment, a path beside it where nothing is.

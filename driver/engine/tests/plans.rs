@@ -20,7 +20,8 @@ use virtsnap_xml::policy::NAMESPACE;
 use virtsnap_xml::snapshot::{Request, Survivor};
 
 /// A script, one act a line: `start`, `stop`, `pause`, `full NAME`, `disks NAME`,
-/// `quiesced NAME`, `halted NAME`, `xml [disks] <domainsnapshot>…`, `policy <policy>…`,
+/// `quiesced NAME`, `halted NAME`, `xml [disks|live|halted] <domainsnapshot>…`, `policy <policy>…`,
+/// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`. Returns the plans, and the refusals
 /// where one was.
@@ -34,7 +35,7 @@ fn play(world: &World, script: &str) -> String {
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
         writeln!(told, "> {line}").unwrap();
         world.tick();
-        let result = runtime.block_on(act(&world, &engine, &book, line));
+        let result = runtime.block_on(act(world, &engine, &book, line));
         for plan in &world.plans()[seen..] {
             told.push_str(plan);
         }
@@ -68,6 +69,12 @@ async fn act(
             set(book.lock().unwrap().config.as_mut().unwrap());
             world.edit(set);
         }
+        "raw" => {
+            world.make_raw(rest);
+            *book.lock().unwrap() = world.book().into_inner().unwrap();
+        }
+        "touch" => world.touch(rest),
+        "lose" => world.lose(Path::new(rest)),
         "full" => return create(engine, book, &named, &options).await,
         "halted" => {
             options.afterwards = Afterwards::Halt;
@@ -79,9 +86,13 @@ async fn act(
             return create(engine, book, &named, &options).await;
         }
         "xml" => {
-            let text = rest.strip_prefix("disks ").unwrap_or(rest);
-            if text != rest {
-                options.scope = Scope::DiskOnly { quiesce: false };
+            let (how, text) = rest.split_at(rest.find('<').unwrap());
+            match how.trim() {
+                "" => {}
+                "disks" => options.scope = Scope::DiskOnly { quiesce: false },
+                "live" => options.scope = Scope::FullSystem { live: true },
+                "halted" => options.afterwards = Afterwards::Halt,
+                _ => panic!("{line}"),
             }
             let request = Request::parse(&Element::parse(text).unwrap()).unwrap();
             return create(engine, book, &request, &options).await;
@@ -149,6 +160,11 @@ fn check(name: &str) {
 #[test]
 fn creates() {
     check("create");
+}
+
+#[test]
+fn mixes_memory_and_disks() {
+    check("memory");
 }
 
 #[test]

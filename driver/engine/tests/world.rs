@@ -20,7 +20,8 @@ use virtsnap_engine::options::{
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::{Content, Trouble, World};
-use virtsnap_xml::snapshot::{Request, Survivor};
+use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::{Location, Request, Survivor};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const STATE: [StateKind; 2] = [StateKind::Nvram, StateKind::Tpm];
@@ -29,13 +30,24 @@ const STATE: [StateKind; 2] = [StateKind::Nvram, StateKind::Tpm];
 enum Op {
     Internal(u8),
     External(u8),
+    /// Memory, vda, vdb.
+    Mix(u8, Memory, Location, Location),
     Revert(u8, RevertState),
     Delete(u8, DeleteScope),
     /// With the overlay left, not the base.
     Stream(u8, DeleteScope),
     Start,
     Stop,
+    Pause,
     Write(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Memory {
+    None,
+    Inside,
+    Outside,
+    Live,
 }
 
 fn name(n: u8) -> String {
@@ -54,9 +66,37 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn create(engine: &Engine, book: &Mutex<Book>, n: u8, scope: Scope) -> Result<(), Error> {
-    let request = Request { name: Some(name(n)), ..Request::default() };
+    take(engine, book, &Request { name: Some(name(n)), ..Request::default() }, scope)
+}
+
+fn mix(
+    engine: &Engine,
+    book: &Mutex<Book>,
+    n: u8,
+    memory: Memory,
+    locations: [Location; 2],
+) -> Result<(), Error> {
+    let disks = DISKS
+        .iter()
+        .zip(locations)
+        .map(|(disk, location)| format!("<disk name='{disk}' snapshot='{}'/>", location.as_str()));
+    let (asked, scope) = match memory {
+        Memory::None => ("", Scope::DiskOnly { quiesce: false }),
+        Memory::Inside => ("<memory snapshot='internal'/>", Scope::FullSystem { live: false }),
+        Memory::Outside => ("<memory snapshot='external'/>", Scope::FullSystem { live: false }),
+        Memory::Live => ("<memory snapshot='external'/>", Scope::FullSystem { live: true }),
+    };
+    let disks: String = disks.collect();
+    let name = name(n);
+    let text = format!(
+        "<domainsnapshot><name>{name}</name>{asked}<disks>{disks}</disks></domainsnapshot>"
+    );
+    take(engine, book, &Request::parse(&Element::parse(&text).unwrap()).unwrap(), scope)
+}
+
+fn take(engine: &Engine, book: &Mutex<Book>, request: &Request, scope: Scope) -> Result<(), Error> {
     let options = New::plain(scope);
-    run(engine.create(book, &request, &options)).map(|_| ())
+    run(engine.create(book, request, &options)).map(|_| ())
 }
 
 fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), Error> {
@@ -65,6 +105,7 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
     match op {
         Op::Internal(n) => create(&engine, book, n, Scope::FullSystem { live: false }),
         Op::External(n) => create(&engine, book, n, Scope::DiskOnly { quiesce: false }),
+        Op::Mix(n, memory, vda, vdb) => mix(&engine, book, n, memory, [vda, vdb]),
         Op::Revert(n, state) => {
             let options = RevertOptions { state, ..RevertOptions::default() };
             run(engine.revert(book, &name(n), &options))
@@ -88,6 +129,12 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
             world.stop();
             Ok(())
         }
+        Op::Pause => {
+            if world.guest().is_some() {
+                world.pause();
+            }
+            Ok(())
+        }
         Op::Write(cluster) => {
             for disk in DISKS {
                 world.write(disk, cluster, serial);
@@ -100,10 +147,19 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
     }
 }
 
+/// What a moment holds: of each disk, if it took part, of firmware and TPM, and of memory.
+type Held = (Vec<Option<Content>>, Option<u64>);
+
+fn held(world: &World, moment: &str) -> Held {
+    let state = STATE.iter().map(|kind| Some(world.state_of(moment, *kind).unwrap_or_default()));
+    let contents = DISKS.iter().map(|disk| world.content_of(moment, disk)).chain(state).collect();
+    (contents, world.memory_of(moment))
+}
+
 /// All that a user can tell of a world: no file names.
 #[derive(Debug, Clone, PartialEq)]
 struct View {
-    moments: BTreeMap<String, (Option<String>, Vec<Content>)>,
+    moments: BTreeMap<String, (Option<String>, Held)>,
     current: Option<String>,
     /// Of the disks, and of firmware and TPM.
     disks: Vec<Content>,
@@ -117,18 +173,13 @@ fn contents(world: &World) -> Vec<Content> {
     DISKS.iter().map(|disk| world.content(disk)).chain(state).collect()
 }
 
-fn contents_of(world: &World, moment: &str) -> Vec<Content> {
-    let state = STATE.iter().map(|kind| world.state_of(moment, *kind).unwrap_or_default());
-    DISKS.iter().map(|disk| world.content_of(moment, disk)).chain(state).collect()
-}
-
 fn view(world: &World) -> View {
     let book = world.book().into_inner().unwrap();
     View {
         moments: book
             .moments
             .iter()
-            .map(|def| (def.name.clone(), (def.parent.clone(), contents_of(world, &def.name))))
+            .map(|def| (def.name.clone(), (def.parent.clone(), held(world, &def.name))))
             .collect(),
         current: book.moments.current().map(str::to_owned),
         disks: contents(world),
@@ -218,7 +269,50 @@ fn every_trouble(before: &[Op], op: Op) {
 const AS: RevertState = RevertState::AsSnapshot;
 const UP: RevertState = RevertState::Running;
 const ONE: DeleteScope = DeleteScope::Single;
-use Op::{Delete, External, Internal, Revert, Start, Stop, Stream, Write};
+const IN: Location = Location::Internal;
+const EX: Location = Location::External;
+const NO: Location = Location::No;
+const BY_HAND: Location = Location::Manual;
+use Op::{Delete, External, Internal, Mix, Pause, Revert, Start, Stop, Stream, Write};
+
+const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
+
+/// Kevin Wolf's table, and what is left out of it or left to the user.
+const MIXES: [[Location; 2]; 7] =
+    [[IN, IN], [EX, EX], [IN, EX], [EX, IN], [EX, NO], [NO, IN], [IN, BY_HAND]];
+
+#[test]
+fn every_mix_keeps_the_old_world_or_makes_the_new() {
+    for memory in MEMORIES {
+        for [vda, vdb] in MIXES {
+            every_trouble(&[Start, Write(1), External(0), Write(2)], Mix(1, memory, vda, vdb));
+            if memory != Memory::Live {
+                every_trouble(&[Start, Write(1), Pause], Mix(1, memory, vda, vdb));
+            }
+        }
+    }
+    for memory in &MEMORIES[1..] {
+        every_trouble(&[Start, Write(1)], Mix(1, *memory, NO, NO));
+    }
+}
+
+#[test]
+fn every_mix_is_reverted_to_and_deleted() {
+    for memory in MEMORIES {
+        for [vda, vdb] in MIXES {
+            let taken = [Start, Write(1), Mix(0, memory, vda, vdb), Write(2)];
+            let then = |more: &[Op]| [&taken[..], more].concat();
+            every_trouble(&taken, Revert(0, AS));
+            every_trouble(&then(&[External(1), Write(3)]), Revert(0, UP));
+            every_trouble(&then(&[Stop]), Revert(0, RevertState::ShutOff));
+            every_trouble(&taken, Delete(0, ONE));
+            every_trouble(
+                &then(&[Mix(1, memory, vdb, vda), Write(3), Stop]),
+                Delete(0, DeleteScope::WithDescendants),
+            );
+        }
+    }
+}
 
 #[test]
 fn create_keeps_the_old_world_or_makes_the_new() {
@@ -403,6 +497,14 @@ fn two_snapshots_without_a_name_in_one_second_both_succeed() {
     assert_eq!(second.parent, Some(first.name));
 }
 
+fn any_memory() -> impl Strategy<Value = Memory> {
+    prop::sample::select(MEMORIES.to_vec())
+}
+
+fn any_location() -> impl Strategy<Value = Location> {
+    prop_oneof![3 => Just(IN), 3 => Just(EX), 1 => Just(NO), 1 => Just(BY_HAND)]
+}
+
 fn any_op() -> impl Strategy<Value = Op> {
     let state = prop_oneof![Just(AS), Just(UP), Just(RevertState::Paused)];
     let scope = prop_oneof![
@@ -413,11 +515,14 @@ fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => (0u8..6).prop_map(Internal),
         4 => (0u8..6).prop_map(External),
+        6 => ((0u8..6), any_memory(), any_location(), any_location())
+            .prop_map(|(n, memory, vda, vdb)| Mix(n, memory, vda, vdb)),
         4 => ((0u8..6), state).prop_map(|(n, state)| Revert(n, state)),
         3 => ((0u8..6), scope.clone()).prop_map(|(n, scope)| Delete(n, scope)),
         2 => ((0u8..6), scope).prop_map(|(n, scope)| Stream(n, scope)),
         2 => Just(Start),
         1 => Just(Stop),
+        1 => Just(Pause),
         6 => (0u8..5).prop_map(Write),
     ]
 }
@@ -425,7 +530,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 /// What a sequence must keep true, told without images or files.
 #[derive(Debug, Default)]
 struct Model {
-    moments: BTreeMap<String, Vec<Content>>,
+    moments: BTreeMap<String, Held>,
 }
 
 impl Model {
@@ -437,9 +542,22 @@ impl Model {
         match (op, &result) {
             (Internal(n) | External(n), Ok(())) => {
                 assert_eq!(before, after);
-                assert!(self.moments.insert(name(n), after).is_none());
+                self.took(world, n, [true; 2], after, matches!(op, Internal(_)));
             }
-            (Revert(n, _), Ok(())) => assert_eq!(Some(&after), self.moments.get(&name(n))),
+            (Mix(n, memory, vda, vdb), Ok(())) => {
+                assert_eq!(before, after);
+                let takes_part = [vda, vdb].map(|location| matches!(location, IN | EX));
+                self.took(world, n, takes_part, after, memory != Memory::None);
+            }
+            (Revert(n, _), Ok(())) => {
+                let (contents, memory) = &self.moments[&name(n)];
+                for ((seen, before), content) in after.iter().zip(&before).zip(contents) {
+                    assert_eq!(seen, content.as_ref().unwrap_or(before), "{op:?}");
+                }
+                if let Some(guest) = world.guest() {
+                    assert_eq!(guest.memory, memory.unwrap_or_default(), "{op:?}");
+                }
+            }
             (Write(_), _) => {}
             _ => assert_eq!(before, after, "{op:?} {result:?}"),
         }
@@ -448,9 +566,23 @@ impl Model {
             self.moments.retain(|name, _| book.moments.get(name).is_some());
         }
         assert_eq!(book.moments.len(), self.moments.len(), "{op:?} {result:?}");
-        for (name, held) in &self.moments {
-            assert_eq!(&contents_of(world, name), held, "{name} after {op:?}");
+        for (name, expected) in &self.moments {
+            assert_eq!(&held(world, name), expected, "{name} after {op:?}");
         }
+    }
+
+    fn took(
+        &mut self,
+        world: &World,
+        n: u8,
+        takes_part: [bool; 2],
+        contents: Vec<Content>,
+        with_memory: bool,
+    ) {
+        let takes_part = takes_part.into_iter().chain([true; STATE.len()]);
+        let contents = contents.into_iter().zip(takes_part).map(|(c, takes)| takes.then_some(c));
+        let memory = world.guest().filter(|_| with_memory).map(|guest| guest.memory);
+        assert!(self.moments.insert(name(n), (contents.collect(), memory)).is_none());
     }
 }
 

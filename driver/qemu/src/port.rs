@@ -23,6 +23,10 @@ impl Hypervisor for Qemu {
         self.complete_definition(domain)
     }
 
+    fn abi_difference(&self, a: &Element, b: &Element) -> Option<String> {
+        crate::complete::abi_difference(a, b)
+    }
+
     async fn capabilities(&self) -> Result<Element> {
         self.host_capabilities().await
     }

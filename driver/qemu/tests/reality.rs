@@ -172,7 +172,7 @@ impl Side for Simulated {
     }
 
     fn content_of(&self, moment: &str, target: &str) -> Vec<u8> {
-        flat(&self.world.content_of(moment, target))
+        flat(&self.world.content_of(moment, target).unwrap())
     }
 }
 

@@ -71,6 +71,11 @@ fn align_disk(
     name: &str,
     default: Location,
 ) -> Result<Disk> {
+    // Where nobody said otherwise, a disk that can hold no snapshot inside gets an overlay.
+    let default = match default {
+        Location::Internal if disk.format != Format::Qcow2 => Location::External,
+        default => default,
+    };
     let location = match wanted {
         Some(wanted) => wanted.snapshot.or(disk.snapshot).unwrap_or(default),
         None if disk.source.is_none() => Location::No,

@@ -1,10 +1,7 @@
 //! Planning a new snapshot.
 //!
-//! | domain | disks | memory | prepare | pivot |
-//! |---|---|---|---|---|
-//! | active | external | none | overlay files and nodes, freeze | one transaction |
-//! | active | internal | internal | – | the save job |
-//! | shut off | external, internal, mixed | – | overlay files, internal snapshots | the record |
+//! Shut off: overlay files and internal snapshots are made, and the record is the pivot. Of an
+//! active domain [`live`](super::live) tells.
 
 use std::path::PathBuf;
 
@@ -16,14 +13,15 @@ use virtsnap_xml::snapshot::{
 
 use super::align::{align, overlay_path};
 use super::definition::{self, Source, push_overlay, redirect};
-use super::{Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, state_files};
-use crate::domain::{ShutOffReason, State, VmStateIn};
+use super::live::{self, Parts};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, state_files};
+use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Origin, Result};
-use crate::facts::{AgentState, DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
+use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
 use crate::moment::MomentList;
 use crate::options::{Afterwards, Metadata, New, Overlays, Scope};
 
-/// What will be recorded, and the overlays it needs, before their paths were looked at.
+/// What will be recorded, and the files it needs, before their paths were looked at.
 #[derive(Debug)]
 pub struct Draft {
     pub moment: Definition,
@@ -31,8 +29,9 @@ pub struct Draft {
 
 impl Draft {
     /// The files to be created. The planner must be told what is there now.
-    pub fn overlays(&self) -> Vec<PathBuf> {
-        self.moment.disks.iter().filter_map(overlay_path).collect()
+    pub fn files(&self) -> Vec<PathBuf> {
+        let memory = live::memory_path(&self.moment).map(PathBuf::from);
+        self.moment.disks.iter().filter_map(overlay_path).chain(memory).collect()
     }
 }
 
@@ -47,9 +46,10 @@ pub fn draft(
     moments: &MomentList,
 ) -> Result<Draft> {
     let name = name(request, options, facts, moments)?;
-    let (recorded, memory, default) = scope(request, options, facts)?;
+    let (recorded, memory, default) = scope(request, options, facts, &name)?;
     let disks = align(request, &facts.disks, &name, default)?;
-    check_selection(request, &disks, facts, &memory, default)?;
+    check_selection(request, &disks, facts, default)?;
+    let memory = place(memory, &disks, facts, &name)?;
     let (domain, inactive_domain) = definitions(facts);
     let moment = Definition {
         name,
@@ -90,15 +90,13 @@ pub fn plan(
         finish: Vec::new(),
         conclude: Vec::new(),
     };
-    let quiesce = matches!(options.scope, Scope::DiskOnly { quiesce: true });
     let active = facts.state.is_active();
-    let mut switched = Vec::new();
-    let mut saved = Vec::new();
+    let mut parts = Parts::default();
     for (disk, facts_of) in moment.disks.iter().zip(&facts.disks) {
         match disk.snapshot {
             Location::External => {
                 let overlay = plan_overlay(disk, facts_of, facts, options, &at_path, &mut plan)?;
-                switched.push((disk.name.clone(), overlay));
+                parts.overlays.push((disk.name.clone(), overlay));
             }
             Location::Internal => {
                 check_internal(facts_of, facts, &moment.name)?;
@@ -106,37 +104,28 @@ pub fn plan(
                     let (image, tag) = (image.clone(), moment.name.clone());
                     plan.prepare.push(Step::SnapshotImage { image, tag });
                 }
-                saved.push(disk.name.clone());
+                parts.internal.push(disk.name.clone());
             }
             Location::No | Location::Manual => {}
         }
     }
-    if matches!(moment.memory, Memory::Internal { .. })
-        && matches!(facts.state, State::Running(_))
-        && state_files::any(facts)
-    {
-        // What the state files hold is to be of the moment that the memory is of.
-        plan.prepare.push(Step::Pause);
-        plan.finish.push(Finish::Resume(ResumeReason::Unpaused));
-    }
-    if active && let Some(vmstate) = saved.first().cloned() {
-        let vmstate = VmStateIn::Disk(vmstate);
-        plan.pivot = Pivot::SaveVmState { tag: moment.name.clone(), vmstate, disks: saved };
-    } else if active {
-        if quiesce {
-            check_agent(facts)?;
-            plan.prepare.push(Step::FreezeFilesystems);
-            plan.finish.push(Finish::ThawFilesystems);
-        }
-        plan.pivot = Pivot::SwitchToOverlays { disks: switched.clone() };
+    let switched = parts.overlays.clone();
+    let memory = live::memory_path(&moment).map(PathBuf::from);
+    let memory_is = memory.as_ref().map_or(PathKind::Missing, &at_path);
+    live::check_memory_path(&moment, options, facts, memory_is)?;
+    if active {
+        live::arrange(&moment, parts, options, facts, &mut plan)?;
     }
     if options.metadata == Metadata::Keep {
         state_files::keep(&mut moment, facts, &mut plan)?;
     }
     follow_disks(&moment, &switched, facts, &mut plan);
-    plan.finish.extend(switched.into_iter().map(|(_, overlay)| match options.metadata {
-        Metadata::Keep => Finish::KeepImage(overlay),
-        Metadata::Forget => Finish::HandOver(overlay),
+    // What was there before with something in it stays the caller's.
+    let memory = memory.filter(|_| matches!(memory_is, PathKind::Missing | PathKind::Regular(0)));
+    let made = switched.into_iter().map(|(_, overlay)| overlay).chain(memory);
+    plan.finish.extend(made.map(|file| match options.metadata {
+        Metadata::Keep => Finish::KeepImage(file),
+        Metadata::Forget => Finish::HandOver(file),
     }));
     if options.metadata == Metadata::Keep {
         plan.finish.push(Finish::Record(recorded(&moment, options, moments)));
@@ -192,6 +181,7 @@ fn scope(
     request: &Request,
     options: &New,
     facts: &DomainFacts,
+    name: &str,
 ) -> Result<(Recorded, Memory, Location)> {
     let state = recorded_state(facts.state)?;
     let active = facts.state.is_active();
@@ -220,20 +210,43 @@ fn scope(
         (false, false) if says_external => Ok((state, Memory::No, Location::External)),
         (false, false) => Ok((state, Memory::No, Location::Internal)),
         (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
-        (true, false) => match request.memory {
-            None | Some(MemoryRequest::Internal { .. }) => {
-                Ok((state, Memory::Internal { image: None }, Location::Internal))
+        (true, false) => Ok(match &request.memory {
+            None | Some(MemoryRequest::Internal { image: None }) => {
+                (state, Memory::Internal { image: None }, Location::Internal)
             }
-            Some(MemoryRequest::No) => Err(Error::new(
-                Condition::OperationUnsupported,
-                "an internal snapshot of a running domain holds its memory; for disks alone ask \
-                 for a disk-only snapshot",
-            )),
-            Some(MemoryRequest::External { .. }) => Err(Error::new(
-                Condition::ConfigUnsupported,
-                "this version of virtsnap does not save memory to an external file",
-            )),
-        },
+            Some(MemoryRequest::Internal { image }) => {
+                (state, Memory::Internal { image: image.clone() }, Location::External)
+            }
+            Some(MemoryRequest::No) => (Recorded::DiskSnapshot, Memory::No, Location::Internal),
+            Some(MemoryRequest::External { file }) => {
+                let file = match file {
+                    Some(file) => file.clone(),
+                    None => live::default_memory_path(facts, name, "save")?,
+                };
+                (state, Memory::External { file }, Location::External)
+            }
+        }),
+    }
+}
+
+/// Internal memory stands in the first internal disk; where there is none, in an image of its own.
+fn place(memory: Memory, disks: &[Disk], facts: &DomainFacts, name: &str) -> Result<Memory> {
+    let Memory::Internal { image } = memory else { return Ok(memory) };
+    let on_disk = disks.iter().any(|disk| disk.snapshot == Location::Internal);
+    match (image, on_disk) {
+        (None, true) => Ok(Memory::Internal { image: None }),
+        (Some(image), false) => Ok(Memory::Internal { image: Some(image) }),
+        (None, false) => {
+            let image = live::default_memory_path(facts, name, "vmstate")?;
+            Ok(Memory::Internal { image: Some(image) })
+        }
+        (Some(image), true) => Err(Error::snapshot(
+            Condition::XmlError,
+            format!(
+                "internal memory stands in the internal snapshot of a disk, and not in '{image}'; \
+                 leave file= out, take all disks externally, or ask for external memory"
+            ),
+        )),
     }
 }
 
@@ -255,7 +268,6 @@ fn check_selection(
     request: &Request,
     disks: &[Disk],
     facts: &DomainFacts,
-    memory: &Memory,
     default: Location,
 ) -> Result<()> {
     // As libvirt: where all disks must be internal, one that is asked not to be is an error of its
@@ -267,38 +279,19 @@ fn check_selection(
     let unsupported = |message: String| {
         Err(Error::new(Condition::ConfigUnsupported, message).from_origin(origin))
     };
-    let has = |location| disks.iter().any(|disk| disk.snapshot == location);
-    let (internal, external) = (has(Location::Internal), has(Location::External));
-    if !internal && !external {
+    let takes_part = |d: &Disk| matches!(d.snapshot, Location::Internal | Location::External);
+    let asks_memory = matches!(
+        request.memory,
+        Some(MemoryRequest::Internal { .. } | MemoryRequest::External { .. })
+    );
+    if !asks_memory && !disks.iter().any(takes_part) {
         return unsupported("no disk is selected for the snapshot".into());
     }
-    if facts.state.is_active() && *memory == Memory::No && internal {
-        return unsupported(
-            "a disk-only snapshot of an active domain takes external disk snapshots; none of \
-             its disks may be internal"
-                .into(),
-        );
-    }
-    if matches!(memory, Memory::Internal { .. }) && external {
-        return unsupported(
-            "internal and external disks cannot be mixed in a snapshot with memory".into(),
-        );
-    }
     for (disk, facts_of) in disks.iter().zip(&facts.disks) {
-        let taken = matches!(disk.snapshot, Location::Internal | Location::External);
-        if taken && facts_of.block_job {
+        if takes_part(disk) && facts_of.block_job {
             return Err(Error::new(
                 Condition::BlockCopyActive,
                 format!("disk '{}' is busy with a block job", disk.name),
-            ));
-        }
-        let left_out = matches!(disk.snapshot, Location::No | Location::Manual)
-            && facts_of.source.is_some()
-            && !facts_of.readonly;
-        if left_out && matches!(memory, Memory::Internal { .. }) {
-            return unsupported(format!(
-                "disk '{}' is left out, but a snapshot with memory takes every writable disk",
-                disk.name
             ));
         }
     }
@@ -327,26 +320,6 @@ fn check_internal(disk: &DiskFacts, facts: &DomainFacts, tag: &str) -> Result<()
         ));
     }
     Ok(())
-}
-
-fn check_agent(facts: &DomainFacts) -> Result<()> {
-    if !matches!(facts.state, State::Running(_)) {
-        return Err(Error::new(
-            Condition::OperationInvalid,
-            "a guest that is not running cannot quiesce its file systems",
-        ));
-    }
-    match facts.agent {
-        AgentState::Connected => Ok(()),
-        AgentState::NotConfigured => Err(Error::new(
-            Condition::ArgumentUnsupported,
-            "the domain has no channel for a guest agent, which quiescing needs",
-        )),
-        AgentState::NotConnected => Err(Error::new(
-            Condition::AgentUnresponsive,
-            "the guest agent, which quiescing needs, is not connected",
-        )),
-    }
 }
 
 fn image_facts<'a>(disk: &DiskFacts, facts: &'a DomainFacts) -> Result<&'a ImageFacts> {

@@ -12,6 +12,7 @@ pub mod create;
 mod definition;
 pub mod delete;
 mod layers;
+mod live;
 mod merge;
 mod policy;
 pub mod redefine;
@@ -25,6 +26,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
 pub use self::layers::{image_of as moment_image, images_of, memory_files_of};
+pub use self::live::memory_path;
 use crate::domain::{ShutOffReason, Start, VmStateIn};
 use crate::facts::{Format, Target};
 

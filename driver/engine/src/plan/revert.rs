@@ -22,7 +22,7 @@ use super::{
 };
 use crate::domain::{ShutOffReason, Start, StartFrom, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, Format, ImageFacts};
+use crate::facts::{DomainFacts, Format, ImageFacts, MemoryFile};
 use crate::moment::MomentList;
 use crate::options::{RevertOptions, RevertState};
 
@@ -72,12 +72,21 @@ pub fn revert(
         .iter()
         .map(|disk| Ok((disk.name.clone(), route(moment, disk, facts, moments, free)?)))
         .collect::<Result<_>>()?;
+    let from = match goal {
+        Goal::ShutOff => StartFrom::BootSnapshot,
+        Goal::Running | Goal::Paused => start_from(moment, &routes, facts)?,
+    };
     let with_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
     let state = state_files::put_back(moment, options, with_memory, facts)?;
-    if with_memory && in_process(domain, &routes, facts) {
-        return Ok(in_process_plan(moment, goal, &routes, state, facts, moments));
+    match from {
+        StartFrom::VmState { tag, vmstate: VmStateIn::Disk(vmstate), disks }
+            if in_process(domain, &routes, facts) =>
+        {
+            let pivot = Pivot::LoadVmState { tag, vmstate: VmStateIn::Disk(vmstate), disks };
+            Ok(in_process_plan(moment, goal, pivot, &routes, state, facts, moments))
+        }
+        from => restart_plan(moment, domain, (goal, from), &routes, state, facts, moments),
     }
-    restart_plan(moment, domain, goal, &routes, state, facts, moments)
 }
 
 /// The images beside which a revert may need a new file.
@@ -126,12 +135,6 @@ fn check<'a>(
             Condition::RevertRisky,
             "the domain has a managed save image, whose memory would not fit the disks of this \
              snapshot; remove it, or force the revert",
-        ));
-    }
-    if has_memory && let Memory::External { .. } = moment.memory {
-        return Err(Error::new(
-            Condition::OperationUnsupported,
-            "this version of virtsnap does not load memory from an external file",
         ));
     }
     if let Some(disk) = facts.disks.iter().find(|disk| disk.block_job) {
@@ -244,13 +247,12 @@ fn in_process(domain: &Element, routes: &[(String, Route)], facts: &DomainFacts)
 fn in_process_plan(
     moment: &Definition,
     goal: Goal,
+    pivot: Pivot,
     routes: &[(String, Route)],
     state: state_files::Return,
     facts: &DomainFacts,
     moments: &MomentList,
 ) -> Plan {
-    let (tag, disks) = saved(routes);
-    let vmstate = VmStateIn::Disk(disks.first().cloned().unwrap_or_default());
     let mut prepare = state.prepare;
     if matches!(facts.state, State::Running(_)) {
         prepare.push(Step::Pause);
@@ -267,7 +269,7 @@ fn in_process_plan(
     Plan {
         operation: Operation::Revert { moment: moment.name.clone() },
         prepare,
-        pivot: Pivot::LoadVmState { tag, vmstate, disks },
+        pivot,
         finish,
         conclude: Vec::new(),
     }
@@ -276,7 +278,7 @@ fn in_process_plan(
 fn restart_plan(
     moment: &Definition,
     domain: &Element,
-    goal: Goal,
+    (goal, from): (Goal, StartFrom),
     routes: &[(String, Route)],
     state: state_files::Return,
     facts: &DomainFacts,
@@ -331,7 +333,7 @@ fn restart_plan(
         Goal::ShutOff => Vec::new(),
         Goal::Running | Goal::Paused => vec![Conclude::Start {
             definition: started,
-            start: Start { paused: goal == Goal::Paused, from: start_from(moment, routes) },
+            start: Start { paused: goal == Goal::Paused, from },
         }],
     };
     Ok(Plan {
@@ -343,18 +345,79 @@ fn restart_plan(
     })
 }
 
-fn start_from(moment: &Definition, routes: &[(String, Route)]) -> StartFrom {
-    if !matches!(moment.memory, Memory::Internal { .. }) {
-        return StartFrom::BootSnapshot;
+/// What a guest starts from. Memory is looked at here, before anything is touched.
+fn start_from(
+    moment: &Definition,
+    routes: &[(String, Route)],
+    facts: &DomainFacts,
+) -> Result<StartFrom> {
+    let (tag, disks) = saved(moment, routes);
+    match &moment.memory {
+        Memory::No => Ok(StartFrom::BootSnapshot),
+        Memory::External { file } => {
+            let file = PathBuf::from(file);
+            match facts.memory_files.get(&file) {
+                Some(MemoryFile::Whole { .. }) => Ok(StartFrom::Memory { file }),
+                Some(MemoryFile::Damaged(why)) => Err(Error::new(
+                    Condition::OperationFailed,
+                    format!(
+                        "the memory of snapshot '{}' in '{}' cannot be loaded: {why}",
+                        moment.name,
+                        file.display()
+                    ),
+                )),
+                None => Err(no_file("the memory", &file, &moment.name)),
+            }
+        }
+        Memory::Internal { image: Some(image) } => {
+            let image = PathBuf::from(image);
+            let found = facts.images.get(&image);
+            let found = found.ok_or_else(|| no_file("the memory", &image, &moment.name))?;
+            if memory_size(found, &tag) == 0 {
+                return Err(no_memory(moment, &image));
+            }
+            Ok(StartFrom::VmState { tag, vmstate: VmStateIn::Image(image), disks })
+        }
+        Memory::Internal { image: None } => {
+            let holds_memory = |target: &&String| {
+                let image = image_of(moment, target).and_then(|image| facts.images.get(&image));
+                image.is_some_and(|image| memory_size(image, &tag) > 0)
+            };
+            let Some(vmstate) = disks.iter().find(holds_memory).cloned() else {
+                return Err(Error::new(
+                    Condition::OperationFailed,
+                    format!(
+                        "no disk of snapshot '{}' holds its memory; revert its disks alone",
+                        moment.name
+                    ),
+                ));
+            };
+            Ok(StartFrom::VmState { tag, vmstate: VmStateIn::Disk(vmstate), disks })
+        }
     }
-    let (tag, disks) = saved(routes);
-    let vmstate = VmStateIn::Disk(disks.first().cloned().unwrap_or_default());
-    StartFrom::VmState { tag, vmstate, disks }
+}
+
+fn memory_size(image: &ImageFacts, tag: &str) -> u64 {
+    let saved = image.snapshots.iter().find(|snapshot| snapshot.tag == tag);
+    saved.map_or(0, |snapshot| snapshot.vm_state_size)
+}
+
+fn no_memory(moment: &Definition, image: &Path) -> Error {
+    let what = format!("'{}' does not hold the memory of '{}'", image.display(), moment.name);
+    Error::new(Condition::OperationFailed, what)
+}
+
+fn no_file(what: &str, file: &Path, moment: &str) -> Error {
+    const ENOENT: i32 = 2;
+    Error::new(
+        Condition::System(ENOENT),
+        format!("{what} of snapshot '{moment}' is missing: there is no file '{}'", file.display()),
+    )
 }
 
 /// The tag, and the disks that carry it, in the order in which they were saved.
-fn saved(routes: &[(String, Route)]) -> (String, Vec<String>) {
-    let mut tag_of = String::new();
+fn saved(moment: &Definition, routes: &[(String, Route)]) -> (String, Vec<String>) {
+    let mut tag_of = moment.name.clone();
     let mut disks = Vec::new();
     for (target, route) in routes {
         if let Route::InPlace { tag, .. } | Route::Branch { tag, .. } = route {

@@ -37,6 +37,8 @@ pub struct Image {
     pub backing: Option<PathBuf>,
     pub data: Content,
     pub snapshots: Vec<Saved>,
+    /// Not qcow2.
+    pub raw: bool,
     /// Of a save image, which is no image of a disk.
     pub memory: Option<SavedMemory>,
     /// Made by a step whose plan has not ended.
@@ -375,7 +377,10 @@ impl Inner {
     pub(super) fn finish(&mut self, finish: &Finish) -> Result<()> {
         match finish {
             Finish::ThawFilesystems => self.undo(&Step::FreezeFilesystems),
-            Finish::Resume(_) => self.guest()?.running = true,
+            Finish::Resume(_) => {
+                let guest = self.guest()?;
+                (guest.running, guest.saved) = (true, false);
+            }
             Finish::Stop(_) => self.guest = None,
             Finish::ApplySnapshot { image, tag } => {
                 let image = self.image(image)?;
@@ -471,7 +476,7 @@ impl Inner {
                 target: disk.target().to_owned(),
                 device: DiskDevice::Disk,
                 source: disk.path().map(|path| DiskSource::File(path.into())),
-                format: Format::Qcow2,
+                format: Format::from(disk.format().unwrap_or("raw")),
                 readonly: disk.is_readonly(),
                 shareable: disk.is_shareable(),
                 transient: false,
@@ -522,7 +527,7 @@ fn memory_file(image: &Image) -> MemoryFile {
 }
 fn image_facts(image: &Image) -> ImageFacts {
     ImageFacts {
-        format: Format::Qcow2,
+        format: if image.raw { Format::Raw } else { Format::Qcow2 },
         virtual_size: 1 << 20,
         actual_size: image.data.len() as u64,
         backing: image.backing.clone(),

@@ -137,6 +137,21 @@ impl World {
         change(self.lock().config.as_mut().expect("the domain is persistent"));
     }
 
+    /// The disk's image is a raw one.
+    pub fn make_raw(&self, target: &str) {
+        let mut inner = self.lock();
+        let config = inner.config.as_mut().expect("the domain is persistent");
+        let path = format!("/img/{target}.raw");
+        domain::set_image(config, target, "file", &path, "raw");
+        inner.images.remove(Path::new(&format!("/img/{target}.qcow2")));
+        inner.images.insert(PathBuf::from(path), Image { raw: true, ..Image::default() });
+    }
+
+    /// An empty file, as one who is to have it filled makes it.
+    pub fn touch(&self, path: &str) {
+        self.lock().images.insert(PathBuf::from(path), Image::default());
+    }
+
     pub fn start(&self) {
         let mut inner = self.lock();
         let config = inner.config.clone().expect("the domain is persistent");
@@ -185,10 +200,11 @@ impl World {
     }
 
     /// What a disk of a moment holds, as the moment's record says where it is.
-    pub fn content_of(&self, moment: &str, target: &str) -> Content {
+    /// None if it did not take part.
+    pub fn content_of(&self, moment: &str, target: &str) -> Option<Content> {
         let inner = self.lock();
         let def = inner.moments.get(moment).expect("the moment is recorded");
-        let image = crate::plan::moment_image(def, target).expect("the disk took part");
+        let image = crate::plan::moment_image(def, target)?;
         let found = inner.images.get(&image);
         let found = found.unwrap_or_else(|| panic!("{moment} is gone: {}", image.display()));
         let is_internal =
@@ -198,9 +214,9 @@ impl World {
                 let mut content =
                     found.backing.as_ref().map(|below| inner.read(below)).unwrap_or_default();
                 content.extend(saved.data.clone());
-                content
+                Some(content)
             }
-            _ => inner.read(&image),
+            _ => Some(inner.read(&image)),
         }
     }
 

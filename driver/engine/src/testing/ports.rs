@@ -11,7 +11,7 @@ use super::{NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, PathKind, StateFile};
-use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
+use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, ResumeReason, Step};
 use crate::ports::{
     Entry, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
 };
@@ -78,10 +78,7 @@ impl Hypervisor for World {
     }
 
     async fn resume(&self, _domain: Uuid) -> Result<()> {
-        self.call(|inner| {
-            inner.guest()?.running = true;
-            Ok(())
-        })
+        self.call(|inner| inner.finish(&Finish::Resume(ResumeReason::Unpaused)))
     }
 
     async fn shutdown(&self, domain: Uuid) -> Result<()> {
