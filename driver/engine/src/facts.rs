@@ -193,6 +193,25 @@ pub enum AgentState {
     Connected,
 }
 
+/// What is where an overlay is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub kind: PathKind,
+    /// Somebody uses what is there already, with a word on who.
+    pub used_by: Option<String>,
+    /// The image that is there, if it can be an overlay. Its backing file has the name that the
+    /// image below is known by, if it is that file, however the header writes it.
+    pub image: Option<ImageFacts>,
+    /// That image holds no data of its own.
+    pub is_blank: bool,
+}
+
+impl From<PathKind> for Place {
+    fn from(kind: PathKind) -> Self {
+        Self { kind, used_by: None, image: None, is_blank: false }
+    }
+}
+
 /// What is at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathKind {

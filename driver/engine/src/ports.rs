@@ -10,7 +10,7 @@ use virtsnap_xml::element::Element;
 
 use crate::domain::{Active, Event, Start};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, Format, PathKind, StateFile};
+use crate::facts::{DomainFacts, Format, PathKind, Place, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -116,6 +116,16 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn state_files(&self, domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
         let _ = (domain, definition);
         Ok(Vec::new())
+    }
+    /// What is where an overlay on `below` is to be; nothing is changed.
+    fn place(
+        &self,
+        at: &Path,
+        below: &Path,
+        facts: &DomainFacts,
+    ) -> impl Future<Output = Result<Place>> + Send {
+        let _ = (below, facts);
+        async { self.probe(at).await.map(Place::from) }
     }
     fn act(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn undo(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;

@@ -47,12 +47,16 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         if let Some(definition) = facts.live.as_ref().or(facts.config.as_ref()) {
             facts.state_files = self.state_to_keep(&facts, definition, &draft.moment.name).await?;
         }
-        let mut at_path = BTreeMap::new();
-        for file in draft.files() {
-            at_path.insert(file.clone(), self.hypervisor.probe(&file).await?);
+        let mut places = BTreeMap::new();
+        for (overlay, below) in draft.overlays(&facts) {
+            let place = self.hypervisor.place(&overlay, &below, &facts).await?;
+            places.insert(overlay, place);
         }
-        let kind = |path: &PathBuf| at_path.get(path).copied().unwrap_or(PathKind::Other);
-        let (moment, plan) = plan::create::plan(draft, options, &facts, &moments, kind)?;
+        if let Some(file) = draft.memory_file() {
+            let kind = self.hypervisor.probe(&file).await?;
+            places.insert(file, kind.into());
+        }
+        let (moment, plan) = plan::create::plan(draft, options, &facts, &moments, &places)?;
         self.run(book, &plan).await?;
         Ok(moment)
     }
@@ -90,7 +94,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let moment = moments.expect(name)?;
         self.check_machine(moment, &facts)?;
         facts.state_files = self.state_to_put_back(&facts, moment).await?;
-        let free = self.free_names(moment, facts.now).await?;
+        let free = self.free_names(moment, &facts).await?;
         let plan = plan::revert::revert(moment, options, &facts, &moments, &free)?;
         self.run(book, &plan).await
     }
@@ -292,12 +296,12 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     async fn free_names(
         &self,
         moment: &Definition,
-        now: i64,
+        facts: &DomainFacts,
     ) -> Result<BTreeMap<PathBuf, PathBuf>> {
         let mut free = BTreeMap::new();
         let mut taken = BTreeSet::new();
-        for image in plan::revert::images(moment) {
-            for path in plan::revert::names(&image, now) {
+        for (image, beside) in plan::revert::images(moment, facts) {
+            for path in plan::revert::names(&beside, facts.now) {
                 if !taken.contains(&path)
                     && self.hypervisor.probe(&path).await? == PathKind::Missing
                 {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use virtsnap_engine::error::Error;
 use virtsnap_engine::options::{
-    Afterwards, Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
+    Afterwards, Consolidate, DeleteOptions, DeleteScope, New, Overlays, RevertOptions, RevertState,
+    Scope,
 };
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::World;
@@ -23,7 +24,8 @@ use virtsnap_xml::snapshot::{Request, Survivor};
 /// `quiesced NAME`, `halted NAME`, `xml [disks|live|halted] <domainsnapshot>…`, `policy <policy>…`,
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
-/// `delete NAME [all|below] [base|overlay] [consolidated]`. Returns the plans, and the refusals
+/// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
+/// `reuse <domainsnapshot>…`. Returns the plans, and the refusals
 /// where one was.
 fn play(world: &World, script: &str) -> String {
     let shared = Arc::new(world.clone());
@@ -62,6 +64,13 @@ async fn act(
         "start" => world.start(),
         "stop" => world.stop(),
         "pause" => world.pause(),
+        "prepare" => world.prepare(name, Some(how).filter(|backing| !backing.is_empty())),
+        "reuse" => {
+            options.scope = Scope::DiskOnly { quiesce: false };
+            options.overlays = Overlays::Reuse;
+            let request = Request::parse(&Element::parse(rest).unwrap()).unwrap();
+            return create(engine, book, &request, &options).await;
+        }
         "policy" => {
             let set = |domain: &mut Element| {
                 domain::set_metadata(domain, Some(rest), "virtsnap", NAMESPACE).unwrap();
@@ -175,6 +184,11 @@ fn reverts() {
 #[test]
 fn deletes() {
     check("delete");
+}
+
+#[test]
+fn places() {
+    check("places");
 }
 
 #[test]

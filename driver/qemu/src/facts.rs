@@ -26,7 +26,7 @@ use virtsnap_xml::element::Element;
 use crate::blocks::{job, nodes};
 use crate::hypervisor::Qemu;
 use crate::image::info::{MAX_DEPTH, resolve};
-use crate::image::{QemuImg, blocking, claim, header, system};
+use crate::image::{self, QemuImg, blocking, claim, header, system};
 use crate::instance::Instance;
 use crate::migration;
 use crate::save_image::Saved;
@@ -63,9 +63,13 @@ impl Qemu {
             }
         }
         named_only(&tool, subject, &mut images).await?;
+        let active = disks.iter().filter_map(|disk| disk.image().cloned());
+        let named: BTreeSet<PathBuf> =
+            active.chain(subject.images.keys().chain(&subject.owned).cloned()).collect();
+        unify(&mut images, &named);
         self.forget_vmstate_note(subject.uuid);
         for path in images.keys() {
-            claim::unmark_committed(subject.uuid, path).await?;
+            claim::unmark_committed(&self.config().state_dir, subject.uuid, path).await?;
         }
         let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
         let foreign_readers = blocking(move || Ok(foreign_readers(&ours))).await?;
@@ -280,6 +284,33 @@ async fn named_only(tool: &QemuImg, subject: &Subject, images: &mut Images) -> R
         }
     }
     Ok(())
+}
+
+/// An image that headers call by another name than definitions and moments do has the latter.
+fn unify(images: &mut Images, named: &BTreeSet<PathBuf>) {
+    let mut known: BTreeMap<(u64, u64, u64), PathBuf> = BTreeMap::new();
+    for path in named.iter().chain(images.keys()) {
+        if let Ok(meta) = fs::metadata(path) {
+            known.entry(image::identity(&meta)).or_insert_with(|| path.clone());
+        }
+    }
+    let known_as = |path: &PathBuf| {
+        let meta = fs::metadata(path).ok()?;
+        known.get(&image::identity(&meta)).filter(|name| *name != path).cloned()
+    };
+    let others: Vec<(PathBuf, PathBuf)> =
+        images.keys().filter_map(|path| Some((path.clone(), known_as(path)?))).collect();
+    for (other, name) in &others {
+        if let Some(facts) = images.remove(other) {
+            images.entry(name.clone()).or_insert(facts);
+        }
+    }
+    let renamed: BTreeMap<PathBuf, PathBuf> = others.into_iter().collect();
+    for image in images.values_mut() {
+        if let Some(name) = image.backing.as_ref().and_then(|backing| renamed.get(backing)) {
+            image.backing = Some(name.clone());
+        }
+    }
 }
 
 fn backing(path: &Path) -> Option<PathBuf> {

@@ -147,7 +147,7 @@ impl Instance {
     /// The chain that has this image as one of its layers, and that layer.
     pub fn layer_of(&self, image: &Path) -> Option<(Target, Layer)> {
         self.lock().chains.values().find_map(|chain| {
-            let layer = chain.layers.iter().find(|layer| layer.image == image)?;
+            let layer = chain.layers.iter().find(|layer| layer.is(image))?;
             Some((chain.target.clone(), layer.clone()))
         })
     }

@@ -33,6 +33,7 @@ mod log;
 mod media;
 mod migration;
 mod network;
+mod place;
 mod port;
 pub mod probe;
 pub mod process;

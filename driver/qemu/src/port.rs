@@ -6,7 +6,7 @@ use uuid::Uuid;
 use virtsnap_engine::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
-use virtsnap_engine::facts::{DomainFacts, PathKind, StateFile, Target};
+use virtsnap_engine::facts::{DomainFacts, PathKind, Place, StateFile, Target};
 use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
 };
@@ -82,6 +82,10 @@ impl Hypervisor for Qemu {
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
         self.domain_facts(subject).await
+    }
+
+    async fn place(&self, at: &Path, below: &Path, facts: &DomainFacts) -> Result<Place> {
+        self.overlay_place(at, below, facts).await
     }
 
     async fn probe(&self, path: &Path) -> Result<PathKind> {

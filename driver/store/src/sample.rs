@@ -161,6 +161,13 @@ fn added() -> Plan {
     Plan {
         operation: Operation::Create { moment: "m".to_owned() },
         prepare: vec![
+            Step::FillOverlay {
+                overlay: path("/i"),
+                format: Format::Qed,
+                backing: path("/b"),
+                backing_format: Format::Raw,
+                virtual_size: 1,
+            },
             Step::SaveMemory {
                 file: path("/m"),
                 live: true,

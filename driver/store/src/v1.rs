@@ -113,6 +113,13 @@ enum StepV1 {
         backing_format: String,
         virtual_size: u64,
     },
+    FillOverlay {
+        overlay: PathBuf,
+        format: String,
+        backing: PathBuf,
+        backing_format: String,
+        virtual_size: u64,
+    },
     CopyImage {
         from: PathBuf,
         to: PathBuf,
@@ -307,6 +314,15 @@ impl From<Step> for StepV1 {
                     virtual_size,
                 }
             }
+            Step::FillOverlay { overlay, format, backing, backing_format, virtual_size } => {
+                StepV1::FillOverlay {
+                    overlay,
+                    format: format.as_str().to_owned(),
+                    backing,
+                    backing_format: backing_format.as_str().to_owned(),
+                    virtual_size,
+                }
+            }
             Step::CopyImage { from, to } => StepV1::CopyImage { from, to },
             Step::AttachOverlay { disk, overlay, format } => {
                 StepV1::AttachOverlay { disk, overlay, format: format.as_str().to_owned() }
@@ -350,6 +366,15 @@ impl TryFrom<StepV1> for Step {
             StepV1::FreezeFilesystems => Step::FreezeFilesystems,
             StepV1::CreateOverlay { overlay, format, backing, backing_format, virtual_size } => {
                 Step::CreateOverlay {
+                    overlay,
+                    format: Format::from(format.as_str()),
+                    backing,
+                    backing_format: Format::from(backing_format.as_str()),
+                    virtual_size,
+                }
+            }
+            StepV1::FillOverlay { overlay, format, backing, backing_format, virtual_size } => {
+                Step::FillOverlay {
                     overlay,
                     format: Format::from(format.as_str()),
                     backing,

@@ -165,9 +165,15 @@ pub fn set_backing(domain: &mut Element, target: &str, backing: Option<Element>)
     true
 }
 
-/// Makes the file `overlay` the active layer; what was it becomes its backing store, as libvirt
-/// shows a live disk after a snapshot. False: there is no such disk.
-pub fn push_overlay(domain: &mut Element, target: &str, overlay: &str, format: &str) -> bool {
+/// Makes `overlay`, a file or a `block` device, the active layer; what was it becomes its backing
+/// store, as libvirt shows a live disk after a snapshot. False: there is no such disk.
+pub fn push_overlay(
+    domain: &mut Element,
+    target: &str,
+    source_type: &str,
+    overlay: &str,
+    format: &str,
+) -> bool {
     let Some(disk) = disk_mut(domain, target) else { return false };
     let view = DiskView { element: disk };
     let mut backing = Element::new("backingStore").with_attr("type", view.source_type());
@@ -179,7 +185,8 @@ pub fn push_overlay(domain: &mut Element, target: &str, overlay: &str, format: &
     }
     let below = disk.take_child("backingStore");
     backing.push(below.unwrap_or_else(|| Element::new("backingStore")));
-    set_image(domain, target, "file", overlay, format) && set_backing(domain, target, Some(backing))
+    set_image(domain, target, source_type, overlay, format)
+        && set_backing(domain, target, Some(backing))
 }
 
 fn put_source(disk: &mut Element, source: Element) {

@@ -90,7 +90,7 @@ fn disks_are_seen_with_their_values() {
 #[test]
 fn an_overlay_is_shown_as_libvirt_shows_it() {
     let mut domain = element(LIVE);
-    assert!(push_overlay(&mut domain, "vda", "/srv/images/a.s1", "qcow2"));
+    assert!(push_overlay(&mut domain, "vda", "file", "/srv/images/a.s1", "qcow2"));
     let without_numbers = |mut domain: Element| {
         fn strip(element: &mut Element) {
             if element.name() != "controller" {
@@ -102,7 +102,7 @@ fn an_overlay_is_shown_as_libvirt_shows_it() {
         domain.to_string()
     };
     assert_eq!(without_numbers(domain.clone()), without_numbers(element(OVERLAY)));
-    assert!(!push_overlay(&mut domain, "vdz", "/x", "qcow2"));
+    assert!(!push_overlay(&mut domain, "vdz", "file", "/x", "qcow2"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Shut off: overlay files and internal snapshots are made, and the record is the pivot. Of an
 //! active domain [`live`](super::live) tells.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use virtsnap_xml::domain::to_inactive;
@@ -14,10 +15,11 @@ use virtsnap_xml::snapshot::{
 use super::align::{align, overlay_path};
 use super::definition::{self, Source, push_overlay, redirect};
 use super::live::{self, Parts};
+use super::overlay::plan_overlay;
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, state_files};
 use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Origin, Result};
-use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts, PathKind};
+use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts, PathKind, Place};
 use crate::moment::MomentList;
 use crate::options::{Afterwards, Metadata, New, Overlays, Scope};
 
@@ -28,10 +30,15 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The files to be created. The planner must be told what is there now.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let memory = live::memory_path(&self.moment).map(PathBuf::from);
-        self.moment.disks.iter().filter_map(overlay_path).chain(memory).collect()
+    /// Where overlays are to be, and what on. The planner must be told what is there now.
+    pub fn overlays(&self, facts: &DomainFacts) -> Vec<(PathBuf, PathBuf)> {
+        let disks = self.moment.disks.iter().zip(&facts.disks);
+        disks.filter_map(|(disk, on)| Some((overlay_path(disk)?, on.image()?.clone()))).collect()
+    }
+
+    /// The file that memory goes to.
+    pub fn memory_file(&self) -> Option<PathBuf> {
+        live::memory_path(&self.moment).map(PathBuf::from)
     }
 }
 
@@ -80,7 +87,7 @@ pub fn plan(
     options: &New,
     facts: &DomainFacts,
     moments: &MomentList,
-    at_path: impl Fn(&PathBuf) -> PathKind,
+    places: &BTreeMap<PathBuf, Place>,
 ) -> Result<(Definition, Plan)> {
     let Draft { mut moment } = draft;
     let mut plan = Plan {
@@ -95,7 +102,7 @@ pub fn plan(
     for (disk, facts_of) in moment.disks.iter().zip(&facts.disks) {
         match disk.snapshot {
             Location::External => {
-                let overlay = plan_overlay(disk, facts_of, facts, options, &at_path, &mut plan)?;
+                let overlay = plan_overlay(disk, facts_of, facts, options, places, &mut plan)?;
                 parts.overlays.push((disk.name.clone(), overlay));
             }
             Location::Internal => {
@@ -111,7 +118,8 @@ pub fn plan(
     }
     let switched = parts.overlays.clone();
     let memory = live::memory_path(&moment).map(PathBuf::from);
-    let memory_is = memory.as_ref().map_or(PathKind::Missing, &at_path);
+    let kind_of = |path: &PathBuf| places.get(path).map_or(PathKind::Other, |place| place.kind);
+    let memory_is = memory.as_ref().map_or(PathKind::Missing, kind_of);
     live::check_memory_path(&moment, options, facts, memory_is)?;
     if active {
         live::arrange(&moment, parts, options, facts, &mut plan)?;
@@ -122,11 +130,16 @@ pub fn plan(
     follow_disks(&moment, &switched, facts, &mut plan);
     // What was there before with something in it stays the caller's.
     let memory = memory.filter(|_| matches!(memory_is, PathKind::Missing | PathKind::Regular(0)));
-    let made = switched.into_iter().map(|(_, overlay)| overlay).chain(memory);
-    plan.finish.extend(made.map(|file| match options.metadata {
+    let made = |file| match options.metadata {
         Metadata::Keep => Finish::KeepImage(file),
         Metadata::Forget => Finish::HandOver(file),
+    };
+    plan.finish.extend(switched.into_iter().map(|(_, overlay)| match options.overlays {
+        Overlays::Create => made(overlay),
+        // What the user made stays the user's, whatever becomes of the snapshot.
+        Overlays::Reuse => Finish::HandOver(overlay),
     }));
+    plan.finish.extend(memory.map(made));
     if options.metadata == Metadata::Keep {
         plan.finish.push(Finish::Record(recorded(&moment, options, moments)));
     }
@@ -322,79 +335,13 @@ fn check_internal(disk: &DiskFacts, facts: &DomainFacts, tag: &str) -> Result<()
     Ok(())
 }
 
-fn image_facts<'a>(disk: &DiskFacts, facts: &'a DomainFacts) -> Result<&'a ImageFacts> {
+pub(super) fn image_facts<'a>(disk: &DiskFacts, facts: &'a DomainFacts) -> Result<&'a ImageFacts> {
     disk.image().and_then(|path| facts.images.get(path)).ok_or_else(|| {
         Error::new(
             Condition::OperationUnsupported,
             format!("disk '{}' is not on an image that can be looked into", disk.target),
         )
     })
-}
-
-fn plan_overlay(
-    disk: &Disk,
-    facts_of: &DiskFacts,
-    facts: &DomainFacts,
-    options: &New,
-    at_path: &impl Fn(&PathBuf) -> PathKind,
-    plan: &mut Plan,
-) -> Result<PathBuf> {
-    let unsupported = |message| Err(Error::new(Condition::ConfigUnsupported, message));
-    let target = &disk.name;
-    let image = image_facts(facts_of, facts)?;
-    let format = Format::from(disk.format.as_deref().unwrap_or("qcow2"));
-    if !matches!(format, Format::Qcow2 | Format::Qed) {
-        return unsupported(format!(
-            "disk '{target}': an overlay cannot be of format {}; use qcow2",
-            format.as_str()
-        ));
-    }
-    if options.overlays == Overlays::Reuse {
-        return unsupported(format!(
-            "disk '{target}': this version of virtsnap creates the overlay itself"
-        ));
-    }
-    let (Some("file"), Some(overlay)) = (disk.source_type.as_deref(), overlay_path(disk)) else {
-        return unsupported(format!(
-            "disk '{target}': this version creates overlays in files only"
-        ));
-    };
-    match at_path(&overlay) {
-        PathKind::Missing => {}
-        PathKind::Regular(_) | PathKind::BlockDevice | PathKind::Other => {
-            return unsupported(format!(
-                "disk '{target}': the overlay '{}' exists already; remove it or name another file",
-                overlay.display()
-            ));
-        }
-    }
-    if facts_of.transient && facts.state.is_active() {
-        return Err(Error::new(
-            Condition::OperationUnsupported,
-            format!("disk '{target}' is transient: its layers go when the domain stops"),
-        ));
-    }
-    if facts_of.shareable && image.format == Format::Raw {
-        return unsupported(format!("disk '{target}' is shared, and an overlay cannot be"));
-    }
-    let Some(backing) = facts_of.image().cloned() else {
-        return unsupported(format!("disk '{target}' has no image to lay an overlay on"));
-    };
-    plan.prepare.push(Step::CreateOverlay {
-        overlay: overlay.clone(),
-        format: format.clone(),
-        backing,
-        backing_format: image.format.clone(),
-        virtual_size: image.virtual_size,
-    });
-    if facts.state.is_active() {
-        plan.prepare.push(Step::AttachOverlay {
-            disk: target.clone(),
-            overlay: overlay.clone(),
-            format,
-        });
-    }
-    Ok(overlay)
 }
 
 /// The definitions follow the disks. The persistent one only where it used the same image.
@@ -409,20 +356,19 @@ fn follow_disks(
     }
     let (mut live, mut config) = (facts.live.clone(), facts.config.clone());
     for (target, overlay) in switched {
-        let format = moment
-            .disks
-            .iter()
-            .find(|disk| disk.name == *target)
-            .and_then(|disk| disk.format.as_deref())
-            .map_or(Format::Qcow2, Format::from);
+        let disk = moment.disks.iter().find(|disk| disk.name == *target);
+        let format =
+            disk.and_then(|disk| disk.format.as_deref()).map_or(Format::Qcow2, Format::from);
+        let kind = disk.and_then(|disk| disk.source_type.as_deref()).unwrap_or("file");
+        let source = Source::of_kind(kind, overlay, &format);
         let old = facts.disks.iter().find(|d| d.target == *target).and_then(DiskFacts::image);
         if let Some(live) = &mut live {
-            push_overlay(live, target, overlay, &format);
+            push_overlay(live, target, source);
         }
         if let Some(config) = &mut config
             && definition::image(config, target).as_ref() == old
         {
-            redirect(config, target, Source::file(overlay, &format));
+            redirect(config, target, source);
         }
     }
     plan.finish.extend(live.map(Finish::SetLive));

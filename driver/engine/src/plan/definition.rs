@@ -25,6 +25,12 @@ impl<'a> Source<'a> {
         Self { path, kind: "file", format }
     }
 
+    /// `kind` is a `type=` of an overlay.
+    pub(super) fn of_kind(kind: &str, path: &'a Path, format: &'a Format) -> Self {
+        let kind = if kind == "block" { "block" } else { "file" };
+        Self { path, kind, format }
+    }
+
     pub(super) fn existing(path: &'a Path, image: &'a ImageFacts) -> Self {
         let kind = if image.is_block_device { "block" } else { "file" };
         Self { path, kind, format: &image.format }
@@ -38,11 +44,7 @@ pub(super) fn redirect(definition: &mut Element, target: &str, source: Source<'_
 }
 
 /// Makes the overlay the active layer; what was it becomes its backing store.
-pub(super) fn push_overlay(
-    definition: &mut Element,
-    target: &str,
-    overlay: &Path,
-    format: &Format,
-) {
-    domain::push_overlay(definition, target, &overlay.to_string_lossy(), format.as_str());
+pub(super) fn push_overlay(definition: &mut Element, target: &str, overlay: Source<'_>) {
+    let path = overlay.path.to_string_lossy();
+    domain::push_overlay(definition, target, overlay.kind, &path, overlay.format.as_str());
 }

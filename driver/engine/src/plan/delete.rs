@@ -8,16 +8,19 @@
 //!
 //! A layer that the user put below the domain's disk is never merged into, since what reads it is
 //! not an overlay of ours; nor is one whose snapshot has no metadata, since its overlay was handed
-//! over to the user.
+//! over to the user. An overlay that the user made for a snapshot is merged like ours, but its file
+//! stays.
 //!
 //! The pivot is the record: from then on the moments are given up, and a crash is completed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Location, Survivor};
 
+use super::align::overlay_path;
 use super::definition::{self, Source, redirect};
 use super::layers::{Layers, Roots, image_of, roots};
 use super::merge::{DeletedTags, Ground, Run, Wishes};
@@ -123,6 +126,8 @@ pub(super) fn delete_tags(
 struct After {
     layers: Layers,
     kept: Vec<Definition>,
+    /// Overlays made by us, or by a user for a snapshot: what may be merged away.
+    overlays: BTreeSet<PathBuf>,
     change: MomentChange,
     live: Option<Element>,
     config: Option<Element>,
@@ -132,7 +137,9 @@ impl After {
     fn new(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Self {
         let mut list = moments.clone();
         list.apply(&doomed.change);
+        let named = moments.iter().flat_map(|def| def.disks.iter().chain(&def.revert_disks));
         Self {
+            overlays: facts.owned.iter().cloned().chain(named.filter_map(overlay_path)).collect(),
             layers: Layers::of(facts),
             kept: list.iter().cloned().collect(),
             change: doomed.change.clone(),
@@ -188,7 +195,8 @@ impl After {
         for image in garbage.into_iter().flatten() {
             layers.remove(&image);
         }
-        let ground = Ground { layers: &layers, pinned: &pinned, deleted_tags, facts };
+        let overlays = &self.overlays;
+        let ground = Ground { layers: &layers, pinned: &pinned, overlays, deleted_tags, facts };
         // Where it is not known who reads what, all stays as it is until it is.
         let runs = if is_known { ground.runs() } else { Vec::new() };
         if options.consolidate.required {

@@ -42,6 +42,19 @@ impl Layers {
         self.backing.len()
     }
 
+    /// How many images stand on each other, `top` included.
+    pub(super) fn depth(&self, top: &Path) -> usize {
+        let mut at = Some(top);
+        let mut depth = 0;
+        while let Some(image) = at
+            && depth <= self.len()
+        {
+            depth += 1;
+            at = self.backing(image).map(PathBuf::as_path);
+        }
+        depth
+    }
+
     pub(super) fn backing(&self, image: &Path) -> Option<&PathBuf> {
         self.backing.get(image)?.as_ref()
     }

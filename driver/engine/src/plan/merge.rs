@@ -60,6 +60,8 @@ pub(super) struct Ground<'a> {
     /// Without what is garbage.
     pub(super) layers: &'a Layers,
     pub(super) pinned: &'a Roots,
+    /// What may be merged with the layer below.
+    pub(super) overlays: &'a BTreeSet<PathBuf>,
     pub(super) deleted_tags: &'a DeletedTags,
     pub(super) facts: &'a DomainFacts,
 }
@@ -84,7 +86,7 @@ impl Ground<'_> {
     /// The overlay that a free layer is to be merged with.
     fn overlay(&self, layer: &Path) -> Option<PathBuf> {
         match self.layers.readers(layer).as_slice() {
-            [only] if !self.pinned.images.contains(layer) && self.facts.owned.contains(only) => {
+            [only] if !self.pinned.images.contains(layer) && self.overlays.contains(only) => {
                 (self.is_plain(layer) && self.is_plain(only)).then(|| only.clone())
             }
             _ => None,
@@ -109,8 +111,8 @@ impl Ground<'_> {
         let readers = self.layers.readers(layer);
         match readers.as_slice() {
             _ if self.pinned.images.contains(layer) => "another snapshot needs it".to_owned(),
-            [only] if !self.facts.owned.contains(only) => {
-                format!("'{}', which stands on it, was not made by virtsnap", only.display())
+            [only] if !self.overlays.contains(only) => {
+                format!("'{}', which stands on it, is no snapshot's overlay", only.display())
             }
             [only] => {
                 let full = if self.is_plain(layer) { only } else { layer };

@@ -14,6 +14,7 @@ pub mod delete;
 mod layers;
 mod live;
 mod merge;
+mod overlay;
 mod policy;
 pub mod redefine;
 pub mod revert;
@@ -58,6 +59,16 @@ pub enum Step {
     /// plus what the backing allows, durable when done. Refused if the path exists.
     /// Undo: remove it, if it is the one this step made.
     CreateOverlay {
+        overlay: PathBuf,
+        format: Format,
+        backing: PathBuf,
+        backing_format: Format,
+        virtual_size: u64,
+    },
+    /// As `CreateOverlay`, in a place that the user prepared: an empty file, which keeps its inode
+    /// and owner, or a block device, which is overwritten.
+    /// Undo: the file is empty again; a device is left as it is.
+    FillOverlay {
         overlay: PathBuf,
         format: Format,
         backing: PathBuf,
@@ -153,6 +164,7 @@ pub enum Finish {
     /// Write, forget and mark moments, durably.
     Record(MomentChange),
     /// Remove a file that virtsnap created and that nothing refers to any more; absent is done.
+    /// A block device is left as it is, and no longer counts as ours.
     RemoveImage(PathBuf),
     /// The file is now in use and stays: it counts as created by virtsnap.
     KeepImage(PathBuf),

@@ -14,9 +14,10 @@ use virtsnap_xml::domain::to_inactive;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State as Recorded};
 
-use super::align::sibling;
+use super::align::{overlay_path, sibling};
 use super::definition::{self, Source, redirect};
 use super::layers::{Layers, image_of, roots};
+use super::overlay::check_depth;
 use super::{
     Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, state_files,
 };
@@ -89,9 +90,21 @@ pub fn revert(
     }
 }
 
-/// The images beside which a revert may need a new file.
-pub fn images(moment: &Definition) -> Vec<PathBuf> {
-    moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)).collect()
+/// The images for which a revert may need a new file, and the file beside which it goes: the image
+/// itself, or, where that is a device, a file that the disk had since.
+pub fn images(moment: &Definition, facts: &DomainFacts) -> Vec<(PathBuf, PathBuf)> {
+    let is_file = |path: &PathBuf| {
+        path.is_absolute() && facts.images.get(path).is_none_or(|image| !image.is_block_device)
+    };
+    let seat = |disk: &Disk| {
+        let image = image_of(moment, &disk.name)?;
+        let now = facts.disks.iter().find(|now| now.target == disk.name);
+        let files =
+            [Some(image.clone()), overlay_path(disk), now.and_then(|now| now.image().cloned())];
+        let beside = files.into_iter().flatten().find(is_file)?;
+        Some((image, beside))
+    };
+    moment.disks.iter().filter_map(seat).collect()
 }
 
 /// Names for a new file beside `image`, best first: `<stem>.<second>`, as libvirt names an overlay
@@ -160,11 +173,16 @@ fn route(
         free.get(&image).cloned().ok_or_else(|| {
             Error::new(
                 Condition::OperationFailed,
-                format!("no free file name beside '{}' for disk '{target}'", image.display()),
+                format!(
+                    "no name can be made up for a new file of disk '{target}', whose image is \
+                     '{}'",
+                    image.display()
+                ),
             )
         })
     };
     if disk.snapshot == Location::External {
+        check_depth(target, &image, facts)?;
         let overlay = unused()?;
         return Ok(Route::Overlay { frozen: image, overlay });
     }

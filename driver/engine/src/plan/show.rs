@@ -38,6 +38,13 @@ impl fmt::Display for Step {
                 overlay.display(),
                 backing.display()
             ),
+            Step::FillOverlay { overlay, format, backing, .. } => write!(
+                f,
+                "fill {} with a {} overlay on {}",
+                overlay.display(),
+                format.as_str(),
+                backing.display()
+            ),
             Step::CopyImage { from, to } => {
                 write!(f, "copy {} to {}", from.display(), to.display())
             }

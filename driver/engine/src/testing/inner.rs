@@ -43,6 +43,10 @@ pub struct Image {
     pub memory: Option<SavedMemory>,
     /// Made by a step whose plan has not ended.
     pub claimed: bool,
+    /// An empty file that a user made: no image yet.
+    pub is_empty: bool,
+    /// A user made the file, and only its content is ours.
+    pub is_users: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +168,13 @@ impl Inner {
                 let image = Image { backing: Some(backing.clone()), ..Image::default() };
                 self.new_image(overlay, image)?;
             }
+            Step::FillOverlay { overlay, backing, .. } => {
+                self.image(backing)?;
+                let image = self.image(overlay)?;
+                assert!(image.is_empty, "only an empty file is filled");
+                let backing = Some(backing.clone());
+                *image = Image { backing, claimed: true, is_users: true, ..Image::default() };
+            }
             Step::CopyImage { from, to } => {
                 let image = self.image(from)?.clone();
                 self.new_image(to, image)?;
@@ -240,6 +251,11 @@ impl Inner {
             | Step::CreateVmStateImage { image: path } => {
                 if self.images.get(path).is_some_and(|image| image.claimed) {
                     self.images.remove(path);
+                }
+            }
+            Step::FillOverlay { overlay, .. } => {
+                if let Some(image) = self.images.get_mut(overlay).filter(|image| image.claimed) {
+                    *image = Image { is_empty: true, is_users: true, ..Image::default() };
                 }
             }
             Step::AttachOverlay { disk, .. } => {
@@ -525,7 +541,7 @@ fn memory_file(image: &Image) -> MemoryFile {
         None => MemoryFile::Damaged("it is no save image".to_owned()),
     }
 }
-fn image_facts(image: &Image) -> ImageFacts {
+pub(super) fn image_facts(image: &Image) -> ImageFacts {
     ImageFacts {
         format: if image.raw { Format::Raw } else { Format::Qcow2 },
         virtual_size: 1 << 20,

@@ -167,6 +167,17 @@ impl World {
         self.lock().guest.as_mut().expect("the guest is up").running = false;
     }
 
+    /// A user prepares a file: an overlay on `backing`, or an empty one.
+    pub fn prepare(&self, path: &str, backing: Option<&str>) {
+        let image = Image {
+            backing: backing.map(PathBuf::from),
+            is_empty: backing.is_none(),
+            is_users: true,
+            ..Image::default()
+        };
+        self.lock().images.insert(path.into(), image);
+    }
+
     /// The guest, or an offline tool, writes to a disk; the guest's memory changes with it.
     pub fn write(&self, target: &str, cluster: u8, value: u64) {
         let mut inner = self.lock();

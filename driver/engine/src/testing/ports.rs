@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
 
-use super::inner::Guest;
+use super::inner::{Guest, image_facts};
 use super::{NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, PathKind, StateFile};
+use crate::facts::{DomainFacts, PathKind, Place, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, ResumeReason, Step};
 use crate::ports::{
     Entry, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
@@ -102,8 +102,23 @@ impl Hypervisor for World {
     }
 
     async fn probe(&self, path: &Path) -> Result<PathKind> {
-        let exists = self.lock().images.contains_key(path);
-        Ok(if exists { PathKind::Regular(1) } else { PathKind::Missing })
+        Ok(match self.lock().images.get(path) {
+            Some(image) if image.is_empty => PathKind::Regular(0),
+            Some(_) => PathKind::Regular(1),
+            None => PathKind::Missing,
+        })
+    }
+
+    async fn place(&self, at: &Path, _below: &Path, facts: &DomainFacts) -> Result<Place> {
+        let kind = self.probe(at).await?;
+        let inner = self.lock();
+        let image = inner.images.get(at).filter(|image| !image.is_empty);
+        Ok(Place {
+            used_by: facts.images.contains_key(at).then(|| "this domain".to_owned()),
+            is_blank: image.is_some_and(|image| image.data.is_empty()),
+            image: image.map(image_facts),
+            kind,
+        })
     }
 
     fn state_files(&self, _domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {

@@ -8,7 +8,7 @@ mod graph;
 pub(crate) mod job;
 pub(crate) mod nodes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use virtsnap_engine::facts::{Format, Target};
 
@@ -31,6 +31,11 @@ impl Layer {
 
     pub fn storage_node(&self) -> String {
         format!("libvirt-{}-storage", self.number)
+    }
+
+    /// Is this the layer's image, by whatever name?
+    pub fn is(&self, image: &Path) -> bool {
+        self.image == image || crate::image::is_same(&self.image, image)
     }
 
     pub fn format(&self) -> Format {

@@ -172,7 +172,8 @@ pub async fn keep(domain: Uuid, path: &Path) -> Result<()> {
     blocking(move || claim.forget()).await
 }
 
-/// Removes an image file; absent is done. Devices, links and directories are refused.
+/// Removes an image file; absent is done. A block device is left as it is; links and directories
+/// are refused.
 pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
     let claim = Claim::new(domain, path)?;
     blocking(move || {
@@ -180,6 +181,8 @@ pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(err) => Err(system("look at", &claim.last, err)),
             Ok(meta) if meta.is_file() => unlink(&claim.last),
+            // Its host's, whatever stands on it.
+            Ok(_) if is_block_device(&claim.last) => Ok(()),
             Ok(_) => Err(failure(
                 Condition::OperationInvalid,
                 format!("'{}' is not a regular file and is not removed", claim.last.display()),
@@ -195,34 +198,54 @@ pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
 /// To be said while the guest's writes to the disk are held back, between the end of an active
 /// commit and its pivot. From then on the commit must not be made again from the files: the guest
 /// may have written to the base since, and `top` would overwrite that with old data.
-pub async fn mark_committed(domain: Uuid, top: &Path, base: &Path) -> Result<()> {
-    let claim = Claim::new(domain, top)?;
+///
+/// It is said beside the image, or, of a device, in `state_dir`: what stands in `/dev` is gone with
+/// the next boot.
+pub async fn mark_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Path) -> Result<()> {
+    let (marker, directory) = committed(state_dir, domain, top)?;
     let base = plain_path(base)?.to_owned();
-    blocking(move || write_marker(&claim.committed, base.as_bytes(), &claim.directory)).await
+    blocking(move || write_marker(&marker, base.as_bytes(), &directory)).await
 }
 
-pub async fn is_committed(domain: Uuid, top: &Path, base: &Path) -> Result<bool> {
-    let claim = Claim::new(domain, top)?;
+pub async fn is_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Path) -> Result<bool> {
+    let (marker, _) = committed(state_dir, domain, top)?;
     let base = plain_path(base)?.to_owned();
-    blocking(move || match fs::read(&claim.committed) {
+    blocking(move || match fs::read(&marker) {
         Ok(said) => Ok(said == base.as_bytes()),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(err) => Err(system("read", &claim.committed, err)),
+        Err(err) => Err(system("read", &marker, err)),
     })
     .await
 }
 
 /// No commit of `top` is under way.
-pub async fn unmark_committed(domain: Uuid, top: &Path) -> Result<()> {
-    let claim = Claim::new(domain, top)?;
-    blocking(move || match fs::symlink_metadata(&claim.committed) {
+pub async fn unmark_committed(state_dir: &Path, domain: Uuid, top: &Path) -> Result<()> {
+    let (marker, directory) = committed(state_dir, domain, top)?;
+    blocking(move || match fs::symlink_metadata(&marker) {
         Err(err) if gone(&err) => Ok(()),
         _ => {
-            unlink(&claim.committed)?;
-            sync_directory(&claim.directory)
+            unlink(&marker)?;
+            sync_directory(&directory)
         }
     })
     .await
+}
+
+/// The marker and its directory.
+fn committed(state_dir: &Path, domain: Uuid, top: &Path) -> Result<(PathBuf, PathBuf)> {
+    let claim = Claim::new(domain, top)?;
+    if top.starts_with("/dev") {
+        let name = format!("{domain}-{:016x}.committed", hash(top.as_os_str().as_bytes()));
+        return Ok((state_dir.join(name), state_dir.to_owned()));
+    }
+    Ok((claim.committed, claim.directory))
+}
+
+/// Whether this plan has made the file, and not yet kept it.
+pub async fn is_claimed(domain: Uuid, path: &Path) -> Result<bool> {
+    let claim = Claim::new(domain, path)?;
+    let is_there = |marker: &Path| fs::symlink_metadata(marker).is_ok();
+    blocking(move || Ok(is_there(&claim.file) || is_there(&claim.renamed))).await
 }
 
 /// Says that the tag was in the image before the step that was to make it.
@@ -245,19 +268,21 @@ pub async fn take_foreign_tag(domain: Uuid, image: &Path, tag: &str) -> Result<b
 }
 
 #[derive(Debug, Clone)]
-struct Claim {
+pub(super) struct Claim {
     /// The final name.
-    last: PathBuf,
-    directory: PathBuf,
+    pub(super) last: PathBuf,
+    pub(super) directory: PathBuf,
     file: PathBuf,
     renamed: PathBuf,
+    /// Of [`super::fill`].
+    pub(super) filled: PathBuf,
     committed: PathBuf,
     foreign: PathBuf,
     reused: PathBuf,
 }
 
 impl Claim {
-    fn new(domain: Uuid, path: &Path) -> Result<Self> {
+    pub(super) fn new(domain: Uuid, path: &Path) -> Result<Self> {
         plain_path(path)?;
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             let what = format!("'{}' does not name a file", path.display());
@@ -278,6 +303,7 @@ impl Claim {
             directory: directory.to_owned(),
             file: beside(""),
             renamed: beside("-at"),
+            filled: beside("-filled"),
             committed: beside("-committed"),
             foreign: beside("-foreign"),
             reused: beside("-reused"),
@@ -367,8 +393,8 @@ impl Claim {
     }
 
     /// Drops every sign that the final name is this plan's doing.
-    fn forget(&self) -> Result<()> {
-        let any = [&self.file, &self.renamed, &self.committed, &self.reused];
+    pub(super) fn forget(&self) -> Result<()> {
+        let any = [&self.file, &self.renamed, &self.filled, &self.committed, &self.reused];
         if any.iter().all(|path| matches!(fs::symlink_metadata(path), Err(err) if gone(&err))) {
             return Ok(());
         }
@@ -388,13 +414,18 @@ impl Claim {
 
 /// What the group and others may do with a file made like another one. A group that the other one
 /// does not have may do only what everybody may.
-fn shared_mode(like: &fs::Metadata, made: &fs::Metadata) -> u32 {
+pub(super) fn shared_mode(like: &fs::Metadata, made: &fs::Metadata) -> u32 {
     let others = like.mode() & 0o006;
     let group = if like.gid() == made.gid() { like.mode() & 0o060 } else { others << 3 };
     0o600 | group | others
 }
 
-fn gone(err: &io::Error) -> bool {
+fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+pub(super) fn gone(err: &io::Error) -> bool {
     matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
@@ -409,7 +440,7 @@ fn identity(meta: &fs::Metadata) -> String {
     format!("{} {}\n", meta.dev(), meta.ino())
 }
 
-fn unlink(path: &Path) -> Result<()> {
+pub(super) fn unlink(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(err) if gone(&err) => Ok(()),
@@ -418,7 +449,7 @@ fn unlink(path: &Path) -> Result<()> {
 }
 
 /// A directory that is gone holds nothing to lose.
-fn sync_directory(path: &Path) -> Result<()> {
+pub(super) fn sync_directory(path: &Path) -> Result<()> {
     match File::open(path) {
         Ok(directory) => directory.sync_all().map_err(|err| system("make durable", path, err)),
         Err(err) if gone(&err) => Ok(()),
@@ -427,7 +458,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 }
 
 /// Whole or not at all: what is half written was never renamed.
-fn write_marker(path: &Path, text: &[u8], directory: &Path) -> Result<()> {
+pub(super) fn write_marker(path: &Path, text: &[u8], directory: &Path) -> Result<()> {
     let fail = |err| system("write", path, err);
     let mut file = tempfile::Builder::new()
         .prefix(".virtsnap-marker.virtsnap-")

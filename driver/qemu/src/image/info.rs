@@ -4,7 +4,6 @@
 //! QEMU's `query-named-block-nodes`.
 
 use std::collections::HashSet;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -52,8 +51,7 @@ impl QemuImg {
         let mut next = Some((path.to_owned(), format.clone()));
         while let Some((path, format)) = next {
             let named_by = layers.last().map(|(path, _)| path.as_path());
-            let identity = identity(&path, named_by)?;
-            if !seen.insert(identity) || layers.len() == MAX_DEPTH {
+            if !seen.insert(identity(&path, named_by)?) || layers.len() == MAX_DEPTH {
                 return Err(failure(
                     Condition::OperationFailed,
                     format!("the backing chain of '{}' loops or is too deep", path.display()),
@@ -80,12 +78,7 @@ fn identity(path: &Path, named_by: Option<&Path>) -> Result<(u64, u64, u64)> {
         let what = format!("'{}' is neither a regular file nor a block device", path.display());
         return Err(failure(Condition::OperationFailed, what));
     }
-    // A block device is the same by its number, not by the inode that leads to it.
-    if meta.file_type().is_block_device() {
-        Ok((0, 0, meta.rdev()))
-    } else {
-        Ok((meta.dev(), meta.ino(), 0))
-    }
+    Ok(super::identity(&meta))
 }
 
 /// A second file beside the image, that a header names: nobody vouches for it, and copies of the

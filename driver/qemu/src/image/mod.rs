@@ -3,6 +3,7 @@
 //! - [`info`]: facts of one image, and its backing chain;
 //! - [`edit`]: internal snapshots, commit, rebase, check;
 //! - [`claim`]: new files that can be told from everybody else's: create, copy, keep, remove;
+//! - [`fill`]: overlays in places that a user prepared;
 //! - [`header`]: our own small reader of a qcow2 header, for files nobody vouches for;
 //! - [`copy`]: one layer byte for byte, by reflink where the file system can;
 //! - [`tool`]: the child process, its deadline and its words.
@@ -16,6 +17,7 @@ pub(crate) mod blank;
 pub mod claim;
 pub mod copy;
 pub mod edit;
+pub mod fill;
 pub mod header;
 pub mod info;
 pub mod tool;
@@ -23,8 +25,9 @@ pub mod tool;
 pub use tool::QemuImg;
 
 use std::ffi::OsString;
+use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use virtsnap_engine::error::{Condition, Error, Result};
@@ -82,6 +85,22 @@ pub(crate) fn driver(format: &Format) -> Result<&str> {
     } else {
         Err(failure(Condition::InvalidArgument, format!("'{name}' is not an image format")))
     }
+}
+
+/// What a file or block device is known by, whatever its name.
+pub(crate) fn identity(meta: &Metadata) -> (u64, u64, u64) {
+    // A block device is the same by its number, not by the inode that leads to it.
+    if meta.file_type().is_block_device() {
+        (0, 0, meta.rdev())
+    } else {
+        (meta.dev(), meta.ino(), 0)
+    }
+}
+
+/// Two names of one image.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    let of = |path: &Path| std::fs::metadata(path).ok().map(|meta| identity(&meta));
+    of(one).is_some_and(|one| of(other) == Some(one))
 }
 
 /// QEMU's driver for the storage under a format: a file or a block device.

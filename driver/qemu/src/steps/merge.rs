@@ -70,7 +70,7 @@ impl Qemu {
         else {
             return Err(not_in_chain(chain, top, base));
         };
-        claim::unmark_committed(instance.uuid, top).await?;
+        claim::unmark_committed(&self.config().state_dir, instance.uuid, top).await?;
         self.lend(instance, base, Use::Own)?;
         let mut arguments = json!({
             "job-id": id,
@@ -93,7 +93,8 @@ impl Qemu {
 
     async fn commit_files(&self, domain: Uuid, top: &Path, base: &Path) -> Result<()> {
         // What a later step has removed was merged before.
-        if !top.exists() || claim::is_committed(domain, top, base).await? {
+        if !top.exists() || claim::is_committed(&self.config().state_dir, domain, top, base).await?
+        {
             return Ok(());
         }
         self.image_tool().commit(top, &super::format_of(top)?, base).await
@@ -197,14 +198,16 @@ impl Qemu {
                 }
                 ("pending", Some(base)) => {
                     kind = BlockJobKind::ActiveCommit;
-                    claim::mark_committed(instance.uuid, act.top, base).await?;
+                    claim::mark_committed(&self.config().state_dir, instance.uuid, act.top, base)
+                        .await?;
                     job::finalize(qmp, act.id).await?;
                 }
                 ("pending", None) => job::finalize(qmp, act.id).await?,
                 _ => {
                     let outcome = job::outcome(&job, "the block job");
                     if outcome.is_err() {
-                        claim::unmark_committed(instance.uuid, act.top).await?;
+                        claim::unmark_committed(&self.config().state_dir, instance.uuid, act.top)
+                            .await?;
                     }
                     // The chain is noted before the job is forgotten.
                     nodes::follow(instance, act.target, &[]).await?;
@@ -265,12 +268,15 @@ struct Act<'a> {
 }
 
 fn depth(chain: &Chain, image: &Path) -> Option<usize> {
-    chain.layers.iter().position(|layer| layer.image == image)
+    chain.layers.iter().position(|layer| layer.is(image))
 }
 
 fn is_streamed(chain: &Chain, top: &Path, base: Option<&Path>) -> bool {
     let below = depth(chain, top).and_then(|at| chain.layers.get(at + 1));
-    below.map(|layer| layer.image.as_path()) == base
+    match (below, base) {
+        (Some(below), Some(base)) => below.is(base),
+        (below, base) => below.is_none() && base.is_none(),
+    }
 }
 
 fn not_in_chain(chain: &Chain, top: &Path, base: &Path) -> Error {

@@ -35,7 +35,7 @@ use virtsnap_engine::ports::PivotError;
 
 use crate::backing;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, header, system};
+use crate::image::{claim, failure, fill, header, system};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -46,6 +46,19 @@ impl Qemu {
             Step::CreateOverlay { overlay, format, backing, backing_format, virtual_size } => {
                 let tool = self.image_tool();
                 claim::create_overlay(
+                    &tool,
+                    domain,
+                    overlay,
+                    format,
+                    backing,
+                    backing_format,
+                    *virtual_size,
+                )
+                .await
+            }
+            Step::FillOverlay { overlay, format, backing, backing_format, virtual_size } => {
+                let tool = self.image_tool();
+                fill::fill_overlay(
                     &tool,
                     domain,
                     overlay,
@@ -81,6 +94,7 @@ impl Qemu {
             Step::Pause => self.let_run(domain, RunningReason::Unpaused).await,
             Step::FreezeFilesystems => self.thaw_filesystems(domain).await,
             Step::CreateOverlay { overlay, .. } => claim::undo(domain, overlay).await,
+            Step::FillOverlay { overlay, .. } => fill::undo(domain, overlay).await,
             Step::CopyImage { to, .. } => claim::undo(domain, to).await,
             Step::AttachOverlay { overlay, .. } => self.detach_overlay(domain, overlay).await,
             Step::SnapshotImage { image, tag } => {
@@ -186,9 +200,8 @@ impl Qemu {
     fn refuse_active(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
         let Some(instance) = self.instance(domain) else { return Ok(()) };
         let chains = instance.chains();
-        let active = chains
-            .values()
-            .find(|chain| chain.layers.first().is_some_and(|layer| layer.image == image));
+        let active =
+            chains.values().find(|chain| chain.layers.first().is_some_and(|layer| layer.is(image)));
         active.map_or(Ok(()), |chain| Err(in_use(image, &chain.target, what)))
     }
 }

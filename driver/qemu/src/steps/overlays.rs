@@ -13,7 +13,7 @@ use super::vmstate::Note;
 use crate::blocks::{Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{blocking, failure, header, system};
+use crate::image::{blocking, claim, failure, header, system};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -28,7 +28,7 @@ impl Qemu {
         let below = nodes::active_image(&instance, target)?;
         detach(&instance, overlay).await?;
         self.lend(&instance, overlay, Use::Own)?;
-        {
+        if claim::is_claimed(domain, overlay).await? {
             // It was made like the layer below, which may itself be lent.
             let mut inner = instance.lock();
             if let Some(owner) = inner.borrowed.owner_before(&below) {
@@ -175,7 +175,7 @@ impl Qemu {
         for (target, overlay) in disks {
             let attached = nodes::unused(&instance, overlay).await?;
             let chain = nodes::follow(&instance, target, &attached).await?;
-            all &= chain.layers.iter().any(|layer| layer.image == *overlay);
+            all &= chain.layers.iter().any(|layer| layer.is(overlay));
         }
         Ok(all)
     }
