@@ -12,12 +12,13 @@ use virtsnap_xml::snapshot::{Definition, Request};
 
 use crate::blockjob::{self, NewBlockJob};
 use crate::book::Book;
+use crate::domain::StartFrom;
 use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::Stage;
 use crate::facts::{DomainFacts, MemoryFile, PathKind, StateFacts};
-use crate::options::{DeleteOptions, New, RevertOptions};
+use crate::options::{DeleteOptions, New, RevertOptions, RevertState};
 use crate::plan::delete::Doomed;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Conclude, Plan};
 use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
 
 /// Creates, reverts to and deletes snapshots.
@@ -84,19 +85,45 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         name: &str,
         options: &RevertOptions,
     ) -> Result<()> {
-        if options.discard || options.delete_children {
-            return Err(not_yet("discarding overlays, or deleting children, on revert"));
-        }
         self.settle(book).await?;
         lock(book).moments.expect(name)?;
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let moment = moments.expect(name)?;
-        self.check_machine(moment, &facts)?;
+        if options.state != RevertState::ShutOff {
+            self.check_machine(moment, &facts)?;
+        }
         facts.state_files = self.state_to_put_back(&facts, moment).await?;
         let free = self.free_names(moment, &facts).await?;
-        let plan = plan::revert::revert(moment, options, &facts, &moments, &free)?;
+        let difference = match (&facts.live, &moment.domain) {
+            (Some(live), Some(domain)) => self.hypervisor.abi_difference(live, domain),
+            _ => None,
+        };
+        let difference = difference.as_deref();
+        let plan = plan::revert::revert(moment, options, &facts, &moments, &free, difference)?;
+        self.check_memory_fits(&plan)?;
         self.run(book, &plan).await
+    }
+
+    /// Memory only loads into the machine that it was saved from. What this host would make of that
+    /// machine today is looked at while the guest still runs.
+    fn check_memory_fits(&self, plan: &Plan) -> Result<()> {
+        for Conclude::Start { definition, start } in &plan.conclude {
+            if matches!(start.from, StartFrom::Boot | StartFrom::BootSnapshot) {
+                continue;
+            }
+            let today = self.hypervisor.complete(definition.clone())?;
+            if let Some(difference) = self.hypervisor.abi_difference(definition, &today) {
+                return Err(Error::new(
+                    Condition::ConfigUnsupported,
+                    format!(
+                        "the snapshot's memory does not fit the machine that this host would \
+                         give it: {difference}"
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// virDomainSnapshotDelete.
@@ -313,11 +340,6 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         Ok(free)
     }
-}
-
-fn not_yet(what: &str) -> Error {
-    let message = format!("this version of virtsnap does not support {what}");
-    Error::new(Condition::ArgumentUnsupported, message)
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {

@@ -202,6 +202,11 @@ fn keeps_firmware() {
 }
 
 #[test]
+fn gives_up_on_request() {
+    check("given-up");
+}
+
+#[test]
 fn refuses() {
     check("refusals");
 }

@@ -33,6 +33,12 @@ enum Op {
     /// Memory, vda, vdb.
     Mix(u8, Memory, Location, Location),
     Revert(u8, RevertState),
+    /// Back onto the frozen file.
+    Discard(u8),
+    /// The snapshots below go with it.
+    Alone(u8, RevertState),
+    /// Both.
+    DiscardAlone(u8),
     Delete(u8, DeleteScope),
     /// With the overlay left, not the base.
     Stream(u8, DeleteScope),
@@ -108,6 +114,25 @@ fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), E
         Op::Mix(n, memory, vda, vdb) => mix(&engine, book, n, memory, [vda, vdb]),
         Op::Revert(n, state) => {
             let options = RevertOptions { state, ..RevertOptions::default() };
+            run(engine.revert(book, &name(n), &options))
+        }
+        Op::Discard(n) => {
+            let options = RevertOptions { discard: true, ..RevertOptions::default() };
+            run(engine.revert(book, &name(n), &options))
+        }
+        Op::Alone(n, state) => {
+            let options =
+                RevertOptions { state, delete_children: true, ..RevertOptions::default() };
+            run(engine.revert(book, &name(n), &options))
+        }
+        Op::DiscardAlone(n) => {
+            let state = RevertState::ShutOff;
+            let options = RevertOptions {
+                state,
+                discard: true,
+                delete_children: true,
+                ..RevertOptions::default()
+            };
             run(engine.revert(book, &name(n), &options))
         }
         Op::Delete(n, scope) => {
@@ -273,7 +298,10 @@ const IN: Location = Location::Internal;
 const EX: Location = Location::External;
 const NO: Location = Location::No;
 const BY_HAND: Location = Location::Manual;
-use Op::{Delete, External, Internal, Mix, Pause, Revert, Start, Stop, Stream, Write};
+use Op::{
+    Alone, Delete, Discard, DiscardAlone, External, Internal, Mix, Pause, Revert, Start, Stop,
+    Stream, Write,
+};
 
 const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
 
@@ -335,6 +363,27 @@ fn revert_keeps_the_old_world_or_makes_the_new() {
         (&[Start, Write(1), Internal(0), Write(2), External(1), Stop, Write(3)], UP),
     ] {
         every_trouble(before, Revert(0, state));
+    }
+}
+
+#[test]
+fn a_revert_that_gives_up_keeps_the_old_world_or_makes_the_new() {
+    let chain = [Write(1), External(0), Write(2), External(1), Write(3), External(2), Write(4)];
+    let mut running = chain.to_vec();
+    running.push(Start);
+    for before in [&chain[..], &running] {
+        every_trouble(before, Discard(2));
+        every_trouble(before, DiscardAlone(1));
+        every_trouble(before, Alone(0, AS));
+        every_trouble(before, Alone(1, UP));
+    }
+    for before in [
+        &[Start, Write(1), Internal(0), Write(2), Internal(1), Write(3)][..],
+        &[Start, Write(1), Internal(0), Write(2), External(1), Write(3), Internal(2), Write(4)],
+        &[Write(1), Internal(0), Write(2), External(1), Write(3)],
+    ] {
+        every_trouble(before, Alone(0, AS));
+        every_trouble(before, Alone(0, RevertState::ShutOff));
     }
 }
 
@@ -506,7 +555,8 @@ fn any_location() -> impl Strategy<Value = Location> {
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
-    let state = prop_oneof![Just(AS), Just(UP), Just(RevertState::Paused)];
+    let state =
+        prop_oneof![Just(AS), Just(UP), Just(RevertState::Paused), Just(RevertState::ShutOff),];
     let scope = prop_oneof![
         3 => Just(ONE),
         1 => Just(DeleteScope::WithDescendants),
@@ -517,9 +567,12 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => (0u8..6).prop_map(External),
         6 => ((0u8..6), any_memory(), any_location(), any_location())
             .prop_map(|(n, memory, vda, vdb)| Mix(n, memory, vda, vdb)),
-        4 => ((0u8..6), state).prop_map(|(n, state)| Revert(n, state)),
+        4 => ((0u8..6), state.clone()).prop_map(|(n, state)| Revert(n, state)),
         3 => ((0u8..6), scope.clone()).prop_map(|(n, scope)| Delete(n, scope)),
         2 => ((0u8..6), scope).prop_map(|(n, scope)| Stream(n, scope)),
+        1 => (0u8..6).prop_map(Discard),
+        1 => ((0u8..6), state).prop_map(|(n, state)| Alone(n, state)),
+        1 => (0u8..6).prop_map(DiscardAlone),
         2 => Just(Start),
         1 => Just(Stop),
         1 => Just(Pause),
@@ -549,7 +602,7 @@ impl Model {
                 let takes_part = [vda, vdb].map(|location| matches!(location, IN | EX));
                 self.took(world, n, takes_part, after, memory != Memory::None);
             }
-            (Revert(n, _), Ok(())) => {
+            (Revert(n, _) | Alone(n, _) | Discard(n) | DiscardAlone(n), Ok(())) => {
                 let (contents, memory) = &self.moments[&name(n)];
                 for ((seen, before), content) in after.iter().zip(&before).zip(contents) {
                     assert_eq!(seen, content.as_ref().unwrap_or(before), "{op:?}");
@@ -562,7 +615,9 @@ impl Model {
             _ => assert_eq!(before, after, "{op:?} {result:?}"),
         }
         let book = book.lock().unwrap();
-        if let (Delete(..) | Stream(..), Ok(())) = (op, &result) {
+        if let (Delete(..) | Stream(..) | Discard(_) | DiscardAlone(_) | Alone(..), Ok(())) =
+            (op, &result)
+        {
             self.moments.retain(|name, _| book.moments.get(name).is_some());
         }
         assert_eq!(book.moments.len(), self.moments.len(), "{op:?} {result:?}");

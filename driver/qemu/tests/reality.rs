@@ -41,7 +41,7 @@ const MEBIBYTE: usize = 1024 * 1024;
 enum Op {
     Full(u8),
     Disks(u8),
-    Revert(u8, RevertState),
+    Revert(u8, RevertOptions),
     Delete(u8, DeleteScope, Option<Survivor>),
     Start,
     Stop,
@@ -53,7 +53,20 @@ fn any_op() -> impl Strategy<Value = Op> {
         3 => Just(RevertState::AsSnapshot),
         1 => Just(RevertState::Running),
         1 => Just(RevertState::Paused),
+        1 => Just(RevertState::ShutOff),
     ];
+    let gives_up = prop_oneof![
+        4 => Just((false, false)),
+        1 => Just((true, false)),
+        1 => Just((false, true)),
+        1 => Just((true, true)),
+    ];
+    let revert = (state, gives_up).prop_map(|(state, (discard, delete_children))| RevertOptions {
+        state,
+        discard,
+        delete_children,
+        ..RevertOptions::default()
+    });
     let scope = prop_oneof![
         4 => Just(DeleteScope::Single),
         1 => Just(DeleteScope::WithDescendants),
@@ -66,7 +79,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => (0u8..4).prop_map(Op::Full),
         4 => (0u8..4).prop_map(Op::Disks),
-        4 => ((0u8..4), state).prop_map(|(n, state)| Op::Revert(n, state)),
+        4 => ((0u8..4), revert).prop_map(|(n, options)| Op::Revert(n, options)),
         4 => ((0u8..4), scope, keep).prop_map(|(n, scope, keep)| Op::Delete(n, scope, keep)),
         3 => Just(Op::Start),
         1 => Just(Op::Stop),
@@ -121,10 +134,7 @@ async fn run<H: Hypervisor, R: Records, J: Journals>(
             let options = new(Scope::DiskOnly { quiesce: false });
             snapshots.create(book, &request(n), &options).await.map(|_| ())
         }
-        Op::Revert(n, state) => {
-            let options = RevertOptions { state, ..RevertOptions::default() };
-            snapshots.revert(book, &name(n), &options).await
-        }
+        Op::Revert(n, options) => snapshots.revert(book, &name(n), &options).await,
         Op::Delete(n, scope, keep) => {
             let consolidate = Consolidate { keep, required: false };
             let options = DeleteOptions { scope, consolidate, ..DeleteOptions::default() };

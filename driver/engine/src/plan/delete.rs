@@ -35,6 +35,8 @@ use crate::options::{DeleteOptions, DeleteScope};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Doomed {
     pub names: Vec<String>,
+    /// Who gets their children.
+    pub heir: Option<String>,
     pub change: MomentChange,
 }
 
@@ -60,7 +62,8 @@ pub fn doomed(name: &str, scope: DeleteScope, moments: &MomentList) -> Result<Do
         .filter(|def| !goes(&def.name) && def.parent.as_deref().is_some_and(goes))
         .map(|def| Definition { parent: heir.cloned(), ..def.clone() });
     let write = orphans.collect();
-    Ok(Doomed { change: MomentChange { write, forget: names.clone(), current }, names })
+    let change = MomentChange { write, forget: names.clone(), current };
+    Ok(Doomed { heir: heir.cloned(), change, names })
 }
 
 /// # Errors

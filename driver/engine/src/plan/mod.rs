@@ -11,6 +11,7 @@ mod align;
 pub mod create;
 mod definition;
 pub mod delete;
+mod given_up;
 mod layers;
 mod live;
 mod merge;

@@ -1,6 +1,7 @@
 //! What the domain's own policy (xml's [`Policy`]) says to a plan.
 
-use virtsnap_xml::policy::{Confirm, Policy};
+use virtsnap_xml::element::Element;
+use virtsnap_xml::policy::{self, Confirm, Policy};
 
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
@@ -19,12 +20,19 @@ pub(super) fn of(facts: &DomainFacts) -> Result<Policy> {
     })
 }
 
+/// A snapshot's definition comes back, but not the policy of its time: a safety valve that a revert
+/// takes away is none.
+pub(super) fn carry(facts: &DomainFacts, to: &mut Element) {
+    if let Some(definition) = facts.live.as_ref().or(facts.config.as_ref()) {
+        policy::carry(definition, to);
+    }
+}
+
 /// The safety valve. `continues`: the running hypervisor process takes the snapshot's memory;
 /// `difference`: what keeps it from doing so, if that is known.
 ///
 /// # Errors
 /// `RevertRisky` where the policy wants to be asked.
-#[expect(dead_code, reason = "the revert asks it next")]
 pub(super) fn confirm(
     policy: &Policy,
     facts: &DomainFacts,

@@ -16,8 +16,10 @@ use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State as Record
 
 use super::align::{overlay_path, sibling};
 use super::definition::{self, Source, redirect};
+use super::given_up::GivenUp;
 use super::layers::{Layers, image_of, roots};
 use super::overlay::check_depth;
+use super::policy;
 use super::{
     Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, state_files,
 };
@@ -35,6 +37,10 @@ enum Route {
     InPlace {
         image: PathBuf,
         tag: String,
+    },
+    /// Onto the frozen layer itself, which nothing else needs any more.
+    Discard {
+        frozen: PathBuf,
     },
     /// On a copy of the image, because others read it.
     Branch {
@@ -55,7 +61,8 @@ enum Goal {
     Paused,
 }
 
-/// `free` has, for each of [`images`], a path beside it where nothing is.
+/// `free` has, for each of [`images`], a path beside it where nothing is; `difference` is what a
+/// guest would see between the running definition and the moment's, if anything.
 ///
 /// # Errors
 /// Every reason not to revert; nothing has been touched.
@@ -65,28 +72,34 @@ pub fn revert(
     facts: &DomainFacts,
     moments: &MomentList,
     free: &BTreeMap<PathBuf, PathBuf>,
+    difference: Option<&str>,
 ) -> Result<Plan> {
     let goal = goal(moment, options);
     let domain = check(moment, options, goal, facts)?;
+    let loads_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
+    let world = GivenUp::new(moment, options, loads_memory, facts, moments)?;
     let routes: Vec<(String, Route)> = moment
         .disks
         .iter()
-        .map(|disk| Ok((disk.name.clone(), route(moment, disk, facts, moments, free)?)))
+        .map(|disk| Ok((disk.name.clone(), route(moment, disk, &world, free)?)))
         .collect::<Result<_>>()?;
     let from = match goal {
         Goal::ShutOff => StartFrom::BootSnapshot,
         Goal::Running | Goal::Paused => start_from(moment, &routes, facts)?,
     };
-    let with_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
-    let state = state_files::put_back(moment, options, with_memory, facts)?;
+    let state = state_files::put_back(moment, options, loads_memory, facts)?;
+    let continues = matches!(from, StartFrom::VmState { vmstate: VmStateIn::Disk(_), .. })
+        && in_process(domain, &routes, facts);
+    if !options.force {
+        let difference = difference.filter(|_| loads_memory);
+        policy::confirm(&policy::of(facts)?, facts, continues, difference)?;
+    }
     match from {
-        StartFrom::VmState { tag, vmstate: VmStateIn::Disk(vmstate), disks }
-            if in_process(domain, &routes, facts) =>
-        {
+        StartFrom::VmState { tag, vmstate: VmStateIn::Disk(vmstate), disks } if continues => {
             let pivot = Pivot::LoadVmState { tag, vmstate: VmStateIn::Disk(vmstate), disks };
-            Ok(in_process_plan(moment, goal, pivot, &routes, state, facts, moments))
+            Ok(in_process_plan(moment, goal, pivot, &routes, state, &world, moments))
         }
-        from => restart_plan(moment, domain, (goal, from), &routes, state, facts, moments),
+        from => restart_plan(moment, domain, (goal, from), &routes, state, &world, moments),
     }
 }
 
@@ -162,11 +175,10 @@ fn check<'a>(
 fn route(
     moment: &Definition,
     disk: &Disk,
-    facts: &DomainFacts,
-    moments: &MomentList,
+    world: &GivenUp,
     free: &BTreeMap<PathBuf, PathBuf>,
 ) -> Result<Route> {
-    let target = &disk.name;
+    let (target, facts) = (&disk.name, &world.facts);
     let Some(image) = image_of(moment, target) else { return Ok(Route::Stay) };
     let image_facts = existing(facts, target, &image, &moment.name)?;
     let unused = || {
@@ -181,6 +193,20 @@ fn route(
             )
         })
     };
+    if disk.snapshot == Location::External && world.discards {
+        return match reader(&image, facts, &world.kept) {
+            None => Ok(Route::Discard { frozen: image }),
+            Some(reader) => Err(Error::new(
+                Condition::OperationUnsupported,
+                format!(
+                    "disk '{target}' cannot go back onto '{}' itself, which {reader} needs as it \
+                     is; delete that first (DELETE_CHILDREN, if it is below this snapshot), or \
+                     revert without DISCARD",
+                    image.display()
+                ),
+            )),
+        };
+    }
     if disk.snapshot == Location::External {
         check_depth(target, &image, facts)?;
         let overlay = unused()?;
@@ -196,7 +222,7 @@ fn route(
             ),
         ));
     }
-    let Some(reader) = reader(&image, facts, moments) else {
+    let Some(reader) = reader(&image, facts, &world.kept) else {
         return Ok(Route::InPlace { image, tag });
     };
     let in_use =
@@ -257,9 +283,14 @@ fn in_process(domain: &Element, routes: &[(String, Route)], facts: &DomainFacts)
         Route::InPlace { image, .. } => {
             facts.disks.iter().any(|d| d.target == *target && d.image() == Some(image))
         }
-        Route::Branch { .. } | Route::Overlay { .. } => false,
+        Route::Branch { .. } | Route::Overlay { .. } | Route::Discard { .. } => false,
     });
-    running && in_place && to_inactive(live.clone()) == *domain
+    let here = |definition: &Element| {
+        let mut definition = definition.clone();
+        policy::carry(facts, &mut definition);
+        definition
+    };
+    running && in_place && here(&to_inactive(live.clone())) == here(domain)
 }
 
 fn in_process_plan(
@@ -268,9 +299,10 @@ fn in_process_plan(
     pivot: Pivot,
     routes: &[(String, Route)],
     state: state_files::Return,
-    facts: &DomainFacts,
+    world: &GivenUp,
     moments: &MomentList,
 ) -> Plan {
+    let facts = &world.facts;
     let mut prepare = state.prepare;
     if matches!(facts.state, State::Running(_)) {
         prepare.push(Step::Pause);
@@ -279,11 +311,18 @@ fn in_process_plan(
     if goal == Goal::Running {
         finish.push(Finish::Resume(ResumeReason::FromSnapshot));
     }
+    finish.extend(world.delete_tags(moments));
     let config = new_config(moment, routes, facts);
+    let roots = roots(world.kept.iter(), config.iter().chain(&facts.live), facts);
     if facts.config.is_some() && config != facts.config {
         finish.extend(config.map(Finish::SetConfig));
     }
-    finish.push(Finish::Record(made_current(moment, routes, moments)));
+    let change = made_current(moment, routes, &world.kept, moments.current());
+    finish.push(Finish::Record(world.record(change)));
+    if world.gives_up() {
+        let garbage = Layers::of(facts).garbage(&facts.owned, &roots);
+        finish.extend(garbage.into_iter().flatten().map(Finish::RemoveImage));
+    }
     Plan {
         operation: Operation::Revert { moment: moment.name.clone() },
         prepare,
@@ -299,9 +338,10 @@ fn restart_plan(
     (goal, from): (Goal, StartFrom),
     routes: &[(String, Route)],
     state: state_files::Return,
-    facts: &DomainFacts,
+    world: &GivenUp,
     moments: &MomentList,
 ) -> Result<Plan> {
+    let facts = &world.facts;
     let mut layers = Layers::of(facts);
     let mut prepare = state.prepare;
     let mut finish = vec![Finish::Stop(ShutOffReason::FromSnapshot)];
@@ -309,7 +349,7 @@ fn restart_plan(
     let mut keep = Vec::new();
     for (target, route) in routes {
         match route {
-            Route::Stay => {}
+            Route::Stay | Route::Discard { .. } => {}
             Route::InPlace { image, tag } => {
                 finish.push(Finish::ApplySnapshot { image: image.clone(), tag: tag.clone() });
             }
@@ -335,8 +375,9 @@ fn restart_plan(
     }
     let started = redirected(domain, routes, facts);
     let config = new_config(moment, routes, facts);
-    let change = made_current(moment, routes, moments);
-    let roots = roots(moments.iter(), config.iter().chain([&started]), facts);
+    finish.extend(world.delete_tags(moments));
+    let change = world.record(made_current(moment, routes, &world.kept, moments.current()));
+    let roots = roots(world.kept.iter(), config.iter().chain([&started]), facts);
     // Whatever the domain used until now and no moment keeps is the state that is given up.
     let discarded = layers.garbage(&facts.owned, &roots).unwrap_or_default();
 
@@ -460,10 +501,13 @@ fn new_config(
 fn redirected(definition: &Element, routes: &[(String, Route)], facts: &DomainFacts) -> Element {
     let mut domain = definition.clone();
     domain.child_or_insert("name").set_text(facts.name.clone());
+    policy::carry(facts, &mut domain);
     for (target, route) in routes {
         match route {
             Route::Stay => stay(&mut domain, target, facts),
-            Route::InPlace { image, .. } => put_existing(&mut domain, target, image, facts),
+            Route::InPlace { image, .. } | Route::Discard { frozen: image } => {
+                put_existing(&mut domain, target, image, facts);
+            }
             Route::Branch { copy: file, .. } | Route::Overlay { overlay: file, .. } => {
                 redirect(&mut domain, target, Source::file(file, &Format::Qcow2));
             }
@@ -492,12 +536,15 @@ fn made_current(
     moment: &Definition,
     routes: &[(String, Route)],
     moments: &MomentList,
+    current: Option<&str>,
 ) -> MomentChange {
     let overlay = |target: &str| match routes.iter().find(|(name, _)| name == target)? {
         (_, Route::Overlay { overlay, .. }) => {
             Some(Disk::overlay(target, overlay.to_string_lossy(), "qcow2"))
         }
-        (_, Route::Stay | Route::InPlace { .. } | Route::Branch { .. }) => None,
+        (_, Route::Stay | Route::InPlace { .. } | Route::Branch { .. } | Route::Discard { .. }) => {
+            None
+        }
     };
     let mut reverted = moment.clone();
     // As libvirt: the overlays that children were taken on stay in <disks>, and the new ones go
@@ -513,7 +560,7 @@ fn made_current(
         }
     }
     let mut write = vec![reverted];
-    if let Some(before) = moments.current().and_then(|name| moments.get(name))
+    if let Some(before) = current.and_then(|name| moments.get(name))
         && before.name != moment.name
         && !before.revert_disks.is_empty()
     {
