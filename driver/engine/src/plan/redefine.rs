@@ -1,11 +1,13 @@
 //! REDEFINE: metadata is put back or edited; no image and no guest is touched.
 
-use std::collections::BTreeSet;
+use std::path::Path;
 
 use uuid::Uuid;
-use virtsnap_xml::snapshot::{Definition, State};
+use virtsnap_xml::domain::{self, DiskView};
+use virtsnap_xml::snapshot::{Definition, Disk, Location, State};
 
 use super::MomentChange;
+use super::align::sibling;
 use crate::error::{Condition, Error, Origin, Result};
 use crate::moment::MomentList;
 
@@ -40,7 +42,7 @@ pub fn redefine(
         moment.nvram = moment.nvram.or_else(|| old.nvram.clone());
         moment.tpm = moment.tpm.or_else(|| old.tpm.clone());
     }
-    check_disks(&moment)?;
+    moment.disks = all_disks(&moment)?;
     let current =
         if make_current { Some(moment.name.clone()) } else { moments.current().map(str::to_owned) };
     let change = MomentChange { write: vec![moment.clone()], forget: Vec::new(), current };
@@ -76,28 +78,54 @@ fn check_domain(asked: &Definition, name: &str, uuid: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// A disk of a snapshot is one of the definition that the snapshot holds.
-fn check_disks(moment: &Definition) -> Result<()> {
-    if moment.disks.is_empty() {
-        return Ok(());
-    }
+/// Every disk of the definition that the snapshot holds, in its order: as listed, and the others as
+/// a snapshot of that kind has them by default.
+fn all_disks(moment: &Definition) -> Result<Vec<Disk>> {
     let Some(domain) = &moment.domain else {
         return Err(Error::snapshot(
             Condition::Internal,
-            format!("snapshot '{}' names disks, and has no <domain> that has them", moment.name),
+            format!("snapshot '{}' holds no <domain> whose disks it could be of", moment.name),
         ));
     };
-    let targets: BTreeSet<&str> = domain
-        .children("devices")
-        .flat_map(|devices| devices.children("disk"))
-        .filter_map(|disk| disk.child("target")?.attr("dev"))
-        .collect();
-    match moment.disks.iter().find(|disk| !targets.contains(disk.name.as_str())) {
-        None => Ok(()),
-        Some(disk) => Err(Error::snapshot(
+    let is = |disk: &DiskView<'_>, name: &str| disk.target() == name || disk.path() == Some(name);
+    let listed = |name: &str| domain::disks(domain).any(|disk| is(&disk, name));
+    if let Some(disk) = moment.disks.iter().find(|disk| !listed(&disk.name)) {
+        return Err(Error::snapshot(
             Condition::ConfigUnsupported,
             format!("the <domain> of snapshot '{}' has no disk '{}'", moment.name, disk.name),
+        ));
+    }
+    let external = moment.state == State::DiskSnapshot || moment.is_external();
+    let default = if external { Location::External } else { Location::Internal };
+    domain::disks(domain)
+        .map(|disk| match moment.disks.iter().find(|listed| is(&disk, &listed.name)) {
+            Some(listed) => Ok(Disk { name: disk.target().to_owned(), ..listed.clone() }),
+            None => default_disk(&disk, default, &moment.name),
+        })
+        .collect()
+}
+
+fn default_disk(disk: &DiskView<'_>, default: Location, moment: &str) -> Result<Disk> {
+    let target = disk.target();
+    let location = match disk.snapshot() {
+        _ if disk.is_empty() => Location::No,
+        Some(said) => said,
+        None if disk.is_readonly() => Location::No,
+        None => default,
+    };
+    match (location, disk.path()) {
+        (Location::External, Some(path)) if disk.source_type() == "file" => {
+            let overlay = sibling(Path::new(path), moment);
+            Ok(Disk::overlay(target, overlay.to_string_lossy(), "qcow2"))
+        }
+        (Location::External, _) => Err(Error::snapshot(
+            Condition::ConfigUnsupported,
+            format!(
+                "no name can be made up for the overlay of disk '{target}' of snapshot '{moment}', \
+                 whose source is not a regular file; list the disk with its <source>"
+            ),
         )),
+        (location, _) => Ok(Disk::new(target, location)),
     }
 }
 
@@ -125,4 +153,54 @@ fn no_parent<T>(message: String) -> Result<T> {
 
 fn invalid<T>(message: String) -> Result<T> {
     Err(Error::snapshot(Condition::InvalidArgument, message))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use virtsnap_xml::element::Element;
+
+    use super::*;
+
+    const DOMAIN: &str = "<domain type='qemu'><name>vm</name>\
+        <uuid>00000000-0000-0000-0000-000000000001</uuid><devices>\
+        <disk type='file' device='disk'><source file='/i/a.img'/><target dev='vda'/></disk>\
+        <disk type='file' device='cdrom'><source file='/i/cd.iso'/><target dev='sda'/></disk>\
+        <disk type='file' device='disk' snapshot='no'><source file='/i/b'/><target dev='vdb'/></disk>\
+        <disk type='file' device='floppy'><target dev='fda'/></disk></devices></domain>";
+
+    fn disks(state: &str, listed: &str) -> Result<Vec<String>> {
+        let text = format!(
+            "<domainsnapshot><name>s</name><state>{state}</state><creationTime>1</creationTime>\
+             {listed}{DOMAIN}</domainsnapshot>"
+        );
+        let asked = Definition::parse(&Element::parse(&text).unwrap()).unwrap();
+        let list = MomentList::default();
+        let (moment, _) = redefine(asked, false, "vm", Uuid::from_u128(1), &list)?;
+        let told = |disk: &Disk| {
+            format!("{} {} {}", disk.name, disk.snapshot.as_str(), disk.path().unwrap_or("-"))
+        };
+        Ok(moment.disks.iter().map(told).collect())
+    }
+
+    #[test]
+    fn disks_that_are_not_listed_are_as_in_such_a_snapshot() {
+        let full = ["vda internal -", "sda no -", "vdb no -", "fda no -"];
+        assert_eq!(disks("shutoff", "").unwrap(), full);
+        assert_eq!(disks("running", "").unwrap(), full);
+        let only = disks("disk-snapshot", "").unwrap();
+        assert_eq!(only[0], "vda external /i/a.s");
+        let memory = disks("running", "<memory snapshot='external' file='/m'/>").unwrap();
+        assert_eq!(memory[0], "vda external /i/a.s");
+    }
+
+    #[test]
+    fn listed_disks_stay_and_a_path_is_a_name() {
+        let listed = "<disks><disk name='/i/b' snapshot='internal'/></disks>";
+        let found = disks("shutoff", listed).unwrap();
+        assert_eq!(found, ["vda internal -", "sda no -", "vdb internal -", "fda no -"]);
+        let err = disks("shutoff", "<disks><disk name='vdz'/></disks>").unwrap_err();
+        assert_eq!(err.condition, Condition::ConfigUnsupported);
+    }
 }
