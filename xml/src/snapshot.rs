@@ -201,6 +201,9 @@ pub enum KeptState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Memory {
     No,
+    /// As `No`, but not printed, and so read as `No` again: libvirt's driver says nothing of memory
+    /// when it takes a shut-off domain externally without being told that it is about disks only.
+    Unsaid,
     /// In the internal snapshots of the disks; or, where no disk has one, in a qcow2 image of its
     /// own (ours: libvirt prints no `file=` here).
     Internal {
@@ -210,6 +213,13 @@ pub enum Memory {
     External {
         file: String,
     },
+}
+
+impl Memory {
+    /// Memory belongs to the moment.
+    pub fn is_saved(&self) -> bool {
+        !matches!(self, Memory::No | Memory::Unsaid)
+    }
 }
 
 /// One `<disk>` of a definition.

@@ -105,6 +105,17 @@ fn what_is_beside_the_disks_is_a_copy_or_nothing_or_inside_a_variable_store() {
 }
 
 #[test]
+fn memory_of_which_nothing_was_said_is_read_as_none() {
+    let text = "<domainsnapshot><name>s</name><state>shutoff</state><creationTime>1</creationTime>\
+                </domainsnapshot>";
+    let mut definition = Definition::parse(&element(text)).unwrap();
+    assert_eq!(definition.memory, Memory::No);
+    assert!(definition.to_element().child("memory").is_some());
+    definition.memory = Memory::Unsaid;
+    assert!(definition.to_element().child("memory").is_none());
+}
+
+#[test]
 fn disks_are_read_by_libvirts_rules() {
     let disks = request(
         "<disks><disk name='vda'/><disk name='/srv/b' snapshot='manual'/>\
@@ -434,7 +445,7 @@ proptest! {
         prop_assert_eq!(foreign.creation_time, definition.creation_time);
         prop_assert_eq!(foreign.parent.map(|parent| parent.name), definition.parent);
         let (snapshot, file) = match definition.memory {
-            Memory::No => ("no", None),
+            Memory::No | Memory::Unsaid => ("no", None),
             Memory::Internal { image } => ("internal", image),
             Memory::External { file } => ("external", Some(file)),
         };

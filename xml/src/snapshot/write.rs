@@ -16,7 +16,9 @@ impl Definition {
             root.push(Element::new("parent").with_child(text("name", parent)));
         }
         root.push(text("creationTime", &self.creation_time.to_string()));
-        root.push(memory(&self.memory));
+        if self.memory != Memory::Unsaid {
+            root.push(memory(&self.memory));
+        }
         if !self.disks.is_empty() {
             root.push(disks("disks", &self.disks));
         }
@@ -46,7 +48,7 @@ fn text(name: &str, text: &str) -> Element {
 fn memory(memory: &Memory) -> Element {
     let element = Element::new("memory");
     match memory {
-        Memory::No => element.with_attr("snapshot", "no"),
+        Memory::No | Memory::Unsaid => element.with_attr("snapshot", "no"),
         Memory::Internal { image: None } => element.with_attr("snapshot", "internal"),
         Memory::Internal { image: Some(image) } => {
             element.with_attr("snapshot", "internal").with_attr("file", image)

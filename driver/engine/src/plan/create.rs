@@ -220,7 +220,7 @@ fn scope(
     let says_external = request.disks.iter().any(|disk| disk.snapshot == Some(Location::External));
     match (active, disk_only) {
         (false, true) => Ok((state, Memory::No, Location::External)),
-        (false, false) if says_external => Ok((state, Memory::No, Location::External)),
+        (false, false) if says_external => Ok((state, Memory::Unsaid, Location::External)),
         (false, false) => Ok((state, Memory::No, Location::Internal)),
         (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
         (true, false) => Ok(match &request.memory {

@@ -97,7 +97,7 @@ pub fn image_of(moment: &Definition, target: &str) -> Option<PathBuf> {
 pub(super) fn memory_file(moment: &Definition) -> Option<PathBuf> {
     match &moment.memory {
         Memory::External { file } => Some(PathBuf::from(file)),
-        Memory::No | Memory::Internal { .. } => None,
+        Memory::No | Memory::Unsaid | Memory::Internal { .. } => None,
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn memory_file(moment: &Definition) -> Option<PathBuf> {
 pub(super) fn vmstate_image(moment: &Definition) -> Option<PathBuf> {
     match &moment.memory {
         Memory::Internal { image } => image.as_ref().map(PathBuf::from),
-        Memory::No | Memory::External { .. } => None,
+        Memory::No | Memory::Unsaid | Memory::External { .. } => None,
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn arrange(
     // the moment that the memory is of.
     let stops_itself = one_job && !state_files::any(facts);
     let live = runs && options.scope == Scope::FullSystem { live: true };
-    let stops = runs && (manual || (moment.memory != Memory::No && !stops_itself));
+    let stops = runs && (manual || (moment.memory.is_saved() && !stops_itself));
     if let Memory::Internal { image: Some(image) } = &moment.memory {
         plan.prepare.push(Step::CreateVmStateImage { image: image.into() });
     }
@@ -74,7 +74,7 @@ pub(super) fn arrange(
         plan.prepare.push(Step::Pause);
     }
     plan.pivot = match &moment.memory {
-        Memory::No => parts.pivot(&tag),
+        Memory::No | Memory::Unsaid => parts.pivot(&tag),
         Memory::Internal { image } => {
             let Parts { overlays, internal: disks } = parts;
             let vmstate = match image {
@@ -156,7 +156,7 @@ pub(super) fn default_memory_path(
 /// The file that the memory is to be written to.
 pub fn memory_path(moment: &Definition) -> Option<&Path> {
     match &moment.memory {
-        Memory::No | Memory::Internal { image: None } => None,
+        Memory::No | Memory::Unsaid | Memory::Internal { image: None } => None,
         Memory::Internal { image: Some(file) } | Memory::External { file } => Some(Path::new(file)),
     }
 }

@@ -76,7 +76,7 @@ pub fn revert(
 ) -> Result<Plan> {
     let goal = goal(moment, options);
     let domain = check(moment, options, goal, facts)?;
-    let loads_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
+    let loads_memory = moment.memory.is_saved() && goal != Goal::ShutOff;
     let world = GivenUp::new(moment, options, loads_memory, facts, moments)?;
     let routes: Vec<(String, Route)> = moment
         .disks
@@ -155,7 +155,7 @@ fn check<'a>(
             format!("snapshot '{}' does not hold the domain's definition", moment.name),
         ));
     };
-    let has_memory = moment.memory != Memory::No && goal != Goal::ShutOff;
+    let has_memory = moment.memory.is_saved() && goal != Goal::ShutOff;
     if facts.has_managed_save && !has_memory && !options.force {
         return Err(Error::new(
             Condition::RevertRisky,
@@ -412,7 +412,7 @@ fn start_from(
 ) -> Result<StartFrom> {
     let (tag, disks) = saved(moment, routes);
     match &moment.memory {
-        Memory::No => Ok(StartFrom::BootSnapshot),
+        Memory::No | Memory::Unsaid => Ok(StartFrom::BootSnapshot),
         Memory::External { file } => {
             let file = PathBuf::from(file);
             match facts.memory_files.get(&file) {

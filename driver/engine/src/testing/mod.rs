@@ -244,7 +244,7 @@ impl World {
             saved.memory
         };
         match &def.memory {
-            Memory::No => None,
+            Memory::No | Memory::Unsaid => None,
             Memory::External { file } => {
                 let saved = found(Path::new(file)).memory.as_ref();
                 Some(saved.expect("it is a save image").memory)
