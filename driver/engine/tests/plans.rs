@@ -20,7 +20,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::policy::NAMESPACE;
 use virtsnap_xml::snapshot::{Request, Survivor};
 
-/// A script, one act a line: `start`, `stop`, `pause`, `full NAME`, `disks NAME`,
+/// A script, one act a line: `start`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks|live|halted] <domainsnapshot>…`, `policy <policy>…`,
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
@@ -64,6 +64,7 @@ async fn act(
         "start" => world.start(),
         "stop" => world.stop(),
         "pause" => world.pause(),
+        "die" => world.shut_down(),
         "prepare" => world.prepare(name, Some(how).filter(|backing| !backing.is_empty())),
         "reuse" => {
             options.scope = Scope::DiskOnly { quiesce: false };

@@ -16,6 +16,7 @@ use super::align::{align, overlay_path};
 use super::definition::{self, Source, push_overlay, redirect};
 use super::live::{self, Parts};
 use super::overlay::plan_overlay;
+use super::policy;
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, state_files};
 use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Origin, Result};
@@ -53,7 +54,10 @@ pub fn draft(
     moments: &MomentList,
 ) -> Result<Draft> {
     let name = name(request, options, facts, moments)?;
+    let policy = policy::of(facts)?;
+    let request = &policy::applied(&policy, request, options, facts);
     let (recorded, memory, default) = scope(request, options, facts, &name)?;
+    let default = policy.disks.unwrap_or(default);
     let disks = align(request, &facts.disks, &name, default)?;
     check_selection(request, &disks, facts, default)?;
     let memory = place(memory, &disks, facts, &name)?;
@@ -268,7 +272,8 @@ fn recorded_state(state: State) -> Result<Recorded> {
         State::Running(_) => Ok(Recorded::Running),
         State::Paused(_) => Ok(Recorded::Paused),
         State::ShutOff(_) => Ok(Recorded::ShutOff),
-        State::Shutdown => Ok(Recorded::Shutdown),
+        // Its QEMU ends any moment, with whatever was half taken.
+        State::Shutdown => Err(policy::dying()),
         State::Crashed => Ok(Recorded::Crashed),
         State::PmSuspended => Err(Error::new(
             Condition::OperationUnsupported,

@@ -26,6 +26,7 @@ use super::layers::{Layers, Roots, image_of, roots};
 use super::merge::{DeletedTags, Ground, Run, Wishes};
 use super::policy;
 use super::{Finish, MomentChange, Operation, Pivot, Plan};
+use crate::domain::State;
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
 use crate::moment::MomentList;
@@ -74,6 +75,9 @@ pub fn delete(
     facts: &DomainFacts,
     moments: &MomentList,
 ) -> Result<Plan> {
+    if facts.state == State::Shutdown {
+        return Err(policy::dying());
+    }
     if let Some(disk) = facts.disks.iter().find(|disk| disk.block_job) {
         return Err(Error::new(
             Condition::OperationUnsupported,

@@ -1,10 +1,14 @@
 //! What the domain's own policy (xml's [`Policy`]) says to a plan.
 
+use std::borrow::Cow;
+
 use virtsnap_xml::element::Element;
 use virtsnap_xml::policy::{self, Confirm, Policy};
+use virtsnap_xml::snapshot::{Location, MemoryRequest, Request};
 
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
+use crate::options::{New, Scope};
 
 /// Of the definition that holds now: the live one of an active domain.
 ///
@@ -18,6 +22,30 @@ pub(super) fn of(facts: &DomainFacts) -> Result<Policy> {
         let what = "the policy in the domain's metadata cannot be followed; correct it first";
         Error::new(Condition::ConfigUnsupported, what).caused_by(err)
     })
+}
+
+/// The request, with the place of memory that the policy gives a full snapshot which says none.
+pub(super) fn applied<'a>(
+    policy: &Policy,
+    request: &'a Request,
+    options: &New,
+    facts: &DomainFacts,
+) -> Cow<'a, Request> {
+    let full = matches!(options.scope, Scope::FullSystem { .. }) && facts.state.is_active();
+    let memory = match policy.memory {
+        Some(Location::External) => MemoryRequest::External { file: None },
+        Some(Location::Internal) => MemoryRequest::Internal { image: None },
+        Some(Location::No | Location::Manual) | None => return Cow::Borrowed(request),
+    };
+    match &request.memory {
+        None if full => Cow::Owned(Request { memory: Some(memory), ..request.clone() }),
+        _ => Cow::Borrowed(request),
+    }
+}
+
+/// What would be begun could not be ended.
+pub(super) fn dying() -> Error {
+    Error::new(Condition::OperationInvalid, "the domain is shutting down; try again when it is off")
 }
 
 /// A snapshot's definition comes back, but not the policy of its time: a safety valve that a revert

@@ -75,6 +75,8 @@ pub struct Guest {
     loaded: Option<String>,
     /// Its memory was saved, and until the pivot it must not run.
     saved: bool,
+    /// It is shutting down.
+    pub dying: bool,
 }
 /// What survives the daemon.
 #[derive(Debug, Default)]
@@ -105,6 +107,7 @@ impl Guest {
             attached: BTreeMap::new(),
             loaded: None,
             saved: false,
+            dying: false,
         }
     }
 }
@@ -479,6 +482,7 @@ impl Inner {
 
     pub(super) fn facts(&self, subject: &Subject) -> DomainFacts {
         let state = match &self.guest {
+            Some(guest) if guest.dying => State::Shutdown,
             Some(guest) if guest.running => State::Running(RunningReason::Booted),
             Some(_) => State::Paused(PausedReason::User),
             None => State::ShutOff(ShutOffReason::Unknown),

@@ -163,6 +163,11 @@ impl World {
         self.lock().guest = None;
     }
 
+    /// The guest has shut down, and its hypervisor is about to end.
+    pub fn shut_down(&self) {
+        self.lock().guest.as_mut().expect("the guest is up").dying = true;
+    }
+
     pub fn pause(&self) {
         self.lock().guest.as_mut().expect("the guest is up").running = false;
     }
