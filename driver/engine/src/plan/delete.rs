@@ -144,10 +144,24 @@ impl After {
     fn new(doomed: &Doomed, facts: &DomainFacts, moments: &MomentList) -> Self {
         let mut list = moments.clone();
         list.apply(&doomed.change);
-        let named = moments.iter().flat_map(|def| def.disks.iter().chain(&def.revert_disks));
+        let layers = Layers::of(facts);
+        let named = moments.iter().flat_map(|def| {
+            // A name may be another file's by now: a snapshot's overlay stands on what it froze.
+            let stands = |image: &PathBuf, disk: &str| {
+                layers
+                    .backing(image)
+                    .is_some_and(|below| Some(below) == image_of(def, disk).as_ref())
+            };
+            let overlays = def.disks.iter().chain(&def.revert_disks);
+            let overlays = overlays.filter_map(|disk| Some((overlay_path(disk)?, &disk.name)));
+            overlays
+                .filter(|(image, disk)| stands(image, disk))
+                .map(|(image, _)| image)
+                .collect::<Vec<_>>()
+        });
         Self {
-            overlays: facts.owned.iter().cloned().chain(named.filter_map(overlay_path)).collect(),
-            layers: Layers::of(facts),
+            overlays: facts.owned.iter().cloned().chain(named).collect(),
+            layers: layers.clone(),
             kept: list.iter().cloned().collect(),
             change: doomed.change.clone(),
             live: facts.live.clone(),

@@ -131,6 +131,12 @@ pub(super) fn roots<'a>(
     facts: &DomainFacts,
 ) -> Roots {
     let mut images: BTreeSet<PathBuf> = facts.foreign_readers.keys().cloned().collect();
+    // A file that was handed over to the user, or is theirs, keeps what it stands on.
+    let of_user = facts.images.iter().filter(|(path, image)| {
+        let stands_on_ours = |below: &PathBuf| facts.owned.contains(below);
+        !facts.owned.contains(*path) && image.backing.as_ref().is_some_and(stands_on_ours)
+    });
+    images.extend(of_user.map(|(path, _)| path.clone()));
     let mut files = BTreeSet::new();
     for moment in kept {
         images.extend(moment.disks.iter().filter_map(|disk| image_of(moment, &disk.name)));

@@ -517,6 +517,12 @@ impl Inner {
             open.extend(image.backing.clone());
             images.insert(path, image_facts(image));
         }
+        let strangers = self.images.iter().filter(|(path, _)| !images.contains_key(*path));
+        let foreign_readers = strangers
+            .filter_map(|(path, image)| Some((image.backing.clone()?, path)))
+            .filter(|(backing, _)| images.contains_key(backing))
+            .map(|(backing, path)| (backing, format!("the image '{}'", path.display())))
+            .collect();
         DomainFacts {
             uuid: subject.uuid,
             name: subject.name.clone(),
@@ -531,7 +537,7 @@ impl Inner {
                 .filter_map(|path| Some((path.clone(), memory_file(self.images.get(path)?))))
                 .collect(),
             owned: subject.owned.clone(),
-            foreign_readers: BTreeMap::new(),
+            foreign_readers,
             state_files: Vec::new(),
             agent: AgentState::Connected,
             has_managed_save: false,
