@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -124,7 +124,6 @@ fn memory_file(path: &Path) -> MemoryFile {
 
 /// What is at a path; nothing is opened.
 pub(crate) fn probe(path: &Path) -> Result<PathKind> {
-    use std::os::unix::fs::FileTypeExt;
     match fs::symlink_metadata(path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(PathKind::Missing),
         Err(err) => return Err(system("look at", path, err)),
@@ -323,6 +322,9 @@ fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
     let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let known: BTreeMap<(u64, u64), &PathBuf> =
         ours.iter().filter_map(|path| Some((identity(path)?, path))).collect();
+    // The same image by its other end.
+    let under_loops: BTreeSet<(u64, u64)> =
+        ours.iter().filter_map(|path| identity(&loop_file(path)?)).collect();
     let directories: BTreeSet<&Path> = ours
         .iter()
         .filter_map(|path| path.parent())
@@ -343,7 +345,9 @@ fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
             let path = entry.path();
             let Ok(Some(file)) = header::open_regular(&path) else { continue };
             let is_ours =
-                file.metadata().is_ok_and(|meta| known.contains_key(&(meta.dev(), meta.ino())));
+                file.metadata().map(|meta| (meta.dev(), meta.ino())).is_ok_and(|identity| {
+                    known.contains_key(&identity) || under_loops.contains(&identity)
+                });
             if is_ours {
                 continue;
             }
@@ -356,6 +360,18 @@ fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
         }
     }
     readers
+}
+
+/// The file that a loop device stands for.
+fn loop_file(device: &Path) -> Option<PathBuf> {
+    let meta = fs::metadata(device).ok()?;
+    if !meta.file_type().is_block_device() {
+        return None;
+    }
+    let number = meta.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let file = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
+    Some(PathBuf::from(fs::read_to_string(file).ok()?.trim_end_matches('\n')))
 }
 
 #[cfg(test)]
