@@ -212,6 +212,15 @@ impl From<PathKind> for Place {
     }
 }
 
+/// What a directory has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Directories of one file system share its room.
+    pub file_system: u64,
+    /// In bytes.
+    pub free: u64,
+}
+
 /// What is at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathKind {

@@ -10,7 +10,7 @@ use virtsnap_xml::element::Element;
 
 use crate::domain::{Active, Event, Start};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, Format, PathKind, Place, StateFile};
+use crate::facts::{DomainFacts, Format, PathKind, Place, Room, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -116,6 +116,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn state_files(&self, domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
         let _ = (domain, definition);
         Ok(Vec::new())
+    }
+    /// How much can be written into a directory; none: that cannot be known.
+    fn room(&self, directory: &Path) -> impl Future<Output = Option<Room>> + Send {
+        let _ = directory;
+        async { None }
     }
     /// What is where an overlay on `below` is to be; nothing is changed.
     fn place(

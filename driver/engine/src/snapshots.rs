@@ -58,7 +58,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             places.insert(file, kind.into());
         }
         let (moment, plan) = plan::create::plan(draft, options, &facts, &moments, &places)?;
-        self.run(book, &plan).await?;
+        self.run(book, &plan, &facts).await?;
         Ok(moment)
     }
 
@@ -102,7 +102,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let difference = difference.as_deref();
         let plan = plan::revert::revert(moment, options, &facts, &moments, &free, difference)?;
         self.check_memory_fits(&plan)?;
-        self.run(book, &plan).await
+        self.run(book, &plan, &facts).await
     }
 
     /// Memory only loads into the machine that it was saved from. What this host would make of that
@@ -144,7 +144,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         let facts = self.facts(book).await?;
         let plan = plan::delete::delete(&doomed, options, &facts, &moments)?;
-        self.run(book, &plan).await
+        self.run(book, &plan, &facts).await
     }
 
     /// The moments go, the images stay: they are the user's from now on.
@@ -210,8 +210,15 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         Ok(())
     }
 
-    async fn run(&self, book: &Mutex<Book>, plan: &Plan) -> Result<()> {
+    async fn run(&self, book: &Mutex<Book>, plan: &Plan, facts: &DomainFacts) -> Result<()> {
         let domain = lock(book).uuid;
+        let needs = plan::room::needs(plan, facts);
+        let mut rooms = BTreeMap::new();
+        for directory in needs.keys() {
+            let room = self.hypervisor.room(directory).await;
+            rooms.extend(room.map(|room| (directory.clone(), room)));
+        }
+        plan::room::check(&needs, &rooms)?;
         tracing::debug!(%domain, "{plan}");
         let mut journal = self.journals.begin(domain, plan)?;
         match self.stage(book).execute(plan, journal.as_mut()).await {

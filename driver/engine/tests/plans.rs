@@ -25,7 +25,7 @@ use virtsnap_xml::snapshot::{Request, Survivor};
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
-/// `reuse <domainsnapshot>…`. Returns the plans, and the refusals
+/// `reuse <domainsnapshot>…`, `room BYTES`, `memory KIB`. Returns the plans, and the refusals
 /// where one was.
 fn play(world: &World, script: &str) -> String {
     let shared = Arc::new(world.clone());
@@ -65,6 +65,12 @@ async fn act(
         "stop" => world.stop(),
         "pause" => world.pause(),
         "die" => world.shut_down(),
+        "room" => world.set_room(name.parse().unwrap()),
+        "memory" => {
+            let set = |domain: &mut Element| domain.child_or_insert("memory").set_text(name);
+            set(book.lock().unwrap().config.as_mut().unwrap());
+            world.edit(set);
+        }
         "prepare" => world.prepare(name, Some(how).filter(|backing| !backing.is_empty())),
         "reuse" => {
             options.scope = Scope::DiskOnly { quiesce: false };

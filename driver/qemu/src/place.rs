@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use virtsnap_engine::error::Result;
-use virtsnap_engine::facts::{DomainFacts, Format, PathKind, Place};
+use virtsnap_engine::facts::{DomainFacts, Format, PathKind, Place, Room};
 
 use crate::facts::probe;
 use crate::hypervisor::Qemu;
@@ -76,6 +76,20 @@ impl Qemu {
             Ok(_) => Ok(None),
         }
     }
+}
+
+/// None: a file system that does not say, or one that is gone: whoever writes will hear of it.
+pub(crate) async fn room(directory: &Path) -> Option<Room> {
+    let directory = directory.to_owned();
+    let asked = blocking(move || {
+        let fail = |err| system("look at", &directory, err);
+        let room = rustix::fs::statvfs(&directory).map_err(|err| fail(err.into()))?;
+        let meta = fs::metadata(&directory).map_err(fail)?;
+        Ok((room, meta.dev()))
+    });
+    let (room, file_system) = asked.await.ok()?;
+    let free = room.f_bavail.saturating_mul(room.f_frsize);
+    (room.f_blocks > 0).then_some(Room { file_system, free })
 }
 
 /// Nothing was ever written to the guest's disk in this image.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use virtsnap_engine::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
-use virtsnap_engine::facts::{DomainFacts, PathKind, Place, StateFile, Target};
+use virtsnap_engine::facts::{DomainFacts, PathKind, Place, Room, StateFile, Target};
 use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
 };
@@ -14,9 +14,9 @@ use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, PivotError, Subject};
 use virtsnap_xml::element::Element;
 
-use crate::facts;
 use crate::hypervisor::Qemu;
 use crate::migration;
+use crate::{facts, place};
 
 impl Hypervisor for Qemu {
     fn complete(&self, domain: Element) -> Result<Element> {
@@ -82,6 +82,10 @@ impl Hypervisor for Qemu {
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
         self.domain_facts(subject).await
+    }
+
+    async fn room(&self, directory: &Path) -> Option<Room> {
+        place::room(directory).await
     }
 
     async fn place(&self, at: &Path, below: &Path, facts: &DomainFacts) -> Result<Place> {

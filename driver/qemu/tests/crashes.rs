@@ -18,7 +18,7 @@ use uuid::Uuid;
 use virtsnap_engine::book::Book;
 use virtsnap_engine::domain::{Active, Event, ShutOffReason, Start, StartFrom};
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::facts::{DomainFacts, PathKind, Place};
+use virtsnap_engine::facts::{DomainFacts, PathKind, Place, Room};
 use virtsnap_engine::options::{
     Consolidate, DeleteOptions, New, RevertOptions, RevertState, Scope,
 };
@@ -160,6 +160,9 @@ impl Hypervisor for Mortal {
     }
     async fn probe(&self, path: &Path) -> Result<PathKind> {
         self.qemu.probe(path).await
+    }
+    async fn room(&self, directory: &Path) -> Option<Room> {
+        self.qemu.room(directory).await
     }
     async fn place(&self, at: &Path, below: &Path, facts: &DomainFacts) -> Result<Place> {
         self.qemu.place(at, below, facts).await

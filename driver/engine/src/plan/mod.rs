@@ -19,6 +19,7 @@ mod overlay;
 mod policy;
 pub mod redefine;
 pub mod revert;
+pub mod room;
 mod show;
 pub mod state_files;
 

@@ -89,6 +89,8 @@ pub(super) struct Inner {
     pub(super) journal: Option<(Plan, Vec<Entry>)>,
     pub(super) plans: Vec<String>,
     pub(super) now: i64,
+    /// Bytes that can still be written; none: without end.
+    pub(super) room: Option<u64>,
     pub(super) calls: usize,
     pub(super) trouble: Option<(usize, Trouble)>,
     pub(super) dead: bool,

@@ -172,6 +172,11 @@ impl World {
         self.lock().guest.as_mut().expect("the guest is up").running = false;
     }
 
+    /// All directories are on one file system with this much room.
+    pub fn set_room(&self, bytes: u64) {
+        self.lock().room = Some(bytes);
+    }
+
     /// A user prepares a file: an overlay on `backing`, or an empty one.
     pub fn prepare(&self, path: &str, backing: Option<&str>) {
         let image = Image {
@@ -330,6 +335,7 @@ impl World {
             journal: inner.journal.clone(),
             plans: Vec::new(),
             now: inner.now,
+            room: inner.room,
             calls: 0,
             trouble: None,
             dead: false,

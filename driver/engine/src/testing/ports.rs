@@ -10,7 +10,7 @@ use super::inner::{Guest, image_facts};
 use super::{NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, PathKind, Place, StateFile};
+use crate::facts::{DomainFacts, PathKind, Place, Room, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, ResumeReason, Step};
 use crate::ports::{
     Entry, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
@@ -119,6 +119,10 @@ impl Hypervisor for World {
             image: image.map(image_facts),
             kind,
         })
+    }
+
+    async fn room(&self, _directory: &Path) -> Option<Room> {
+        self.lock().room.map(|free| Room { file_system: 1, free })
     }
 
     fn state_files(&self, _domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
