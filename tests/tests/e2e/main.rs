@@ -7,6 +7,7 @@ mod blockjobs;
 mod clients;
 mod defects;
 mod domain;
+mod events;
 mod external;
 mod firmware;
 mod guests;
