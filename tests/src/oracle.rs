@@ -51,10 +51,14 @@ pub fn libvirtd(dir: &Path) -> Command {
             mkdir -p "$over"
             mount --bind "$1/${pair%%:*}" "$over"
         done
+        # Where it looks for what writes memory to files.
+        mkdir -p /usr/lib/libvirt
+        mount --bind "$3" /usr/lib/libvirt
         exec "$2" --config "$1/etc/libvirtd.conf" --pid-file "$1/libvirtd.pid"
     "#;
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-e", "-c", script, "sh"]).arg(dir).arg(program);
+    command.arg(files.join("usr/lib/libvirt"));
     command.env("LIBVIRT_DRIVER_DIR", drivers);
     command
 }

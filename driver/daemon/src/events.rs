@@ -10,7 +10,7 @@ use virtsnap_engine::domain::{
     BlockJobKind, BlockJobStatus, Defined, Event, IoErrorAction, Resumed, ShutOffReason,
     ShutdownBy, Started, Suspended,
 };
-use virtsnap_rpc::remote::{self as wire, DomainRef, Event as Message};
+use virtsnap_rpc::remote::{self as wire, DomainRef, Event as Message, TypedParam};
 
 use crate::handle::Sessions;
 
@@ -38,6 +38,7 @@ mod id {
     pub(super) const AGENT_LIFECYCLE: i32 = 18;
     pub(super) const DEVICE_ADDED: i32 = 19;
     pub(super) const MIGRATION_ITERATION: i32 = 20;
+    pub(super) const JOB_COMPLETED: i32 = 21;
     pub(super) const METADATA_CHANGE: i32 = 23;
 }
 
@@ -68,6 +69,13 @@ impl Events {
         let there = DomainRef { name: new_name.to_owned(), ..gone.clone() };
         self.lifecycle(&gone, 1, 1);
         self.lifecycle(&there, 0, 2);
+    }
+
+    pub(crate) fn job_completed(&self, uuid: Uuid, name: &str, id: i32, params: &[TypedParam]) {
+        let dom = DomainRef { name: name.to_owned(), uuid, id };
+        self.send(self::id::JOB_COMPLETED, &dom, |callback_id, dom| {
+            wire::DomainEventJobCompleted { callback_id, dom, params: params.to_vec().into() }
+        });
     }
 
     fn send<M: Message>(&self, event: i32, dom: &DomainRef, message: impl Fn(i32, DomainRef) -> M) {

@@ -194,6 +194,12 @@ pub trait Inspect: Hypervisor {
         async { Ok(None) }
     }
 
+    /// What the last save of memory in this life of the guest came to.
+    fn saved_memory(&self, domain: Uuid) -> impl Future<Output = Result<Option<MemoryJob>>> + Send {
+        let _ = domain;
+        async { Ok(None) }
+    }
+
     /// Ends that; the operation it belongs to fails as aborted and undoes what it did.
     fn abort_memory_job(&self, domain: Uuid) -> impl Future<Output = Result<()>> + Send {
         let _ = domain;

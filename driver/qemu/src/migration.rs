@@ -224,8 +224,18 @@ async fn follow(
 /// What a client is told of a save that goes on.
 pub(crate) async fn job(instance: &Instance) -> Result<Option<MemoryJob>> {
     let now = progress(&instance.qmp).await?;
+    Ok(now.is_active().then(|| figures(&now)))
+}
+
+/// The same of the last one, if it succeeded.
+pub(crate) async fn last(instance: &Instance) -> Result<Option<MemoryJob>> {
+    let now = progress(&instance.qmp).await?;
+    Ok((now.status == "completed").then(|| figures(&now)))
+}
+
+fn figures(now: &Progress) -> MemoryJob {
     let ram = &now.ram;
-    Ok(now.is_active().then(|| MemoryJob {
+    MemoryJob {
         elapsed: now.total_time,
         setup: now.setup_time,
         downtime: now.downtime.or(now.expected_downtime),
@@ -240,7 +250,7 @@ pub(crate) async fn job(instance: &Instance) -> Result<Option<MemoryJob>> {
         bytes_per_second: (ram.mbps * 125_000.0) as u64,
         dirty_rate: ram.dirty_pages_rate,
         iteration: ram.dirty_sync_count,
-    }))
+    }
 }
 
 /// Asks for the end of a save; whoever waits for it learns that it was aborted.

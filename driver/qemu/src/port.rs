@@ -174,6 +174,11 @@ impl Inspect for Qemu {
         migration::job(&instance).await
     }
 
+    async fn saved_memory(&self, domain: Uuid) -> Result<Option<MemoryJob>> {
+        let Some(instance) = self.instance(domain) else { return Ok(None) };
+        migration::last(&instance).await
+    }
+
     async fn abort_memory_job(&self, domain: Uuid) -> Result<()> {
         migration::cancel(&*self.running(domain)?).await
     }

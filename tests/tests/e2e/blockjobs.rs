@@ -6,7 +6,9 @@ use virtsnap_tests::{GuestSpec, World, images};
 
 /// The chain that a disk's guest stands on, by file name.
 fn chain(image: &str) -> Vec<String> {
-    let name = |path: String| Path::new(&path).file_name().unwrap().to_string_lossy().into_owned();
+    let name = |path: String| {
+        Path::new(&path).file_name().expect("an image has a name").to_string_lossy().into_owned()
+    };
     images::chain(Path::new(image)).into_iter().map(name).collect()
 }
 

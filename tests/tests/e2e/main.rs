@@ -13,6 +13,7 @@ mod firmware;
 mod guests;
 mod hazards;
 mod internal;
+mod jobs;
 mod metadata;
 mod quiesce;
 mod survive;

@@ -1,15 +1,27 @@
 //! What holds a domain just now, as virDomainGetJobInfo and its successors tell it.
+//!
+//! An operation on snapshots is a job with a number of libvirt's, told about while it runs, when it
+//! has succeeded (JOB_COMPLETED), and after that until it is asked for. libvirt tells of the end
+//! only where memory went to a file; here every such operation is told of.
 
-use virtsnap_engine::error::{Condition, Error};
+use std::time::{Duration, Instant};
+
+use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
+use virtsnap_xml::domain;
 
 use super::info::millis;
 use super::{Context, Outcome, flags};
-use crate::domains::{Domain, Operation};
+use crate::domains::{Domain, Figures, Operation};
 
+// virDomainJobType
 const NONE: i32 = 0;
 const UNBOUNDED: i32 = 2;
+const COMPLETED: i32 = 3;
+
+/// While QEMU saves memory inside of an image its monitor is silent; nobody waits for it here.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// virDomainJobOperation; none for changes that libvirt does not report as jobs either.
 fn number(operation: Operation) -> Option<i32> {
@@ -22,10 +34,59 @@ fn number(operation: Operation) -> Option<i32> {
     }
 }
 
-/// The operation and how long it has been going on.
-fn reported(domain: &Domain) -> Option<(i32, u64)> {
+/// What is known of the job that holds the domain.
+async fn running<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Option<Figures> {
     let job = domain.jobs.running()?;
-    Some((number(job.operation)?, millis(job.since.elapsed())))
+    number(job.operation)?;
+    let figures = Figures::new(job.operation, job.since);
+    let measured = measure(cx, domain, figures.clone());
+    Some(tokio::time::timeout(PATIENCE, measured).await.unwrap_or(figures))
+}
+
+async fn measure<H: Inspect>(
+    cx: &Context<'_, H>,
+    domain: &Domain,
+    mut figures: Figures,
+) -> Figures {
+    let hypervisor = &cx.daemon.domains.hypervisor;
+    figures.memory = hypervisor.memory_job(domain.uuid).await.ok().flatten();
+    if figures.operation == Operation::SnapshotDelete
+        && let Some(active) = cx.daemon.domains.active(domain)
+    {
+        for disk in domain::disks(&active.live) {
+            let merge = hypervisor.block_job(domain.uuid, disk.target()).await.ok().flatten();
+            if let Some(merge) = merge {
+                figures.merged = figures.merged.saturating_add(merge.done);
+                figures.to_merge = figures.to_merge.saturating_add(merge.total);
+            }
+        }
+    }
+    figures
+}
+
+/// Runs an operation on snapshots as a job that can be watched. The caller has the domain's job.
+pub(super) async fn watched<H: Inspect, T>(
+    cx: &Context<'_, H>,
+    domain: &Domain,
+    operation: Operation,
+    act: impl Future<Output = Result<T>>,
+    saved_memory: impl FnOnce(&T) -> bool,
+) -> Result<T> {
+    let since = Instant::now();
+    let outcome = act.await?;
+    let domains = &cx.daemon.domains;
+    let mut figures = Figures::new(operation, since);
+    if saved_memory(&outcome) {
+        let saved = domains.hypervisor.saved_memory(domain.uuid);
+        let saved = tokio::time::timeout(PATIENCE, saved).await;
+        figures.memory = saved.ok().and_then(Result::ok).flatten();
+    }
+    figures.elapsed = millis(since.elapsed());
+    let params = params(&figures);
+    domain.jobs.complete(figures);
+    let (name, id) = (domain.name(), domains.id(domain));
+    domains.table.events().job_completed(domain.uuid, &name, id, &params);
+    Ok(outcome)
 }
 
 pub(super) async fn info<H: Inspect>(
@@ -33,59 +94,173 @@ pub(super) async fn info<H: Inspect>(
     args: DomainGetJobInfoArgs,
 ) -> Outcome<DomainGetJobInfoRet> {
     let domain = cx.domain(&args.dom)?;
-    let (kind, time_elapsed) = match reported(&domain) {
-        Some((_, elapsed)) => (UNBOUNDED, elapsed),
-        None => {
-            cx.daemon.domains.running(&domain)?;
-            (NONE, 0)
-        }
-    };
+    let figures = running(&cx, &domain).await;
+    if figures.is_none() {
+        cx.daemon.domains.running(&domain)?;
+    }
+    let kind = if figures.is_some() { UNBOUNDED } else { NONE };
+    let figures = figures.unwrap_or_else(|| Figures::new(Operation::Start, Instant::now()));
+    let memory = figures.memory.unwrap_or_default();
+    let data = Data::of(&figures);
     Ok(DomainGetJobInfoRet {
         kind,
-        time_elapsed,
+        time_elapsed: if kind == NONE { 0 } else { figures.elapsed },
         time_remaining: 0,
-        data_total: 0,
-        data_processed: 0,
-        data_remaining: 0,
-        mem_total: 0,
-        mem_processed: 0,
-        mem_remaining: 0,
-        file_total: 0,
-        file_processed: 0,
-        file_remaining: 0,
+        data_total: data.total,
+        data_processed: data.processed,
+        data_remaining: data.remaining,
+        mem_total: memory.total,
+        mem_processed: memory.processed,
+        mem_remaining: memory.remaining,
+        file_total: figures.to_merge,
+        file_processed: figures.merged,
+        file_remaining: figures.to_merge.saturating_sub(figures.merged),
     })
+}
+
+/// Memory and disks together.
+struct Data {
+    total: u64,
+    processed: u64,
+    remaining: u64,
+}
+
+impl Data {
+    fn of(figures: &Figures) -> Self {
+        let memory = figures.memory.unwrap_or_default();
+        let left = figures.to_merge.saturating_sub(figures.merged);
+        Self {
+            total: memory.total.saturating_add(figures.to_merge),
+            processed: memory.processed.saturating_add(figures.merged),
+            remaining: memory.remaining.saturating_add(left),
+        }
+    }
+}
+
+/// VIR_DOMAIN_JOB_*
+fn params(figures: &Figures) -> Vec<TypedParam> {
+    let operation = number(figures.operation).unwrap_or(0);
+    let mut params = vec![TypedParam::new("operation", operation)];
+    let mut add = |field: &str, value: u64| params.push(TypedParam::new(field, value));
+    add("time_elapsed", figures.elapsed);
+    if let Some(memory) = &figures.memory {
+        memory.downtime.into_iter().for_each(|time| add("downtime", time));
+        memory.setup.into_iter().for_each(|time| add("setup_time", time));
+    }
+    if figures.memory.is_some() || figures.to_merge > 0 {
+        let data = Data::of(figures);
+        add("data_total", data.total);
+        add("data_processed", data.processed);
+        add("data_remaining", data.remaining);
+    }
+    if let Some(memory) = &figures.memory {
+        add("memory_total", memory.total);
+        add("memory_processed", memory.processed);
+        add("memory_remaining", memory.remaining);
+        if memory.bytes_per_second > 0 {
+            add("memory_bps", memory.bytes_per_second);
+        }
+        add("memory_constant", memory.constant_pages);
+        add("memory_normal", memory.normal_pages);
+        add("memory_normal_bytes", memory.normal_bytes);
+        add("memory_dirty_rate", memory.dirty_rate);
+        add("memory_iteration", memory.iteration);
+        if memory.page_size > 0 {
+            add("memory_page_size", memory.page_size);
+        }
+    }
+    if figures.to_merge > 0 {
+        add("disk_total", figures.to_merge);
+        add("disk_processed", figures.merged);
+        add("disk_remaining", figures.to_merge.saturating_sub(figures.merged));
+    }
+    params
 }
 
 pub(super) async fn stats<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetJobStatsArgs,
 ) -> Outcome<DomainGetJobStatsRet> {
-    const COMPLETED: u32 = 1;
+    const OF_COMPLETED: u32 = 1;
     const KEEP_COMPLETED: u32 = 2;
-    flags::only(args.flags, COMPLETED | KEEP_COMPLETED, "qemuDomainGetJobStats")?;
+    flags::only(args.flags, OF_COMPLETED | KEEP_COMPLETED, "qemuDomainGetJobStats")?;
     let domain = cx.domain(&args.dom)?;
-    // What is over is not kept.
-    let running = if args.flags & COMPLETED == 0 { reported(&domain) } else { None };
-    let Some((operation, elapsed)) = running else {
-        if args.flags & COMPLETED == 0 {
+    let (kind, figures) = if args.flags & OF_COMPLETED != 0 {
+        (COMPLETED, domain.jobs.completed(args.flags & KEEP_COMPLETED != 0))
+    } else {
+        (UNBOUNDED, running(&cx, &domain).await)
+    };
+    let Some(figures) = figures else {
+        if args.flags & OF_COMPLETED == 0 {
             cx.daemon.domains.running(&domain)?;
         }
         return Ok(DomainGetJobStatsRet { kind: NONE, params: Vec::new().into() });
     };
-    let params =
-        vec![TypedParam::new("operation", operation), TypedParam::new("time_elapsed", elapsed)];
-    Ok(DomainGetJobStatsRet { kind: UNBOUNDED, params: params.into() })
+    Ok(DomainGetJobStatsRet { kind, params: params(&figures).into() })
 }
 
-/// An operation on snapshots goes on to its end, or back to its start, by itself.
+/// Memory on its way to a file can be stopped: then the operation fails as aborted, and undoes what
+/// it did. All else goes on to its end, or back to its start, by itself.
 pub(super) async fn abort<H: Inspect>(cx: Context<'_, H>, args: DomainAbortJobArgs) -> Outcome<()> {
     let domain = cx.domain(&args.dom)?;
-    Err(match reported(&domain) {
-        None => Error::new(Condition::OperationInvalid, "no job is active on the domain"),
-        Some(_) => Error::new(
-            Condition::OperationInvalid,
-            "this job cannot be aborted: it completes, or undoes what it did, by itself",
+    abort_job(&cx, &domain).await
+}
+
+pub(super) async fn abort_flags<H: Inspect>(
+    cx: Context<'_, H>,
+    args: DomainAbortJobFlagsArgs,
+) -> Outcome<()> {
+    const POSTCOPY: u32 = 1;
+    flags::only(args.flags, POSTCOPY, "qemuDomainAbortJobFlags")?;
+    let domain = cx.domain(&args.dom)?;
+    if args.flags & POSTCOPY != 0 {
+        let message = "current job is not outgoing migration in post-copy mode";
+        return Err(Error::new(Condition::OperationInvalid, message).into());
+    }
+    abort_job(&cx, &domain).await
+}
+
+async fn abort_job<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Outcome<()> {
+    let invalid = |message: &str| Error::new(Condition::OperationInvalid, message.to_owned());
+    cx.daemon.domains.running(domain)?;
+    let job = domain.jobs.running().filter(|job| number(job.operation).is_some());
+    let Some(job) = job else {
+        return Err(invalid("no job is active on the domain").into());
+    };
+    let hypervisor = &cx.daemon.domains.hypervisor;
+    let saving = tokio::time::timeout(PATIENCE, hypervisor.memory_job(domain.uuid)).await;
+    if saving.is_ok_and(|memory| memory.is_ok_and(|memory| memory.is_some())) {
+        return Ok(hypervisor.abort_memory_job(domain.uuid).await?);
+    }
+    Err(match job.operation {
+        Operation::Start => invalid("cannot abort VM start; use virDomainDestroy instead"),
+        _ => invalid(
+            "this job cannot be aborted now: memory that is saved inside of an image, and disks \
+             that are merged, complete by themselves",
         ),
     }
     .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use virtsnap_engine::inspect::MemoryJob;
+
+    use super::*;
+
+    #[test]
+    fn figures_become_libvirts_fields() {
+        let mut figures = Figures::new(Operation::SnapshotCreate, Instant::now());
+        let fields = |figures: &Figures| -> Vec<String> {
+            params(figures).into_iter().map(|param| param.field).collect()
+        };
+        assert_eq!(fields(&figures), ["operation", "time_elapsed"]);
+        figures.memory =
+            Some(MemoryJob { total: 10, processed: 4, remaining: 6, ..Default::default() });
+        (figures.merged, figures.to_merge) = (1, 3);
+        let data = Data::of(&figures);
+        assert_eq!((data.total, data.processed, data.remaining), (13, 5, 8));
+        assert!(fields(&figures).contains(&"memory_total".to_owned()));
+        assert!(fields(&figures).contains(&"disk_total".to_owned()));
+    }
 }

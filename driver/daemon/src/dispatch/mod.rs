@@ -412,6 +412,7 @@ table! {
     CONNECT_UNREGISTER_CLOSE_CALLBACK => connect::unregister_close_callback,
     DOMAIN_LIST_ALL_CHECKPOINTS => info::list_checkpoints,
     DOMAIN_GET_MESSAGES => info::messages,
+    DOMAIN_ABORT_JOB_FLAGS => jobs::abort_flags,
     DOMAIN_GET_AUTOSTART_ONCE => life::get_autostart_once,
 }
 

@@ -4,20 +4,21 @@
 //! here; everything else is the engine's. HALT has one of its own: a client that gets code 8 for it
 //! repeats the call without HALT and then destroys the domain itself, so it never gets code 8.
 
-use virtsnap_engine::domain::ShutOffReason;
+use virtsnap_engine::domain::{Defined, Event, ShutOffReason};
 use virtsnap_engine::error::{Condition, Error, Origin};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::options::{
     Afterwards, Consolidate, CreateOptions, DeleteOptions, DeleteScope, ListFilter, ListRoot,
     Metadata, New, Overlays, RevertOptions, RevertState, Scope,
 };
+use virtsnap_engine::ports::EventSink;
 use virtsnap_rpc::remote::*;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, ErrorKind, Request, SnapshotXmlError, Survivor};
+use virtsnap_xml::snapshot::{Definition, ErrorKind, Memory, Request, SnapshotXmlError, Survivor};
 
 use super::flags::ours::*;
 use super::flags::{self, Flag};
-use super::{Context, Failure, Outcome};
+use super::{Context, Failure, Outcome, jobs};
 use crate::domains::{Domain, Operation};
 
 /// The error domain of the checks libvirt makes in its API (VIR_FROM_DOMAIN_SNAPSHOT).
@@ -163,7 +164,11 @@ async fn create_or_redefine<H: Inspect>(
         CreateOptions::New(new) => {
             let request = Request::parse(&root).map_err(refused)?;
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
-            let made = domains.snapshots.create(&domain.book, &request, &new).await;
+            let creating = domains.snapshots.create(&domain.book, &request, &new);
+            let made = jobs::watched(cx, &domain, Operation::SnapshotCreate, creating, |moment| {
+                matches!(moment.memory, Memory::External { .. })
+            })
+            .await;
             domains.drop_if_gone(&domain);
             made?
         }
@@ -206,9 +211,15 @@ pub(super) async fn revert<H: Inspect>(
     let domains = &cx.daemon.domains;
     let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
     let was_active = domains.active(&domain).is_some();
-    let reverted = domains.snapshots.revert(&domain.book, &args.snap.name, &options).await;
+    let reverting = domains.snapshots.revert(&domain.book, &args.snap.name, &options);
+    let reverted =
+        jobs::watched(&cx, &domain, Operation::SnapshotRevert, reverting, |()| false).await;
     if reverted.is_ok() && was_active && domains.active(&domain).is_none() {
         domain.set_off(ShutOffReason::FromSnapshot);
+    }
+    if reverted.is_ok() && domain.is_persistent() {
+        let (name, id) = (domain.name(), domains.id(&domain));
+        domains.table.emit(domain.uuid, &name, id, Event::Defined(Defined::FromSnapshot));
     }
     domains.drop_if_gone(&domain);
     Ok(reverted?)
@@ -251,7 +262,9 @@ pub(super) async fn delete<H: Inspect>(
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
     let _job = domains.job(&domain, Operation::SnapshotDelete).await?;
-    let deleted = domains.snapshots.delete(&domain.book, &args.snap.name, &options).await;
+    let deleting = domains.snapshots.delete(&domain.book, &args.snap.name, &options);
+    let deleted =
+        jobs::watched(&cx, &domain, Operation::SnapshotDelete, deleting, |()| false).await;
     domains.drop_if_gone(&domain);
     Ok(deleted?)
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard};
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::inspect::MemoryJob;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -40,10 +41,31 @@ pub(crate) struct Running {
     pub(crate) since: Instant,
 }
 
+/// What is told of a job, while it runs or after. Bytes, and milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) operation: Operation,
+    pub(crate) elapsed: u64,
+    /// Memory on its way to a file.
+    pub(crate) memory: Option<MemoryJob>,
+    /// Of disks whose layers are merged.
+    pub(crate) merged: u64,
+    pub(crate) to_merge: u64,
+}
+
+impl Figures {
+    pub(crate) fn new(operation: Operation, since: Instant) -> Self {
+        let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Self { operation, elapsed, memory: None, merged: 0, to_merge: 0 }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
     lock: Arc<Lock<()>>,
     running: Arc<Mutex<Option<Running>>>,
+    /// The last one that succeeded, until somebody asked.
+    completed: Mutex<Option<Figures>>,
 }
 
 /// Holding it is having the domain.
@@ -66,6 +88,15 @@ impl Jobs {
         let running = Running { operation, since: Instant::now() };
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
         Ok(Job { running: self.running.clone(), _lock: lock })
+    }
+
+    pub(crate) fn complete(&self, figures: Figures) {
+        *self.completed.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+    }
+
+    pub(crate) fn completed(&self, keep: bool) -> Option<Figures> {
+        let mut completed = self.completed.lock().unwrap_or_else(PoisonError::into_inner);
+        if keep { completed.clone() } else { completed.take() }
     }
 
     pub(crate) fn running(&self) -> Option<Running> {

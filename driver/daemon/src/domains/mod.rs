@@ -15,6 +15,6 @@ pub(crate) mod life;
 pub(crate) mod table;
 
 pub(crate) use definition::View;
-pub(crate) use job::Operation;
+pub(crate) use job::{Figures, Operation};
 pub(crate) use life::{Domains, Nvram, Undefine};
 pub(crate) use table::{Domain, Table};

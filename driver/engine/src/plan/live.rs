@@ -63,8 +63,9 @@ pub(super) fn arrange(
     let memory_on_disk = moment.memory == Memory::Internal { image: None };
     let one_job = memory_on_disk && parts.overlays.is_empty();
     // The job stops the guest and lets it go on itself; but what the state files hold is to be of
-    // the moment that the memory is of.
-    let stops_itself = one_job && !state_files::any(facts);
+    // the moment that the memory is of, and a guest that is to be halted is not to go on.
+    let goes_on = options.afterwards == Afterwards::Continue;
+    let stops_itself = one_job && goes_on && !state_files::any(facts);
     let live = runs && options.scope == Scope::FullSystem { live: true };
     let stops = runs && (manual || (moment.memory.is_saved() && !stops_itself));
     if let Memory::Internal { image: Some(image) } = &moment.memory {
@@ -98,7 +99,7 @@ pub(super) fn arrange(
             parts.pivot(&tag)
         }
     };
-    if stops && !manual && options.afterwards == Afterwards::Continue {
+    if stops && !manual && goes_on {
         plan.finish.push(Finish::Resume(ResumeReason::Unpaused));
     }
     Ok(())

@@ -212,6 +212,7 @@ calls! {
     DOMAIN_INTERFACE_ADDRESSES:
         DomainInterfaceAddressesArgs { dom: DomainRef, source: u32, flags: u32 }
         -> DomainInterfaceAddressesRet { ifaces: List<DomainInterface, 2048> };
+    DOMAIN_ABORT_JOB_FLAGS: DomainAbortJobFlagsArgs { dom: DomainRef, flags: u32 } -> ();
     DOMAIN_RENAME: DomainRenameArgs { dom: DomainRef, new_name: Option<String>, flags: u32 }
         -> DomainRenameRet { retcode: i32 };
     DOMAIN_GET_PERF_EVENTS: DomainGetPerfEventsArgs { dom: DomainRef, flags: u32 }
