@@ -17,7 +17,7 @@ use crate::element::Element;
 
 pub use disk::{DiskView, disk, disk_mut, disks, push_overlay, set_backing, set_image};
 pub use inactive::{to_inactive, without_secrets};
-pub use metadata::{MetadataError, metadata, set_metadata};
+pub use metadata::{MetadataError, add_metadata, metadata, set_metadata};
 
 /// The order in which libvirt prints what comes first in a domain.
 const ORDER: [&str; 9] =

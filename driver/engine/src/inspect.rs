@@ -3,15 +3,16 @@
 //! Apart from [`Hypervisor`] so that a new backend may begin without: everything here is refused
 //! by default, in a way that clients know how to live with.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
 
 use crate::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use crate::error::{Condition, Error, Result};
-use crate::facts::Target;
+use crate::facts::{Format, InternalSnapshot, Target};
 use crate::ports::Hypervisor;
 
 fn unsupported<T>(what: &str) -> Result<T> {
@@ -186,6 +187,18 @@ pub trait Inspect: Hypervisor {
     ) -> impl Future<Output = Result<ImageSize>> + Send {
         let _ = (domain, target);
         async { unsupported("image sizes") }
+    }
+
+    /// The internal snapshots in the images of a definition's disks, in those below, and in
+    /// `named`; images without any are left out.
+    fn image_snapshots(
+        &self,
+        domain: Uuid,
+        definition: &Element,
+        named: &BTreeMap<PathBuf, Format>,
+    ) -> impl Future<Output = Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>>> + Send {
+        let _ = (domain, definition, named);
+        async { Ok(BTreeMap::new()) }
     }
 
     /// How far the memory is that is being saved just now; none: none is.

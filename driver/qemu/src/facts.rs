@@ -13,11 +13,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use uuid::Uuid;
 use virtsnap_engine::domain::{ShutOffReason, State};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{
-    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts, MemoryFile,
-    PathKind,
+    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts,
+    InternalSnapshot, MemoryFile, PathKind,
 };
 use virtsnap_engine::ports::Subject;
 use virtsnap_xml::domain::{self, DiskView};
@@ -94,6 +95,31 @@ impl Qemu {
             has_managed_save: false,
             now: now(),
         })
+    }
+
+    /// What can be read without the domain's job: nothing is changed, and an image that cannot be
+    /// read just now is left out.
+    pub(crate) async fn snapshots_in_images(
+        &self,
+        domain: Uuid,
+        definition: &Element,
+        named: &BTreeMap<PathBuf, Format>,
+    ) -> Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>> {
+        let mut images = Images::new();
+        if let Some(instance) = self.instance(domain) {
+            live_images(&instance, &mut images).await?;
+        }
+        let tool = self.image_tool();
+        let disks = domain::disks(definition).map(disk_facts);
+        let active: Vec<(PathBuf, Format)> =
+            disks.filter_map(|disk| Some((disk.image()?.clone(), disk.format))).collect();
+        for (path, format) in active.iter().map(|(p, f)| (p, f)).chain(named) {
+            if let Err(err) = walk(&tool, path, format, &mut images).await {
+                tracing::warn!("{}", err.chain());
+            }
+        }
+        let found = images.into_iter().map(|(path, facts)| (path, facts.snapshots));
+        Ok(found.filter(|(_, snapshots)| !snapshots.is_empty()).collect())
     }
 
     pub(crate) fn image_tool(&self) -> QemuImg {

@@ -1,12 +1,15 @@
 //! The engine's ports, each call handed to the part that does it.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtsnap_engine::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use virtsnap_engine::domain::{Active, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
-use virtsnap_engine::facts::{DomainFacts, PathKind, Place, Room, StateFile, Target};
+use virtsnap_engine::facts::{
+    DomainFacts, Format, InternalSnapshot, PathKind, Place, Room, StateFile, Target,
+};
 use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
 };
@@ -181,6 +184,15 @@ impl Inspect for Qemu {
 
     async fn abort_memory_job(&self, domain: Uuid) -> Result<()> {
         migration::cancel(&*self.running(domain)?).await
+    }
+
+    async fn image_snapshots(
+        &self,
+        domain: Uuid,
+        definition: &Element,
+        named: &BTreeMap<PathBuf, Format>,
+    ) -> Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>> {
+        self.snapshots_in_images(domain, definition, named).await
     }
 
     async fn block_job(&self, domain: Uuid, target: &str) -> Result<Option<BlockJob>> {

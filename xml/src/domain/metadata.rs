@@ -62,6 +62,13 @@ pub fn set_metadata(
     Ok(())
 }
 
+/// Adds an element that declares its own namespace.
+pub fn add_metadata(domain: &mut Element, element: Element) {
+    let metadata = domain.child("metadata").cloned();
+    let metadata = metadata.unwrap_or_else(|| Element::new("metadata"));
+    put(domain, metadata.with_child(element));
+}
+
 fn namespace<'a>(outside: &Scope<'a>, element: &'a Element) -> Option<&'a str> {
     outside.enter(element).resolve(element.name()).0
 }

@@ -44,6 +44,9 @@ pub(super) fn requires(flags: u32, flag: Flag, required: Flag, from: i32) -> Out
 pub(super) mod ours {
     use super::Flag;
 
+    /// Of virDomainGetXMLDesc.
+    pub(crate) const XML_IMAGES: Flag = (1 << 16, "VIRTSNAP_XML_IMAGES");
+
     pub(crate) const CREATE_NO_CURRENT: Flag = (1 << 16, "VIRTSNAP_CREATE_NO_CURRENT");
 
     pub(crate) const REVERT_STOP: Flag = (1 << 16, "VIRTSNAP_REVERT_STOP");

@@ -89,20 +89,24 @@ pub(super) async fn xml_desc<H: Inspect>(
     const UPDATE_CPU: u32 = 4;
     const MIGRATABLE: u32 = 8;
     let known = SECURE | INACTIVE | UPDATE_CPU | MIGRATABLE;
-    flags::only(args.flags, known, "qemuDomainGetXMLDesc")?;
+    let images = flags::ours::XML_IMAGES.0;
+    flags::only(args.flags, known | images, "qemuDomainGetXMLDesc")?;
     let view = View {
         secure: args.flags & (SECURE | MIGRATABLE) != 0,
         inactive: args.flags & INACTIVE != 0,
     };
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
-    let shown = if args.flags & MIGRATABLE != 0 && !view.inactive {
+    let mut shown = if args.flags & MIGRATABLE != 0 && !view.inactive {
         // What is the same on whatever host: the guest that runs, without what its start added.
         let view = View { inactive: true, ..view };
         definition::view(&domains.current(&domain)?, None, view)
     } else {
         domains.xml(&domain, view)?
     };
+    if args.flags & images != 0 {
+        super::images::add(&cx, &domain, &mut shown).await?;
+    }
     Ok(DomainGetXmlDescRet { xml: shown.to_string() })
 }
 

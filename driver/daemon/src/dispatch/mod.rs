@@ -14,6 +14,7 @@ mod coverage;
 mod disks;
 mod flags;
 mod guest;
+mod images;
 mod info;
 mod jobs;
 mod life;

@@ -275,7 +275,16 @@ pub(super) async fn xml_desc<H: Inspect>(
 ) -> Outcome<DomainSnapshotGetXmlDescRet> {
     const SECURE: u32 = 1;
     flags::only(args.flags, SECURE, "qemuDomainSnapshotGetXMLDesc")?;
-    let definition = cx.domain(&args.snap.dom)?.book().moments.expect(&args.snap.name)?.clone();
+    let domain = cx.domain(&args.snap.dom)?;
+    let recorded = domain.book().moments.expect(&args.snap.name).cloned();
+    let definition = match recorded {
+        Ok(definition) => definition,
+        // One that a list for NO_METADATA gave.
+        Err(missing) => {
+            let mut unknown = super::images::unknown(&cx, &domain).await?;
+            unknown.remove(&args.snap.name).ok_or(missing)?
+        }
+    };
     let shown = if args.flags & SECURE == 0 { definition.without_secrets() } else { definition };
     Ok(DomainSnapshotGetXmlDescRet { xml: shown.to_element().to_string() })
 }
@@ -310,9 +319,21 @@ fn names(domain: &Domain, root: ListRoot<'_>, bits: u32, function: &str) -> Outc
     Ok(found.into_iter().map(|definition| definition.name.clone()).collect())
 }
 
-fn of_domain(domain: &Domain, bits: u32, function: &str) -> Outcome<Vec<String>> {
+async fn of_domain<H: Inspect>(
+    cx: &Context<'_, H>,
+    domain: &Domain,
+    bits: u32,
+    function: &str,
+) -> Outcome<Vec<String>> {
     let root = if bits & ROOTS_OR_DESCENDANTS != 0 { ListRoot::Roots } else { ListRoot::All };
-    names(domain, root, bits, function)
+    let mut names = names(domain, root, bits, function)?;
+    let filter = filter(bits, function)?;
+    if filter.contains(ListFilter::NO_METADATA) {
+        let unknown = super::images::unknown(cx, domain).await?;
+        let listed = unknown.values().filter(|moment| super::images::matches(moment, filter));
+        names.extend(listed.map(|moment| moment.name.clone()));
+    }
+    Ok(names)
 }
 
 fn below(domain: &Domain, name: &str, bits: u32, function: &str) -> Outcome<Vec<String>> {
@@ -333,7 +354,7 @@ pub(super) async fn num<H: Inspect>(
     args: DomainSnapshotNumArgs,
 ) -> Outcome<DomainSnapshotNumRet> {
     let domain = cx.domain(&args.dom)?;
-    let names = of_domain(&domain, args.flags, "qemuDomainSnapshotNum")?;
+    let names = of_domain(&cx, &domain, args.flags, "qemuDomainSnapshotNum").await?;
     Ok(DomainSnapshotNumRet { num: count(&names) })
 }
 
@@ -342,7 +363,7 @@ pub(super) async fn list_names<H: Inspect>(
     args: DomainSnapshotListNamesArgs,
 ) -> Outcome<DomainSnapshotListNamesRet> {
     let domain = cx.domain(&args.dom)?;
-    let names = of_domain(&domain, args.flags, "qemuDomainSnapshotListNames")?;
+    let names = of_domain(&cx, &domain, args.flags, "qemuDomainSnapshotListNames").await?;
     let most = super::lists::at_most(args.max_names);
     Ok(DomainSnapshotListNamesRet { names: names.into_iter().take(most).collect() })
 }
@@ -378,7 +399,7 @@ pub(super) async fn list_all<H: Inspect>(
     args: DomainListAllSnapshotsArgs,
 ) -> Outcome<DomainListAllSnapshotsRet> {
     let domain = cx.domain(&args.dom)?;
-    let names = of_domain(&domain, args.flags, "qemuDomainListAllSnapshots")?;
+    let names = of_domain(&cx, &domain, args.flags, "qemuDomainListAllSnapshots").await?;
     let (snapshots, ret) = references(names, &args.dom, args.need_results);
     Ok(DomainListAllSnapshotsRet { snapshots: snapshots.into(), ret })
 }
@@ -454,13 +475,20 @@ pub(super) async fn is_current<H: Inspect>(
     Ok(DomainSnapshotIsCurrentRet { current: current.into() })
 }
 
-/// What is listed has metadata: the others are not listed.
+/// What is not recorded, and still listed, is inside an image.
 pub(super) async fn has_metadata<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotHasMetadataArgs,
 ) -> Outcome<DomainSnapshotHasMetadataRet> {
     flags::only(args.flags, 0, "qemuDomainSnapshotHasMetadata")?;
-    cx.domain(&args.snap.dom)?.book().moments.expect(&args.snap.name)?;
+    let domain = cx.domain(&args.snap.dom)?;
+    let missing = domain.book().moments.expect(&args.snap.name).err();
+    if let Some(missing) = missing {
+        return match super::images::unknown(&cx, &domain).await?.contains_key(&args.snap.name) {
+            true => Ok(DomainSnapshotHasMetadataRet { metadata: 0 }),
+            false => Err(missing.into()),
+        };
+    }
     Ok(DomainSnapshotHasMetadataRet { metadata: 1 })
 }
 
