@@ -44,6 +44,8 @@ pub struct World {
     pub virsh: Virsh,
     /// What guests are run with; none: what the daemon finds by itself.
     pub emulator: Option<PathBuf>,
+    /// What the daemon is started with; none: ours.
+    pub umask: Option<String>,
     /// More lines for virtsnapd's configuration, from its next start on.
     pub config: String,
     dir: Option<TempDir>,
@@ -93,7 +95,7 @@ impl World {
         let virsh = Virsh::new(format!("qemu:///system?socket={}", socket(daemon, dir.path())));
         let (dir, emulator, process) = (Some(dir), None, None);
         let config = String::new();
-        Self { daemon, virsh, emulator, config, dir, session: false, process, janitor }
+        Self { daemon, virsh, emulator, umask: None, config, dir, session: false, process, janitor }
     }
 
     pub fn dir(&self) -> &Path {
@@ -139,7 +141,15 @@ impl World {
         );
         std::fs::write(&config, text).expect("the directory is ours");
         if !self.session {
-            let mut command = Command::new(host::virtsnapd());
+            let mut command = match &self.umask {
+                None => Command::new(host::virtsnapd()),
+                Some(umask) => {
+                    let mut shell = Command::new("sh");
+                    let line = format!("umask {umask}; exec \"$0\" \"$@\"");
+                    shell.arg("-c").arg(line).arg(host::virtsnapd());
+                    shell
+                }
+            };
             command.arg("--config").arg(config);
             return command;
         }

@@ -15,6 +15,7 @@ mod hazards;
 mod internal;
 mod jobs;
 mod metadata;
+mod places;
 mod quiesce;
 mod survive;
 mod versions;
