@@ -30,8 +30,8 @@ pub struct GuestSpec {
     /// Format of each disk: vda, vdb, …
     pub disks: Vec<String>,
     pub uuid: Option<String>,
-    /// UEFI firmware.
-    pub uefi: bool,
+    /// UEFI firmware, with a variable store of that format.
+    pub uefi: Option<&'static str>,
     /// More elements for `<devices>`.
     pub devices: String,
 }
@@ -46,7 +46,7 @@ impl GuestSpec {
             has_agent: false,
             disks: vec!["qcow2".to_owned()],
             uuid: None,
-            uefi: false,
+            uefi: None,
             devices: String::new(),
         }
     }
@@ -78,8 +78,8 @@ impl GuestSpec {
 
     /// UEFI firmware with its variables, and a TPM 2.0.
     #[must_use]
-    pub fn with_firmware(mut self) -> Self {
-        self.uefi = true;
+    pub fn with_firmware(mut self, nvram_format: &'static str) -> Self {
+        self.uefi = Some(nvram_format);
         self.memory_mib = self.memory_mib.max(160);
         self.devices
             .push_str("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>");
@@ -103,7 +103,11 @@ impl GuestSpec {
                  <cmdline>console=ttyS0 quiet</cmdline>"
             );
         }
-        let firmware = if self.uefi { " firmware='efi'" } else { "" };
+        let mut firmware = "";
+        if let Some(format) = self.uefi {
+            firmware = " firmware='efi'";
+            let _ = write!(os, "<nvram format='{format}'/>");
+        }
         let mut devices = String::new();
         if let Some(emulator) = &world.emulator {
             let _ = write!(devices, "<emulator>{}</emulator>", emulator.display());

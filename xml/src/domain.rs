@@ -31,6 +31,16 @@ pub fn set_name(domain: &mut Element, name: &str) {
     set_text(domain, "name", name);
 }
 
+/// The file of the firmware's variables, and its format.
+pub fn nvram(definition: &Element) -> Option<(String, &str)> {
+    let nvram = definition.at(&["os", "nvram"])?;
+    let path = match nvram.child("source") {
+        Some(source) => source.attr("file")?.to_owned(),
+        None => nvram.text(),
+    };
+    Some((path, nvram.attr("format").unwrap_or("raw"))).filter(|(path, _)| path.starts_with('/'))
+}
+
 pub fn uuid(domain: &Element) -> Option<Uuid> {
     Uuid::parse_str(some_text(domain, "uuid")?.trim()).ok()
 }

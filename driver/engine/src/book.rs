@@ -41,6 +41,7 @@ impl Book {
             | Finish::Commit { .. }
             | Finish::Stream { .. }
             | Finish::Repoint { .. }
+            | Finish::Overwrite { .. }
             | Finish::PutBack { .. }
             | Finish::HandOver(_)
             | Finish::SetLive(_) => {}

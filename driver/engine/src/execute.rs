@@ -191,6 +191,7 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
             | Finish::Commit { .. }
             | Finish::Stream { .. }
             | Finish::Repoint { .. }
+            | Finish::Overwrite { .. }
             | Finish::PutBack { .. }
             | Finish::HandOver(_)
             | Finish::SetLive(_) => self.hypervisor.finish(self.domain, finish).await,

@@ -15,7 +15,7 @@ use crate::book::Book;
 use crate::domain::StartFrom;
 use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::Stage;
-use crate::facts::{DomainFacts, MemoryFile, PathKind, StateFacts};
+use crate::facts::{DomainFacts, Format, MemoryFile, PathKind, StateFacts};
 use crate::options::{DeleteOptions, New, RevertOptions, RevertState};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Conclude, Plan};
@@ -245,11 +245,14 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             // Copies of state files are no images.
             let copies: BTreeSet<PathBuf> =
                 book.moments.iter().flat_map(plan::state_files::copies).collect();
+            let mut images = plan::images_of(&book.moments);
+            let store = book.config.as_ref().and_then(plan::state_files::qcow2_store);
+            images.extend(store.map(|path| (path, Format::Qcow2)));
             Subject {
                 uuid: book.uuid,
                 name: book.name.clone(),
                 config: book.config.clone(),
-                images: plan::images_of(&book.moments),
+                images,
                 memory_files: plan::memory_files_of(&book.moments),
                 owned: owned.difference(&copies).cloned().collect(),
             }

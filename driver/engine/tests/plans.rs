@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use virtsnap_engine::error::Error;
+use virtsnap_engine::facts::Format;
 use virtsnap_engine::options::{
     Afterwards, Consolidate, DeleteOptions, DeleteScope, New, Overlays, RevertOptions, RevertState,
     Scope,
@@ -162,7 +163,8 @@ fn check(name: &str) {
     let script = std::fs::read_to_string(folder.join(format!("{name}.script"))).unwrap();
     let disks = ["vda", "vdb"];
     let world = match name {
-        "firmware" => World::with_firmware(&disks),
+        "firmware" => World::with_firmware(&disks, &Format::Raw),
+        "firmware-qcow2" => World::with_firmware(&disks, &Format::Qcow2),
         _ => World::new(&disks),
     };
     let told = play(&world, &script);
@@ -206,6 +208,7 @@ fn follows_policy() {
 #[test]
 fn keeps_firmware() {
     check("firmware");
+    check("firmware-qcow2");
 }
 
 #[test]

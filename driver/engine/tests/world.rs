@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error};
-use virtsnap_engine::facts::StateKind;
+use virtsnap_engine::facts::{Format, StateKind};
 use virtsnap_engine::options::{
     Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
@@ -248,7 +248,12 @@ fn restart(world: &World) -> Mutex<Book> {
 }
 
 fn situation(ops: &[Op]) -> World {
-    let world = World::with_firmware(&DISKS);
+    situation_with(&Format::Raw, ops)
+}
+
+/// The variable store is of that format.
+fn situation_with(nvram: &Format, ops: &[Op]) -> World {
+    let world = World::with_firmware(&DISKS, nvram);
     let book = world.book();
     let mut serial = 100;
     for op in ops {
@@ -259,7 +264,11 @@ fn situation(ops: &[Op]) -> World {
 }
 
 fn every_trouble(before: &[Op], op: Op) {
-    let old_world = situation(before);
+    every_trouble_with(&Format::Raw, before, op);
+}
+
+fn every_trouble_with(nvram: &Format, before: &[Op], op: Op) {
+    let old_world = situation_with(nvram, before);
     let new_world = old_world.fork();
     apply(&new_world, &new_world.book(), op, 999)
         .unwrap_or_else(|err| panic!("{before:?} {op:?}: {}", err.chain()));
@@ -340,6 +349,24 @@ fn every_mix_is_reverted_to_and_deleted() {
             );
         }
     }
+}
+
+/// A variable store that is qcow2 takes part like a disk.
+#[test]
+fn a_variable_store_with_internal_snapshots_goes_with_the_disks() {
+    let every = |before: &[Op], op| every_trouble_with(&Format::Qcow2, before, op);
+    for memory in MEMORIES {
+        every(&[Start, Write(1)], Mix(1, memory, IN, EX));
+        let taken = [Start, Write(1), Mix(0, memory, EX, EX), Write(2)];
+        every(&taken, Revert(0, AS));
+        every(&taken, Delete(0, ONE));
+    }
+    every(&[Start, Stop, Write(1)], Internal(1));
+    every(&[Start, Write(1)], Internal(1));
+    every(&[Start, Write(1), Internal(0), Write(2)], Revert(0, AS));
+    every(&[Start, Write(1), Internal(0), Write(2), Stop, Write(3)], Revert(0, AS));
+    every(&[Start, Stop, Write(1), Internal(0), Start, Write(2)], Revert(0, UP));
+    every(&[Start, Write(1), Internal(0), Write(2), Internal(1)], Delete(0, ONE));
 }
 
 #[test]
@@ -554,6 +581,10 @@ fn any_location() -> impl Strategy<Value = Location> {
     prop_oneof![3 => Just(IN), 3 => Just(EX), 1 => Just(NO), 1 => Just(BY_HAND)]
 }
 
+fn any_nvram() -> impl Strategy<Value = Format> {
+    prop_oneof![Just(Format::Raw), Just(Format::Qcow2)]
+}
+
 fn any_op() -> impl Strategy<Value = Op> {
     let state =
         prop_oneof![Just(AS), Just(UP), Just(RevertState::Paused), Just(RevertState::ShutOff),];
@@ -645,8 +676,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_moment_holds_what_it_held(ops in prop::collection::vec(any_op(), 1..40)) {
-        let world = World::with_firmware(&DISKS);
+    fn every_moment_holds_what_it_held(
+        ops in prop::collection::vec(any_op(), 1..40),
+        nvram in any_nvram(),
+    ) {
+        let world = World::with_firmware(&DISKS, &nvram);
         let book = world.book();
         let mut model = Model::default();
         for (serial, op) in ops.into_iter().enumerate() {
@@ -659,8 +693,9 @@ proptest! {
     #[test]
     fn every_moment_survives_crashes(
         ops in prop::collection::vec((any_op(), 0usize..24, any::<bool>()), 1..30),
+        nvram in any_nvram(),
     ) {
-        let world = World::with_firmware(&DISKS);
+        let world = World::with_firmware(&DISKS, &nvram);
         let mut book = world.book();
         let mut held: BTreeMap<String, View> = BTreeMap::new();
         for (serial, (op, at, after)) in ops.into_iter().enumerate() {

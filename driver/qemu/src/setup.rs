@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use virtsnap_engine::domain::{State, VmStateIn};
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::facts::Target;
+use virtsnap_engine::facts::{Format, Target};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::{Element, Node};
 
@@ -20,6 +20,7 @@ use crate::blocks::job;
 use crate::confine::{Use, failed};
 use crate::events::alias_of;
 use crate::hypervisor::Qemu;
+use crate::image::QemuImg;
 use crate::instance::{Inner, Instance};
 use crate::steps::{attach_vm_state_image, detach_vm_state};
 
@@ -221,35 +222,43 @@ pub(crate) fn images_in_use(inner: &Inner, files: &[PathBuf]) -> Vec<(PathBuf, U
 
 /// The file of the variable store.
 pub(crate) fn nvram_path(definition: &Element) -> Option<PathBuf> {
-    let nvram = definition.at(&["os", "nvram"])?;
-    let path = match nvram.child("source") {
-        Some(source) => PathBuf::from(source.attr("file")?),
-        None => PathBuf::from(nvram.text()),
-    };
-    Some(path).filter(|path| path.is_absolute())
+    domain::nvram(definition).map(|(path, _)| PathBuf::from(path))
 }
 
-/// A variable store that is not there yet is made from its template.
-pub(crate) fn make_nvram(live: &Element) -> Result<()> {
-    let Some(nvram) = live.at(&["os", "nvram"]) else { return Ok(()) };
-    let Some(path) = nvram_path(live).filter(|path| !path.exists()) else { return Ok(()) };
-    let Some(template) = nvram.attr("template").map(PathBuf::from) else {
+/// A variable store that is not there yet is made from its template, whatever the format of either.
+pub(crate) async fn make_nvram(live: &Element, tool: &QemuImg) -> Result<()> {
+    let Some((path, format)) = domain::nvram(live) else { return Ok(()) };
+    let path = PathBuf::from(path);
+    if path.exists() {
+        return Ok(());
+    }
+    let nvram = live.at(&["os", "nvram"]);
+    let Some(template) = nvram.and_then(|nvram| nvram.attr("template")).map(PathBuf::from) else {
         let message = format!("'{}' does not exist and has no template", path.display());
         return Err(Error::new(Condition::OperationFailed, message));
     };
-    let copy = || -> io::Result<()> {
+    let template_format = nvram.and_then(|nvram| nvram.attr("templateFormat")).unwrap_or(format);
+    let cannot = |err| failed("make the variable store", &path, err);
+    let aside = path.with_extension("new");
+    let begin = || -> io::Result<fs::File> {
         if let Some(dir) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
         }
-        let mut from = fs::File::open(&template)?;
-        let aside = path.with_extension("new");
         let mut options = fs::OpenOptions::new();
-        let mut to = options.write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-        io::copy(&mut from, &mut to)?;
-        to.sync_all()?;
-        fs::rename(&aside, &path)
+        options.write(true).create(true).truncate(true).mode(0o600).open(&aside)
     };
-    copy().map_err(|err| failed("make the variable store", &path, err))
+    let mut file = begin().map_err(cannot)?;
+    if template_format == format {
+        let mut copy = || -> io::Result<()> {
+            io::copy(&mut fs::File::open(&template)?, &mut file)?;
+            file.sync_all()
+        };
+        copy().map_err(cannot)?;
+    } else {
+        let from = (template.as_path(), &Format::from(template_format));
+        tool.convert(from, (&aside, &Format::from(format))).await?;
+    }
+    fs::rename(&aside, &path).map_err(cannot)
 }
 
 /// Where swtpm will listen, by the TPM's alias.

@@ -28,11 +28,12 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, Target};
+use virtsnap_engine::plan::state_files::{NVRAM, qcow2_store};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use crate::argv::{self, CommandLine, LaunchContext};
-use crate::blocks::{Chain, Layer};
+use crate::blocks::{Chain, FLASH, Layer};
 use crate::confine::{Owner, failed};
 use crate::events::{self, Gate};
 use crate::hypervisor::{Qemu, Shared};
@@ -293,7 +294,8 @@ impl<'a> Launch<'a> {
             qemu: probed.facts.clone(),
         };
         self.command = argv::command_line(&self.inner.live, &self.inner.chains, &context)?;
-        setup::make_nvram(&self.inner.live)?;
+        let tool = QemuImg::new(&shared.config.qemu_img);
+        setup::make_nvram(&self.inner.live, &tool).await?;
         self.lend_images()?;
         for what in unapplied(&self.inner.live) {
             tracing::warn!(domain = self.name, "{what}");
@@ -515,7 +517,7 @@ fn make_socket_dirs(files: &[PathBuf], user: Option<Owner>) -> Result<()> {
     Ok(())
 }
 
-/// One chain for each disk that has an image. Disks are numbered from the last to the first, and
+/// One chain for each disk that has an image, and for a variable store that is qcow2. Disks are numbered from the last to the first, and
 /// each from the top down, as libvirt does.
 async fn chains_of(live: &Element, qemu_img: &Path) -> Result<BTreeMap<Target, Chain>> {
     let tool = QemuImg::new(qemu_img);
@@ -539,6 +541,11 @@ async fn chains_of(live: &Element, qemu_img: &Path) -> Result<BTreeMap<Target, C
             });
         }
         chains.insert(target.clone(), Chain { target, layers });
+    }
+    if let Some(image) = qcow2_store(live) {
+        let format = Format::Qcow2.as_str().to_owned();
+        let layer = Layer { image, format, is_block_device: false, number: FLASH };
+        chains.insert(NVRAM.to_owned(), Chain { target: NVRAM.to_owned(), layers: vec![layer] });
     }
     Ok(chains)
 }

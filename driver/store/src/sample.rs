@@ -182,7 +182,10 @@ fn added() -> Plan {
             internal: vec!["vdb".to_owned()],
             tag: "t".to_owned(),
         },
-        finish: vec![Finish::PutBack { file: path("/n"), to: path("/o") }],
+        finish: vec![
+            Finish::PutBack { file: path("/n"), to: path("/o") },
+            Finish::Overwrite { image: path("/o"), from: path("/n") },
+        ],
         conclude: vec![
             start(StartFrom::VmState { tag: "t".to_owned(), vmstate, disks: Vec::new() }),
             start(StartFrom::Memory { file: path("/m") }),

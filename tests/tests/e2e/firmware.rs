@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use virtsnap_tests::{Guest, GuestSpec, World, programs};
+use virtsnap_tests::{Guest, GuestSpec, World, images, programs};
 
-fn uefi(world: &World) -> Option<Guest<'_>> {
+fn uefi<'w>(world: &'w World, nvram_format: &'static str) -> Option<Guest<'w>> {
     let installed = programs::exists("swtpm") && std::path::Path::new("/usr/share/OVMF").exists();
-    installed.then(|| world.boot(GuestSpec::new("vm").with_firmware()))
+    installed.then(|| world.boot(GuestSpec::new("vm").with_firmware(nvram_format)))
 }
 
 /// The attribute's value in the first such place of a snapshot's XML.
@@ -25,8 +25,8 @@ fn nvram(vm: &Guest<'_>) -> PathBuf {
 }
 
 macro_rules! uefi_or_skip {
-    ($world:expr) => {
-        match uefi($world) {
+    ($world:expr, $nvram_format:expr) => {
+        match uefi($world, $nvram_format) {
             Some(vm) => vm,
             None => virtsnap_tests::skip!("ovmf and swtpm are not installed"),
         }
@@ -36,7 +36,7 @@ macro_rules! uefi_or_skip {
 #[test]
 fn memory_comes_back_with_the_variables_it_knows() {
     let world = World::new();
-    let vm = uefi_or_skip!(&world);
+    let vm = uefi_or_skip!(&world, "raw");
     vm.write_firmware("one");
     vm.virsh("snapshot-create-as {} full");
     assert_eq!(vm.state(), "running");
@@ -77,7 +77,7 @@ fn memory_comes_back_with_the_variables_it_knows() {
 #[test]
 fn disks_come_back_with_the_variables_of_their_moment() {
     let world = World::new();
-    let vm = uefi_or_skip!(&world);
+    let vm = uefi_or_skip!(&world, "raw");
     vm.write_firmware("one");
     vm.virsh("snapshot-create-as {} live --disk-only");
     vm.write_firmware("two");
@@ -120,4 +120,42 @@ fn disks_come_back_with_the_variables_of_their_moment() {
     assert_eq!(kept(&vm, "live", "nvram"), live);
     vm.virsh("snapshot-delete {} live --children");
     assert!(!live.exists());
+}
+
+/// Made from a template that is raw; what libvirt does with one of qcow2, and more.
+#[test]
+fn a_variable_store_in_qcow2_takes_part_like_a_disk() {
+    let world = World::new();
+    let vm = uefi_or_skip!(&world, "qcow2");
+    let store = nvram(&vm);
+    vm.write_firmware("one");
+    vm.virsh("snapshot-create-as {} full");
+    vm.write_firmware("two");
+    vm.virsh("snapshot-create-as {} live --disk-only");
+    vm.write_firmware("three");
+    let xml = vm.virsh("snapshot-dumpxml {} live");
+    assert!(xml.contains("<nvram snapshot='internal'/>"), "{xml}");
+    let boots_with = |line: &str, variable: &str, tpm: &str| {
+        let mark = vm.mark();
+        vm.virsh(line);
+        vm.booted(mark);
+        vm.has_in_firmware(variable, tpm);
+    };
+    boots_with("snapshot-revert {} live --running", "two", "two");
+    vm.write_firmware("three");
+    vm.virsh("snapshot-revert {} full");
+    vm.has_in_firmware("one", "one");
+    vm.virsh("snapshot-revert {} full");
+    vm.has_in_firmware("one", "one");
+    vm.virsh("destroy {}");
+    assert_eq!(images::internal_snapshots(&store), ["full", "live"]);
+    vm.virsh("snapshot-create-as {} off");
+    boots_with("snapshot-revert {} live --running --reset-nvram", "none", "two");
+    boots_with("snapshot-revert {} off --running", "one", "one");
+    vm.virsh("snapshot-delete {} live");
+    assert_eq!(images::internal_snapshots(&store), ["full", "off"]);
+    vm.virsh("destroy {}");
+    vm.virsh("snapshot-delete {} full");
+    assert_eq!(images::internal_snapshots(&store), ["off"]);
+    images::check(&store);
 }

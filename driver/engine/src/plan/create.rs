@@ -120,6 +120,9 @@ pub fn plan(
             Location::No | Location::Manual => {}
         }
     }
+    if options.metadata == Metadata::Keep {
+        parts.internal.extend(state_files::as_disk(&moment.name, facts)?);
+    }
     let switched = parts.overlays.clone();
     let memory = live::memory_path(&moment).map(PathBuf::from);
     let kind_of = |path: &PathBuf| places.get(path).map_or(PathKind::Other, |place| place.kind);

@@ -25,7 +25,7 @@ use super::definition::{self, Source, redirect};
 use super::layers::{Layers, Roots, image_of, roots};
 use super::merge::{DeletedTags, Ground, Run, Wishes};
 use super::policy;
-use super::{Finish, MomentChange, Operation, Pivot, Plan};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, state_files};
 use crate::domain::State;
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
@@ -126,6 +126,11 @@ pub(super) fn delete_tags(
                 finish.push(Finish::DeleteSnapshot { image: path.clone(), tag: tag.clone() });
             }
         }
+    }
+    if let Some((image, tag)) = state_files::inside(moment, facts)
+        && deleted.insert((image.clone(), tag.clone()))
+    {
+        finish.push(Finish::DeleteSnapshot { image, tag });
     }
 }
 

@@ -168,6 +168,8 @@ pub fn images_of(moments: &MomentList) -> BTreeMap<PathBuf, Format> {
             }
         }
         images.extend(vmstate_image(moment).map(|path| (path, Format::Qcow2)));
+        let store = moment.domain.as_ref().and_then(super::state_files::qcow2_store);
+        images.extend(store.map(|path| (path, Format::Qcow2)));
     }
     for moment in moments.iter() {
         for disk in &moment.disks {

@@ -129,6 +129,12 @@ pub enum Finish {
         image: PathBuf,
         tag: String,
     },
+    /// Offline: the image's content becomes that of another one of whatever format. Its internal
+    /// snapshots stay as they are.
+    Overwrite {
+        image: PathBuf,
+        from: PathBuf,
+    },
     /// Delete the internal snapshot `tag` from the image, live or offline; absent is done.
     DeleteSnapshot {
         image: PathBuf,

@@ -83,11 +83,12 @@ pub fn revert(
         .iter()
         .map(|disk| Ok((disk.name.clone(), route(moment, disk, &world, free)?)))
         .collect::<Result<_>>()?;
-    let from = match goal {
+    let mut from = match goal {
         Goal::ShutOff => StartFrom::BootSnapshot,
         Goal::Running | Goal::Paused => start_from(moment, &routes, facts)?,
     };
     let state = state_files::put_back(moment, options, loads_memory, facts)?;
+    state_files::load_with(&mut from, moment, facts);
     let continues = matches!(from, StartFrom::VmState { vmstate: VmStateIn::Disk(_), .. })
         && in_process(domain, &routes, facts);
     if !options.force {
@@ -346,6 +347,7 @@ fn restart_plan(
     let mut prepare = state.prepare;
     let mut finish = vec![Finish::Stop(ShutOffReason::FromSnapshot)];
     finish.extend(state.finish);
+    finish.extend(state.apply);
     let mut keep = Vec::new();
     for (target, route) in routes {
         match route {

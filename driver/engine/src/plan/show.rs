@@ -133,6 +133,9 @@ impl fmt::Display for Finish {
             Finish::Repoint { image, backing, .. } => {
                 write!(f, "back {} on {}", image.display(), backing.display())
             }
+            Finish::Overwrite { image, from } => {
+                write!(f, "write {} over {}", from.display(), image.display())
+            }
             Finish::PutBack { file, to } => {
                 write!(f, "put {} in the place of {}", file.display(), to.display())
             }

@@ -11,15 +11,38 @@
 //! that is a risk, which FORCE accepts.
 //!
 //! A snapshot without metadata keeps none: nobody would know of them.
+//!
+//! A variable store that is qcow2 takes part like a disk, by an internal snapshot in the same act,
+//! as libvirt does it; so one that libvirt took needs no record of ours.
 
 use std::path::{Path, PathBuf};
 
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, KeptState};
 
 use super::{Finish, Plan, Step};
+use crate::domain::StartFrom;
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DomainFacts, StateFacts, StateFile, StateKind};
+use crate::facts::{DomainFacts, Format, StateFacts, StateFile, StateKind, Target};
 use crate::options::RevertOptions;
+
+/// How plans call a variable store that takes part like a disk. No disk has such a target.
+pub const NVRAM: &str = "nvram";
+
+/// The variable store of a definition, if internal snapshots can be in it.
+pub fn qcow2_store(definition: &Element) -> Option<PathBuf> {
+    let (path, format) = domain::nvram(definition)?;
+    (format == Format::Qcow2.as_str()).then(|| path.into())
+}
+
+/// The moment's internal snapshot in its variable store, if it has one: the image and the tag.
+pub(super) fn inside(moment: &Definition, facts: &DomainFacts) -> Option<(PathBuf, String)> {
+    let store = moment.domain.as_ref().and_then(qcow2_store)?;
+    let snapshots = &facts.images.get(&store)?.snapshots;
+    let has_tag = snapshots.iter().any(|snapshot| snapshot.tag == moment.name);
+    has_tag.then(|| (store, moment.name.clone()))
+}
 
 /// Names for a moment's copy, best first: `VARS.fd.<moment>`, and with a number where that is
 /// taken.
@@ -80,6 +103,12 @@ pub(super) fn keep(moment: &mut Definition, facts: &DomainFacts, plan: &mut Plan
     for StateFacts { file, free, .. } in &facts.state_files {
         let kept = if !file.exists {
             KeptState::No
+        } else if file.format == Format::Qcow2 {
+            if !facts.state.is_active() {
+                let (image, tag) = (file.path.clone(), moment.name.clone());
+                plan.prepare.push(Step::SnapshotImage { image, tag });
+            }
+            KeptState::Internal
         } else {
             let copy = free.clone().ok_or_else(|| no_name(file))?;
             let text = copy.to_string_lossy().into_owned();
@@ -97,7 +126,27 @@ pub(super) fn keep(moment: &mut Definition, facts: &DomainFacts, plan: &mut Plan
 
 /// Something has to be copied.
 pub(super) fn any(facts: &DomainFacts) -> bool {
-    facts.state_files.iter().any(|state| state.file.exists)
+    let mut files = facts.state_files.iter().map(|state| &state.file);
+    files.any(|file| file.exists && file.format != Format::Qcow2)
+}
+
+/// The variable store as one more disk of an internal snapshot.
+///
+/// # Errors
+/// `OperationFailed` where it has one of that name.
+pub(super) fn as_disk(moment: &str, facts: &DomainFacts) -> Result<Option<Target>> {
+    let mut files = facts.state_files.iter().map(|state| &state.file);
+    let Some(file) = files.find(|file| file.exists && file.format == Format::Qcow2) else {
+        return Ok(None);
+    };
+    let image = facts.images.get(&file.path);
+    if image.is_some_and(|image| image.snapshots.iter().any(|saved| saved.tag == moment)) {
+        return Err(Error::new(
+            Condition::OperationFailed,
+            format!("'{}' holds an internal snapshot '{moment}' already", file.path.display()),
+        ));
+    }
+    Ok(Some(NVRAM.to_owned()))
 }
 
 /// What a revert does with the state files.
@@ -106,6 +155,8 @@ pub(super) struct Return {
     pub(super) prepare: Vec<Step>,
     /// While the guest is down, or stopped.
     pub(super) finish: Vec<Finish>,
+    /// While the guest is down; in its own process, loading memory does it.
+    pub(super) apply: Vec<Finish>,
     /// After the record.
     pub(super) given_up: Vec<Finish>,
 }
@@ -122,14 +173,17 @@ pub(super) fn put_back(
     let mut plan = Return::default();
     for state in &facts.state_files {
         let path = state.file.path.clone();
-        match source(moment, state, options, with_memory)? {
+        match source(moment, state, options, with_memory, facts)? {
             Source::Present => {}
+            Source::Inside { image, tag } => {
+                plan.apply.push(Finish::ApplySnapshot { image, tag });
+            }
             Source::File(from) => {
                 let copy = state.free.clone().ok_or_else(|| no_name(&state.file))?;
                 plan.prepare.push(Step::CopyImage { from, to: copy.clone() });
                 plan.finish.push(Finish::PutBack { file: copy, to: path });
             }
-            // The next start makes a new one.
+            Source::Template(from) => plan.apply.push(Finish::Overwrite { image: path, from }),
             Source::Nothing if state.file.exists => plan.given_up.push(Finish::RemoveImage(path)),
             Source::Nothing => {}
         }
@@ -137,11 +191,27 @@ pub(super) fn put_back(
     Ok(plan)
 }
 
+/// Memory of an internal snapshot is loaded with the variable store that belongs to it.
+pub(super) fn load_with(from: &mut StartFrom, moment: &Definition, facts: &DomainFacts) {
+    if let StartFrom::VmState { tag, disks, .. } = from
+        && inside(moment, facts).is_some_and(|(_, inside)| inside == *tag)
+    {
+        disks.push(NVRAM.to_owned());
+    }
+}
+
 /// What takes the place of a state file.
 enum Source {
     /// It stays as it is.
     Present,
     File(PathBuf),
+    /// The content of that, around the internal snapshots in it.
+    Template(PathBuf),
+    /// An internal snapshot in it.
+    Inside {
+        image: PathBuf,
+        tag: String,
+    },
     Nothing,
 }
 
@@ -150,27 +220,46 @@ fn source(
     state: &StateFacts,
     options: &RevertOptions,
     with_memory: bool,
+    facts: &DomainFacts,
 ) -> Result<Source> {
     let file = &state.file;
     // With memory the firmware's variables come from there, whatever is in the file.
     if options.reset_nvram && file.kind == StateKind::Nvram && !with_memory {
         return match &file.template {
-            Some(template) => Ok(Source::File(template.clone())),
+            Some(template) if file.format == Format::Raw => Ok(Source::File(template.clone())),
+            Some(_) => Ok(anew(file, facts)),
             None => Err(Error::new(
                 Condition::ArgumentUnsupported,
                 format!("'{}' has no template from which it could be reset", file.path.display()),
             )),
         };
     }
+    if file.kind == StateKind::Nvram
+        && let Some((image, tag)) = inside(moment, facts)
+    {
+        return Ok(Source::Inside { image, tag });
+    }
     match recorded(moment, file.kind) {
         Some(KeptState::External { file }) if state.has_copy => Ok(Source::File(file.into())),
-        Some(KeptState::No) if !with_memory => Ok(Source::Nothing),
+        Some(KeptState::No) if !with_memory => Ok(anew(file, facts)),
         Some(_) | None => {
             if with_memory || options.force {
                 return Ok(Source::Present);
             }
             Err(missing(moment, file))
         }
+    }
+}
+
+/// The next start makes a new one, of whatever format the template is; but what holds internal
+/// snapshots stays, and only its content goes.
+fn anew(file: &StateFile, facts: &DomainFacts) -> Source {
+    let image = facts.images.get(&file.path);
+    let holds = image.is_some_and(|image| !image.snapshots.is_empty());
+    match &file.template {
+        Some(template) if holds => Source::Template(template.clone()),
+        None if holds => Source::Present,
+        _ => Source::Nothing,
     }
 }
 
@@ -181,7 +270,7 @@ fn missing(moment: &Definition, file: &StateFile) -> Error {
     };
     let why = match copy_of(moment, file.kind) {
         Some(copy) => format!("'{}' is gone", copy.display()),
-        None => "they were not kept when it was taken".to_owned(),
+        None => "it was not kept when the snapshot was taken".to_owned(),
     };
     Error::new(
         Condition::RevertRisky,

@@ -15,6 +15,7 @@ use crate::facts::{
     InternalSnapshot, MemoryFile, StateFile, StateKind,
 };
 use crate::moment::MomentList;
+use crate::plan::state_files::{NVRAM as NVRAM_DISK, qcow2_store};
 use crate::plan::{Finish, Pivot, Plan, Step};
 use crate::ports::{Entry, Subject};
 
@@ -97,8 +98,10 @@ pub(super) struct Inner {
 }
 impl Guest {
     pub(super) fn boot(live: Element, memory: u64) -> Self {
+        let store = qcow2_store(&live).map(|path| (NVRAM_DISK.to_owned(), path));
         let active = domain::disks(&live)
             .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.path()?))))
+            .chain(store)
             .collect();
         Self {
             running: true,
@@ -124,10 +127,14 @@ impl Inner {
 
     pub(super) fn state_files(&self, definition: &Element) -> Vec<StateFile> {
         let has = |path: &[&str]| definition.at(path).is_some();
+        let store = qcow2_store(definition);
         let file = |kind, template: Option<&str>, copies: &str| StateFile {
             kind,
             path: PathBuf::from(state_path(kind)),
-            format: Format::Raw,
+            format: match kind {
+                StateKind::Nvram if store.is_some() => Format::Qcow2,
+                StateKind::Nvram | StateKind::Tpm => Format::Raw,
+            },
             exists: self.images.contains_key(Path::new(state_path(kind))),
             template: template.map(PathBuf::from),
             copies: PathBuf::from(copies),
@@ -418,6 +425,11 @@ impl Inner {
             Finish::Stream { top, base, .. } => self.stream(top, base.as_deref())?,
             Finish::Repoint { image, backing, .. } => {
                 self.image(image)?.backing = Some(backing.clone());
+            }
+            Finish::Overwrite { image, from } => {
+                assert!(self.guest.is_none(), "the guest has it open");
+                let data = self.image(from)?.data.clone();
+                self.image(image)?.data = data;
             }
             Finish::PutBack { file, to } => {
                 assert!(

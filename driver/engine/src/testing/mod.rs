@@ -24,7 +24,7 @@ use self::inner::Inner;
 pub use self::inner::{Content, Guest, Image, Saved, SavedMemory};
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
-use crate::facts::StateKind;
+use crate::facts::{Format, StateKind};
 
 /// How the call that was chosen goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,11 +77,12 @@ impl World {
     }
 
     /// The same with UEFI firmware and a TPM, whose files are there from the first start on.
-    pub fn with_firmware(targets: &[&str]) -> Self {
+    pub fn with_firmware(targets: &[&str], nvram_format: &Format) -> Self {
         let world = Self::new(targets);
         world.edit(|domain| {
             let nvram = Element::new("nvram")
                 .with_attr("template", inner::TEMPLATE)
+                .with_attr("format", nvram_format.as_str())
                 .with_text(inner::NVRAM);
             domain.child_or_insert("os").push(nvram);
             domain.child_or_insert("devices").push(Element::new("tpm"));
@@ -108,7 +109,11 @@ impl World {
     pub fn state_of(&self, moment: &str, kind: StateKind) -> Option<Content> {
         let inner = self.lock();
         let def = inner.moments.get(moment).expect("the moment is recorded");
-        let copy = crate::plan::state_files::copy_of(def, kind)?;
+        let Some(copy) = crate::plan::state_files::copy_of(def, kind) else {
+            let file = inner.images.get(Path::new(inner::state_path(kind)))?;
+            let saved = file.snapshots.iter().find(|saved| saved.tag == moment)?;
+            return Some(saved.data.clone());
+        };
         let file = inner.images.get(&copy);
         let file = file.unwrap_or_else(|| panic!("{moment} is gone: {}", copy.display()));
         Some(file.data.clone())

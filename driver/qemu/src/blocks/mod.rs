@@ -24,13 +24,23 @@ pub struct Layer {
     pub number: u32,
 }
 
+/// The number of a variable store, whose nodes are `libvirt-pflash1-format` and `…-storage`.
+pub(crate) const FLASH: u32 = 0;
+
 impl Layer {
     pub fn format_node(&self) -> String {
-        format!("libvirt-{}-format", self.number)
+        self.node("format")
     }
 
     pub fn storage_node(&self) -> String {
-        format!("libvirt-{}-storage", self.number)
+        self.node("storage")
+    }
+
+    fn node(&self, kind: &str) -> String {
+        match self.number {
+            FLASH => format!("libvirt-pflash1-{kind}"),
+            number => format!("libvirt-{number}-{kind}"),
+        }
     }
 
     /// Is this the layer's image, by whatever name?

@@ -94,6 +94,37 @@ impl QemuImg {
         sync(top)
     }
 
+    /// The guest-visible content of one image into a new one of another format.
+    pub async fn convert(
+        &self,
+        from: (&Path, &Format),
+        (to, format): (&Path, &Format),
+    ) -> Result<()> {
+        self.convert_with(&[], from, (to, format)).await
+    }
+
+    /// The same into an image that is there, whose internal snapshots stay as they are.
+    pub async fn convert_into(
+        &self,
+        from: (&Path, &Format),
+        (to, format): (&Path, &Format),
+    ) -> Result<()> {
+        self.convert_with(&["-n"], from, (to, format)).await
+    }
+
+    async fn convert_with(
+        &self,
+        options: &[&str],
+        from: (&Path, &Format),
+        (to, format): (&Path, &Format),
+    ) -> Result<()> {
+        let names = ["-f", driver(from.1)?, "-O", driver(format)?, plain_path(from.0)?];
+        let all = options.iter().chain(&names).map(OsString::from);
+        let all = all.chain([OsString::from(plain_path(to)?)]).collect();
+        self.run("convert", all, Patience::WhileBusy, to).await?;
+        sync(to)
+    }
+
     /// Rewrites the name of the backing file, and nothing else.
     pub async fn repoint(
         &self,

@@ -404,6 +404,30 @@ async fn a_copy_has_content_chain_and_snapshots() {
 }
 
 #[tokio::test]
+async fn an_image_is_written_over_around_its_snapshots() {
+    let Some(tool) = tool() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [image, raw] = ["i", "r"].map(|name| dir.path().join(name));
+    base(&image).await;
+    write(&image, 1, "0 64k");
+    tool.snapshot(&image, &Qcow2, "s").await.unwrap();
+    write(&image, 2, "0 128k");
+    let size = tool.info(&image, &Qcow2).await.unwrap().virtual_size;
+    let mut new = vec![0; usize::try_from(size).unwrap()];
+    new[..65536].fill(3);
+    std::fs::write(&raw, new).unwrap();
+    for _ in 0..2 {
+        tool.convert_into((&raw, &Raw), (&image, &Qcow2)).await.unwrap();
+        assert!(holds(&image, 3, "0 64k") && holds(&image, 0, "64k 64k"));
+    }
+    tool.apply(&image, &Qcow2, "s").await.unwrap();
+    assert!(holds(&image, 1, "0 64k") && holds(&image, 0, "64k 64k"));
+    let copy = dir.path().join("c");
+    tool.convert((&raw, &Raw), (&copy, &Qcow2)).await.unwrap();
+    assert!(holds(&copy, 3, "0 64k"));
+}
+
+#[tokio::test]
 async fn only_regular_files_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (file, link) = (dir.path().join("f"), dir.path().join("l"));

@@ -160,6 +160,10 @@ impl Qemu {
             Finish::Repoint { image, backing, backing_format } => {
                 self.repoint(domain, image, backing, backing_format).await
             }
+            Finish::Overwrite { image, from } => {
+                self.refuse_in_use(domain, image, "reset")?;
+                self.overwrite(image, from).await
+            }
             Finish::PutBack { file, to } => self.put_back(domain, file, to).await,
             Finish::SetLive(definition) => match self.instance(domain) {
                 Some(instance) => instance.update(|live, chains| {

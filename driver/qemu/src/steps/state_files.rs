@@ -17,7 +17,7 @@ use virtsnap_engine::facts::{Format, StateFile, StateKind};
 use virtsnap_xml::element::Element;
 
 use crate::hypervisor::Qemu;
-use crate::image::{blocking, claim, failure, system};
+use crate::image::{blocking, claim, failure, header, system};
 use crate::setup;
 use crate::tpm;
 
@@ -36,12 +36,14 @@ impl Qemu {
             (definition.at(&["os", "nvram"]), setup::nvram_path(definition))
         {
             let format = nvram.attr("format").unwrap_or("raw");
-            let same = nvram.attr("templateFormat").unwrap_or("raw") == format;
+            // What is qcow2 is written into, whatever the template is; what is raw becomes a copy.
+            let usable =
+                format == "qcow2" || nvram.attr("templateFormat").unwrap_or("raw") == format;
             files.push(StateFile {
                 kind: StateKind::Nvram,
                 exists: is_there(&path)?,
                 format: Format::from(format),
-                template: nvram.attr("template").filter(|_| same).map(Into::into),
+                template: nvram.attr("template").filter(|_| usable).map(Into::into),
                 copies: path.clone(),
                 path,
             });
@@ -91,6 +93,13 @@ impl Qemu {
                 from.display()
             ),
         ))
+    }
+
+    /// A template is qcow2 or raw, as its first bytes say: nobody but the host's packages wrote it.
+    pub(super) async fn overwrite(&self, image: &Path, from: &Path) -> Result<()> {
+        let format = header::overlay_format(from).map_err(|err| system("read", from, err))?;
+        let from = (from, &format.unwrap_or(Format::Raw));
+        self.image_tool().convert_into(from, (image, &Format::Qcow2)).await
     }
 
     pub(super) async fn put_back(&self, domain: Uuid, file: &Path, to: &Path) -> Result<()> {
