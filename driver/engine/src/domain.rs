@@ -110,6 +110,40 @@ pub enum VmStateIn {
     Image(PathBuf),
 }
 
+/// A guest that is to end with its memory in a save image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Save {
+    /// Overwritten, if it is there.
+    pub file: PathBuf,
+    /// What stands in the image: the same guest for whoever restores it.
+    pub definition: Element,
+    /// It is to run when it is restored; none: if it runs now.
+    pub running: Option<bool>,
+    /// `raw`, or a compression that libvirt knows.
+    pub format: String,
+}
+
+/// What a file holds that should be a save image.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SaveImage {
+    Whole {
+        definition: Element,
+        running: bool,
+    },
+    /// Nobody finished writing it, or it is something else.
+    Torn(String),
+}
+
+/// How a saved guest comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restore {
+    pub file: PathBuf,
+    /// The image goes, durably, before the guest runs: its memory must not meet these disks again.
+    pub discard: bool,
+    /// Left paused, and what is told of it; none: it runs.
+    pub suspended: Option<Suspended>,
+}
+
 /// What happened to a domain. The daemon turns it into libvirt's event messages.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

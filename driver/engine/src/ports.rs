@@ -8,7 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
 
-use crate::domain::{Active, Event, Start};
+use crate::domain::{Active, Event, Restore, Save, SaveImage, Start};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format, PathKind, Place, Room, StateFile};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
@@ -95,6 +95,40 @@ pub trait Hypervisor: Send + Sync + 'static {
         domain: Uuid,
         reason: crate::domain::ShutOffReason,
     ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Saves the guest's memory and ends the domain, as saved. On failure it goes on as it was,
+    /// and the file is gone or, if it was there before, empty.
+    fn save(&self, domain: Uuid, save: Save) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, save);
+        async { unsupported("saving a domain") }
+    }
+
+    fn save_image(&self, file: &Path) -> impl Future<Output = Result<SaveImage>> + Send {
+        let _ = file;
+        async { unsupported("save images") }
+    }
+
+    /// Changes what stands in a save image: the definition, and whether the guest is to run.
+    fn edit_save_image(
+        &self,
+        file: &Path,
+        definition: &Element,
+        running: Option<bool>,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (file, definition, running);
+        async { unsupported("save images") }
+    }
+
+    /// Brings up a saved guest with a completed definition. On failure nothing is left behind, and
+    /// the image is as it was.
+    fn restore(
+        &self,
+        domain: Element,
+        restore: Restore,
+    ) -> impl Future<Output = Result<Active>> + Send {
+        let _ = (domain, restore);
+        async { unsupported("restoring a saved domain") }
+    }
 
     /// A raw monitor command (the QEMU program, procedure 1).
     fn monitor_command(

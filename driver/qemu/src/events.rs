@@ -148,7 +148,8 @@ fn resumed(inner: &mut Inner, told: &mut Vec<Event>) {
     }
     inner.state = State::Running(reason);
     told.push(Event::Resumed(match reason {
-        RunningReason::FromSnapshot => Resumed::FromSnapshot,
+        // As libvirt.
+        RunningReason::FromSnapshot | RunningReason::Restored => Resumed::FromSnapshot,
         _ => Resumed::Unpaused,
     }));
 }

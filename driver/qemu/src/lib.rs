@@ -12,6 +12,7 @@
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
 //! - `client_jobs`: pull, commit and copy as a client asks for them;
 //! - `save_image`: memory in a file, in libvirt's format; `migration`: QEMU's side of that;
+//!   `saving`: guests that end with a save;
 //! - `facts`, `steps`: what a plan is made from, and its acts.
 
 mod agent;
@@ -42,6 +43,7 @@ pub mod qmp;
 mod real;
 mod reconnect;
 mod save_image;
+mod saving;
 mod setup;
 mod start;
 mod status;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtsnap_engine::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
-use virtsnap_engine::domain::{Active, ShutOffReason, Start};
+use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{
     DomainFacts, Format, InternalSnapshot, PathKind, Place, Room, StateFile, Target,
@@ -19,7 +19,7 @@ use virtsnap_xml::element::Element;
 
 use crate::hypervisor::Qemu;
 use crate::migration;
-use crate::{facts, place};
+use crate::{facts, place, saving};
 
 impl Hypervisor for Qemu {
     fn complete(&self, domain: Element) -> Result<Element> {
@@ -77,6 +77,27 @@ impl Hypervisor for Qemu {
 
     async fn destroy(&self, domain: Uuid, reason: ShutOffReason) -> Result<()> {
         self.destroy_domain(domain, reason).await
+    }
+
+    async fn save(&self, domain: Uuid, save: Save) -> Result<()> {
+        self.save_domain(domain, save).await
+    }
+
+    async fn save_image(&self, file: &Path) -> Result<SaveImage> {
+        saving::look_into(file).await
+    }
+
+    async fn edit_save_image(
+        &self,
+        file: &Path,
+        definition: &Element,
+        running: Option<bool>,
+    ) -> Result<()> {
+        saving::edit(file, definition, running).await
+    }
+
+    async fn restore(&self, domain: Element, restore: Restore) -> Result<Active> {
+        self.restore_domain(domain, restore).await
     }
 
     async fn monitor_command(&self, domain: Uuid, command: &str, human: bool) -> Result<String> {

@@ -65,6 +65,7 @@ impl Qemu {
         for (status, dir) in found {
             running.extend(self.shared.find_again(status, &dir).await);
         }
+        self.settle_saves().await;
         Ok(running)
     }
 }

@@ -23,8 +23,8 @@ use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use virtsnap_engine::domain::{
-    Active, Event, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, Started, State,
-    Suspended,
+    Active, Event, PausedReason, Restore, RunningReason, ShutOffReason, Start, StartFrom, Started,
+    State, Suspended,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, Target};
@@ -59,25 +59,52 @@ const FIRST_FD: i32 = 700;
 
 impl Qemu {
     pub(crate) async fn start_domain(&self, definition: Element, start: Start) -> Result<Active> {
+        let saved = match &start.from {
+            StartFrom::Memory { file } => Some(open_saved(file.clone()).await?),
+            StartFrom::Boot | StartFrom::BootSnapshot | StartFrom::VmState { .. } => None,
+        };
+        self.bring_up_task(definition, How::Start(start), saved).await
+    }
+
+    /// A guest that was saved comes back.
+    pub(crate) async fn start_saved(&self, definition: Element, how: Restore) -> Result<Active> {
+        let saved = open_saved(how.file.clone()).await?;
+        self.bring_up_task(definition, How::Restore(how), Some(saved)).await
+    }
+
+    async fn bring_up_task(
+        &self,
+        definition: Element,
+        how: How,
+        saved: Option<Saved>,
+    ) -> Result<Active> {
         let shared = Arc::clone(&self.shared);
-        let task = tokio::spawn(async move { bring_up(&shared, definition, start).await });
+        let task = tokio::spawn(async move { bring_up(&shared, definition, how, saved).await });
         task.await.unwrap_or_else(|err| {
             Err(Error::new(Condition::Internal, "starting the domain was torn down").caused_by(err))
         })
     }
 }
 
-async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Result<Active> {
+/// Why a domain is brought up.
+#[derive(Debug)]
+enum How {
+    Start(Start),
+    Restore(Restore),
+}
+
+async fn bring_up(
+    shared: &Arc<Shared>,
+    definition: Element,
+    how: How,
+    saved: Option<Saved>,
+) -> Result<Active> {
     let lacks = |what: &str| {
         Error::new(Condition::XmlError, format!("the definition of the domain has no <{what}>"))
     };
     let uuid = domain::uuid(&definition).ok_or_else(|| lacks("uuid"))?;
     let name = domain::name(&definition).ok_or_else(|| lacks("name"))?;
     let _claim = Claim::take(shared, uuid, &name)?;
-    let saved = match &start.from {
-        StartFrom::Memory { file } => Some(open_saved(file.clone()).await?),
-        StartFrom::Boot | StartFrom::BootSnapshot | StartFrom::VmState { .. } => None,
-    };
     let definition = match saved.as_ref().and_then(|saved| saved.head.cookie_cpu()) {
         Some(cpu) => with_cpu(definition, cpu),
         None => definition,
@@ -110,7 +137,10 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
         instance.save()?;
         setup::through_monitor(&instance, &command).await?;
         let qemu = Qemu { shared: Arc::clone(shared) };
-        run(&qemu, &instance, &start, saved).await
+        match &how {
+            How::Start(start) => run(&qemu, &instance, start, saved).await,
+            How::Restore(restore) => run_restored(&qemu, &instance, restore, saved).await,
+        }
     };
     match outcome.await {
         Ok(()) => Ok(instance.active()),
@@ -128,6 +158,37 @@ async fn bring_up(shared: &Arc<Shared>, definition: Element, start: Start) -> Re
             }
         }
     }
+}
+
+/// The last part for a saved guest.
+async fn run_restored(
+    qemu: &Qemu,
+    instance: &Arc<Instance>,
+    restore: &Restore,
+    saved: Option<Saved>,
+) -> Result<()> {
+    if let Some(saved) = saved {
+        saved.load(instance).await?;
+    }
+    if restore.discard {
+        let file = restore.file.clone();
+        blocking(move || {
+            let directory = file.parent().unwrap_or(Path::new("/"));
+            fs::remove_file(&file)
+                .and_then(|()| fs::File::open(directory)?.sync_all())
+                .map_err(|err| failed("remove", &file, err))
+        })
+        .await?;
+    }
+    qemu.shared.tell(instance, Event::Started(Started::Restored));
+    let Some(suspended) = restore.suspended else {
+        return instance.resume(RunningReason::Restored).await;
+    };
+    // libvirt's word for memory that came from elsewhere.
+    instance.lock().state = State::Paused(PausedReason::Migration);
+    instance.save()?;
+    qemu.shared.tell(instance, Event::Suspended(suspended));
+    Ok(())
 }
 
 /// Refuses an image that cannot be loaded before there is a process.

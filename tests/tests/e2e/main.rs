@@ -17,5 +17,6 @@ mod jobs;
 mod metadata;
 mod places;
 mod quiesce;
+mod save;
 mod survive;
 mod versions;

@@ -28,6 +28,8 @@ fn number(operation: Operation) -> Option<i32> {
     match operation {
         Operation::Change(_) => None,
         Operation::Start => Some(1),
+        Operation::Save => Some(2),
+        Operation::Restore => Some(3),
         Operation::SnapshotCreate => Some(6),
         Operation::SnapshotRevert => Some(7),
         Operation::SnapshotDelete => Some(10),

@@ -115,6 +115,7 @@ pub(super) async fn xml_desc<H: Inspect>(
 struct Starting {
     paused: bool,
     autodestroy: bool,
+    force_boot: bool,
 }
 
 fn starting(bits: u32, function: &str) -> Outcome<Starting> {
@@ -133,8 +134,12 @@ fn starting(bits: u32, function: &str) -> Outcome<Starting> {
         )
         .into());
     }
-    // There is no managed save image whose use or cache FORCE_BOOT and BYPASS_CACHE could change.
-    Ok(Starting { paused: bits & PAUSED != 0, autodestroy: bits & AUTODESTROY != 0 })
+    // The host's page cache is used either way.
+    Ok(Starting {
+        paused: bits & PAUSED != 0,
+        autodestroy: bits & AUTODESTROY != 0,
+        force_boot: bits & FORCE_BOOT != 0,
+    })
 }
 
 pub(super) async fn create<H: Inspect>(cx: Context<'_, H>, args: DomainCreateArgs) -> Outcome<()> {
@@ -149,7 +154,8 @@ pub(super) async fn create_with_flags<H: Inspect>(
 ) -> Outcome<DomainCreateWithFlagsRet> {
     let how = starting(args.flags, "qemuDomainCreateWithFlags")?;
     let domain = cx.domain(&args.dom)?;
-    let guest = cx.daemon.domains.start(&domain, how.paused).await?;
+    let domains = &cx.daemon.domains;
+    let guest = domains.start_or_restore(&domain, how.paused, how.force_boot).await?;
     if how.autodestroy {
         cx.daemon.destroy_with(cx.session, &guest).await;
     }

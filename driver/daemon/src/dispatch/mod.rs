@@ -22,6 +22,7 @@ mod lists;
 mod node;
 mod numbers;
 mod qemu;
+mod save;
 mod settings;
 mod snapshots;
 mod stats;
@@ -298,6 +299,8 @@ table! {
     DOMAIN_SET_AUTOSTART => life::set_autostart,
     DOMAIN_SET_MAX_MEMORY => settings::set_max_memory,
     DOMAIN_SET_MEMORY => settings::set_memory,
+    DOMAIN_RESTORE => save::restore,
+    DOMAIN_SAVE => save::save,
     DOMAIN_SET_VCPUS => settings::set_vcpus,
     DOMAIN_SHUTDOWN => life::shutdown,
     DOMAIN_SUSPEND => life::suspend,
@@ -337,7 +340,9 @@ table! {
     DOMAIN_GET_JOB_INFO => jobs::info,
     DOMAIN_ABORT_JOB => jobs::abort,
     DOMAIN_UPDATE_DEVICE_FLAGS => settings::update_flags,
+    DOMAIN_MANAGED_SAVE => save::managed_save,
     DOMAIN_HAS_MANAGED_SAVE_IMAGE => info::has_managed_save,
+    DOMAIN_MANAGED_SAVE_REMOVE => save::managed_save_remove,
     DOMAIN_SNAPSHOT_CREATE_XML => snapshots::create,
     DOMAIN_SNAPSHOT_GET_XML_DESC => snapshots::xml_desc,
     DOMAIN_SNAPSHOT_NUM => snapshots::num,
@@ -364,7 +369,11 @@ table! {
     NODE_GET_MEMORY_STATS => node::memory_stats,
     DOMAIN_GET_CONTROL_INFO => info::control_info,
     DOMAIN_UNDEFINE_FLAGS => life::undefine_flags,
+    DOMAIN_SAVE_FLAGS => save::save_flags,
+    DOMAIN_RESTORE_FLAGS => save::restore_flags,
     DOMAIN_DESTROY_FLAGS => life::destroy_flags,
+    DOMAIN_SAVE_IMAGE_GET_XML_DESC => save::image_xml,
+    DOMAIN_SAVE_IMAGE_DEFINE_XML => save::define_image_xml,
     DOMAIN_BLOCK_JOB_ABORT => blockjobs::abort,
     DOMAIN_GET_BLOCK_JOB_INFO => blockjobs::info,
     DOMAIN_BLOCK_JOB_SET_SPEED => blockjobs::set_speed,
@@ -411,9 +420,13 @@ table! {
     DOMAIN_RENAME => life::rename,
     CONNECT_REGISTER_CLOSE_CALLBACK => connect::register_close_callback,
     CONNECT_UNREGISTER_CLOSE_CALLBACK => connect::unregister_close_callback,
+    DOMAIN_MANAGED_SAVE_GET_XML_DESC => save::managed_xml,
+    DOMAIN_MANAGED_SAVE_DEFINE_XML => save::define_managed_xml,
     DOMAIN_LIST_ALL_CHECKPOINTS => info::list_checkpoints,
     DOMAIN_GET_MESSAGES => info::messages,
     DOMAIN_ABORT_JOB_FLAGS => jobs::abort_flags,
+    DOMAIN_SAVE_PARAMS => save::save_params,
+    DOMAIN_RESTORE_PARAMS => save::restore_params,
     DOMAIN_GET_AUTOSTART_ONCE => life::get_autostart_once,
 }
 

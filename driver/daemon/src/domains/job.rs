@@ -18,6 +18,8 @@ pub(crate) enum Operation {
     /// Short changes that report no progress.
     Change(&'static str),
     Start,
+    Save,
+    Restore,
     SnapshotCreate,
     SnapshotRevert,
     SnapshotDelete,
@@ -28,6 +30,8 @@ impl Operation {
         match self {
             Operation::Change(what) => what,
             Operation::Start => "a start",
+            Operation::Save => "a save",
+            Operation::Restore => "a restore",
             Operation::SnapshotCreate => "the creation of a snapshot",
             Operation::SnapshotRevert => "a revert to a snapshot",
             Operation::SnapshotDelete => "the deletion of a snapshot",

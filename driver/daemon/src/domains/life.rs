@@ -44,11 +44,11 @@ pub(crate) enum Nvram {
     Remove,
 }
 
-fn invalid(message: impl Into<String>) -> Error {
+pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(Condition::OperationInvalid, message)
 }
 
-fn failed(message: impl Into<String>) -> Error {
+pub(super) fn failed(message: impl Into<String>) -> Error {
     Error::new(Condition::OperationFailed, message)
 }
 
@@ -158,7 +158,7 @@ impl<H: Hypervisor> Domains<H> {
     }
 
     /// Off the runtime's threads: the first definition for an emulator has to ask it what it can.
-    async fn complete(&self, definition: Element) -> Result<Element> {
+    pub(super) async fn complete(&self, definition: Element) -> Result<Element> {
         let hypervisor = self.hypervisor.clone();
         let task = tokio::task::spawn_blocking(move || hypervisor.complete(definition));
         task.await.unwrap_or_else(|err| {
@@ -313,9 +313,25 @@ impl<H: Hypervisor> Domains<H> {
     // -- running -------------------------------------------------------------------------------
 
     pub(crate) async fn start(&self, domain: &Domain, paused: bool) -> Result<Active> {
+        self.start_or_restore(domain, paused, false).await
+    }
+
+    /// A managed save is where it starts from, unless it is to boot: then the save goes.
+    pub(crate) async fn start_or_restore(
+        &self,
+        domain: &Domain,
+        paused: bool,
+        force_boot: bool,
+    ) -> Result<Active> {
         let _job = self.settled_job(domain, Operation::Start).await?;
         if self.active(domain).is_some() {
             return Err(invalid("domain is already running"));
+        }
+        let has_save = domain.book().has_managed_save;
+        if has_save && force_boot {
+            self.discard_managed(domain)?;
+        } else if has_save && let Some(active) = self.restore_managed(domain, paused).await? {
+            return Ok(active);
         }
         let config = domain.config().ok_or_else(|| self.vanished(domain))?;
         self.bring_up(domain, config, paused).await
@@ -327,19 +343,7 @@ impl<H: Hypervisor> Domains<H> {
         asked.remove_attr("id");
         let (uuid, name) = definition::identify(&mut asked)?;
         let definition = self.complete(asked).await?;
-        let domain = {
-            let _changes = self.changes.lock().await;
-            let domain = self.admit(uuid, &name)?;
-            if self.table.get(uuid).is_some() && !domain.is_persistent() {
-                return Err(invalid(format!("domain '{name}' is already active")));
-            }
-            if !domain.is_persistent() {
-                // Its snapshots need a name to be found under when the daemon is another.
-                self.table.store().set_name(uuid, &name)?;
-            }
-            self.table.insert(domain.clone());
-            domain
-        };
+        let domain = self.admit_for_start(uuid, &name).await?;
         let started = async {
             let _job = self.settled_job(&domain, Operation::Start).await?;
             if self.active(&domain).is_some() {
@@ -354,6 +358,21 @@ impl<H: Hypervisor> Domains<H> {
                 Err(err)
             }
         }
+    }
+
+    /// The listed domain of a definition that is to be started, which need not be persistent.
+    pub(super) async fn admit_for_start(&self, uuid: Uuid, name: &str) -> Result<Arc<Domain>> {
+        let _changes = self.changes.lock().await;
+        let domain = self.admit(uuid, name)?;
+        if self.table.get(uuid).is_some() && !domain.is_persistent() {
+            return Err(invalid(format!("domain '{name}' is already active")));
+        }
+        if !domain.is_persistent() {
+            // Its snapshots need a name to be found under when the daemon is another.
+            self.table.store().set_name(uuid, name)?;
+        }
+        self.table.insert(domain.clone());
+        Ok(domain)
     }
 
     async fn bring_up(&self, domain: &Domain, with: Element, paused: bool) -> Result<Active> {
@@ -418,6 +437,7 @@ impl<H: Hypervisor> Domains<H> {
                 self.table.insert(Arc::new(Domain::new(active.uuid, active.name.clone())));
             }
         }
+        self.settle_managed();
         Ok(alive.len())
     }
 

@@ -112,7 +112,7 @@ impl Domain {
             Operation::SnapshotCreate | Operation::SnapshotRevert | Operation::SnapshotDelete => {
                 true
             }
-            Operation::Change(_) | Operation::Start => false,
+            Operation::Change(_) | Operation::Start | Operation::Save | Operation::Restore => false,
         })
     }
 }

@@ -28,3 +28,6 @@ mod transfer;
 pub(crate) use codec::Format;
 pub(crate) use head::{Damage, Head};
 pub(crate) use transfer::{Saved, save};
+
+/// What libvirt writes beside a definition whose `<cpu>` says all.
+pub(crate) const COOKIE: &str = "<cookie>\n</cookie>\n";

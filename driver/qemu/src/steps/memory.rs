@@ -10,10 +10,7 @@ use virtsnap_xml::element::Element;
 use crate::hypervisor::Qemu;
 use crate::image::claim;
 use crate::migration;
-use crate::save_image::{self, Format, Head};
-
-/// What libvirt writes beside a definition whose `<cpu>` says all.
-const COOKIE: &str = "<cookie>\n</cookie>\n";
+use crate::save_image::{self, COOKIE, Format, Head};
 
 impl Qemu {
     pub(super) async fn save_memory(

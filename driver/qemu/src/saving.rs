@@ -1,0 +1,220 @@
+//! Guests that end with their memory in a save image, and come back from it.
+//!
+//! A note in the state directory, `UUID.save`, names the file from before the guest is stopped
+//! until its process is gone. If the daemon dies in between, the next one goes by it: a QEMU that
+//! still runs gets its guest back and the file goes; if it is gone, the image is whole and stays.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use virtsnap_engine::domain::{
+    Active, PausedReason, Restore, RunningReason, Save, SaveImage, ShutOffReason, State,
+};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_xml::element::Element;
+
+use crate::hypervisor::Qemu;
+use crate::image::{blocking, claim, failure, plain_path, system};
+use crate::instance::Instance;
+use crate::migration;
+use crate::save_image::{self, COOKIE, Damage, Format, Head, Saved};
+
+impl Qemu {
+    pub(crate) async fn save_domain(&self, domain: Uuid, save: Save) -> Result<()> {
+        let instance = self.running(domain)?;
+        let format = writable(&save.format)?;
+        plain_path(&save.file)?;
+        refuse_layer(self, &save.file)?;
+        let was_running = matches!(instance.state(), State::Running(_));
+        let definition = save.definition.to_string();
+        let running = save.running.unwrap_or(was_running);
+        let head = Head::new(definition, Some(COOKIE.to_owned()), running, format);
+        Note::of(self, domain).write(&save.file)?;
+        let saved = async {
+            let target = claim::write_anew(domain, &save.file, true).await?;
+            if was_running {
+                instance.pause(PausedReason::Save).await?;
+            }
+            save_image::save(&instance, target, head, false).await?;
+            self.destroy_domain(domain, ShutOffReason::Saved).await
+        };
+        if let Err(err) = saved.await {
+            if let Err(undo) = self.undo_save(domain, &instance, &save.file).await {
+                tracing::error!(domain = instance.name, "undo of a save: {}", undo.chain());
+            }
+            return Err(err);
+        }
+        claim::keep(domain, &save.file).await?;
+        Note::of(self, domain).forget();
+        Ok(())
+    }
+
+    /// The guest goes on as it was, without the file.
+    async fn undo_save(&self, domain: Uuid, instance: &Instance, file: &Path) -> Result<()> {
+        if self.instance(domain).is_some() {
+            migration::end(instance).await?;
+            if instance.state() == State::Paused(PausedReason::Save) {
+                instance.resume(RunningReason::SaveCanceled).await?;
+            }
+        }
+        claim::undo(domain, file).await?;
+        Note::of(self, domain).forget();
+        Ok(())
+    }
+
+    /// What a daemon that died in a save left, once it is known which guests still run.
+    pub(crate) async fn settle_saves(&self) {
+        for (domain, file) in Note::all(self) {
+            let settled = match self.instance(domain) {
+                Some(instance) => self.undo_save(domain, &instance, &file).await,
+                None => self.settle_ended(domain, &file).await,
+            };
+            if let Err(err) = settled {
+                tracing::error!(%domain, file = %file.display(), "a save: {}", err.chain());
+            }
+        }
+    }
+
+    /// Its QEMU is gone: by our hand, then the image is whole, or by another's.
+    async fn settle_ended(&self, domain: Uuid, file: &Path) -> Result<()> {
+        match look_into(file).await {
+            Ok(SaveImage::Whole { .. }) => claim::keep(domain, file).await?,
+            Ok(SaveImage::Torn(_)) | Err(_) => claim::undo(domain, file).await?,
+        }
+        Note::of(self, domain).forget();
+        Ok(())
+    }
+
+    pub(crate) async fn restore_domain(
+        &self,
+        definition: Element,
+        restore: Restore,
+    ) -> Result<Active> {
+        self.start_saved(definition, restore).await
+    }
+}
+
+/// Formats that we write.
+fn writable(name: &str) -> Result<Format> {
+    match Format::named(name) {
+        Some(Format::Lzop | Format::Sparse) => Err(failure(
+            Condition::OperationUnsupported,
+            format!("this version of virtsnap does not write save images of format '{name}'"),
+        )),
+        Some(format) => Ok(format),
+        None => {
+            let what = format!("'{name}' is no format of save images");
+            Err(failure(Condition::OperationFailed, what))
+        }
+    }
+}
+
+/// Memory must not be written over a disk.
+fn refuse_layer(qemu: &Qemu, file: &Path) -> Result<()> {
+    let instances: Vec<_> = qemu.shared.instances().values().cloned().collect();
+    let Ok(file) = file.canonicalize() else { return Ok(()) };
+    for instance in instances {
+        if let Some((target, _)) = instance.layer_of(&file) {
+            let what = format!(
+                "'{}' is an image of disk '{target}' of domain '{}'",
+                file.display(),
+                instance.name
+            );
+            return Err(failure(Condition::OperationInvalid, what));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn look_into(file: &Path) -> Result<SaveImage> {
+    let path = plain_path(file).map(PathBuf::from)?;
+    blocking(move || {
+        let torn = |damage: Damage| Ok(SaveImage::Torn(damage.to_string()));
+        let head = match Saved::open(&path) {
+            Ok(saved) => saved.head,
+            Err(Damage::Io(err)) => return Err(system("open", &path, err)),
+            Err(damage @ (Damage::Partial | Damage::NoMagic | Damage::Short)) => {
+                return torn(damage);
+            }
+            Err(damage) => return Err(unusable(&path, &damage.to_string())),
+        };
+        let definition = Element::parse(&head.definition)
+            .map_err(|err| unusable(&path, "its definition is malformed").caused_by(err))?;
+        Ok(SaveImage::Whole { definition, running: head.was_running })
+    })
+    .await
+}
+
+fn unusable(path: &Path, why: &str) -> Error {
+    let what = format!("cannot use the save image '{}': {why}", path.display());
+    failure(Condition::OperationFailed, what)
+}
+
+/// Writes another definition in the place of the one that is there.
+pub(crate) async fn edit(file: &Path, definition: &Element, running: Option<bool>) -> Result<()> {
+    let path = plain_path(file).map(PathBuf::from)?;
+    let text = definition.to_string();
+    blocking(move || {
+        let open = OpenOptions::new().read(true).write(true).open(&path);
+        let file = open.map_err(|err| system("open", &path, err))?;
+        let head = Head::read(&file).map_err(|damage| unusable(&path, &damage.to_string()))?;
+        let was_running = running.unwrap_or(head.was_running);
+        let Some(mut head) = head.with_definition(text) else {
+            return Err(unusable(&path, "the new definition is too long for it"));
+        };
+        head.was_running = was_running;
+        file.write_all_at(&head.to_bytes(true), 0)
+            .and_then(|()| file.sync_all())
+            .map_err(|err| system("write", &path, err))
+    })
+    .await
+}
+
+/// The file of a save under way.
+struct Note {
+    path: PathBuf,
+}
+
+const NOTE: &str = "save";
+
+impl Note {
+    fn of(qemu: &Qemu, domain: Uuid) -> Self {
+        Self { path: qemu.config().state_dir.join(format!("{domain}.{NOTE}")) }
+    }
+
+    fn write(&self, file: &Path) -> Result<()> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(directory)?;
+            let mut note = tempfile::NamedTempFile::new_in(directory)?;
+            note.write_all(file.as_os_str().as_bytes())?;
+            note.as_file().sync_all()?;
+            note.persist(&self.path).map_err(|err| err.error)?;
+            fs::File::open(directory)?.sync_all()
+        };
+        write().map_err(|err| system("write", &self.path, err))
+    }
+
+    fn forget(&self) {
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => tracing::warn!(file = %self.path.display(), %err, "a note stays behind"),
+        }
+    }
+
+    fn all(qemu: &Qemu) -> Vec<(Uuid, PathBuf)> {
+        let Ok(entries) = fs::read_dir(&qemu.config().state_dir) else { return Vec::new() };
+        let note = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_suffix(NOTE)?.strip_suffix('.')?;
+            let domain = Uuid::parse_str(name).ok()?;
+            let file = fs::read(&path).ok()?;
+            Some((domain, PathBuf::from(std::ffi::OsString::from_vec(file))))
+        };
+        entries.flatten().filter_map(|entry| note(entry.path())).collect()
+    }
+}
