@@ -129,10 +129,7 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemoryRequest {
     No,
-    /// `image` (its `file=`) is for memory that no disk has room for: all disks are external.
-    Internal {
-        image: Option<String>,
-    },
+    Internal,
     /// `file` may be left out: a default name is given (libvirt refuses).
     External {
         file: Option<String>,

@@ -16,7 +16,7 @@ fn take(vm: &Guest, name: &str) -> u64 {
 
 /// The guest runs on from `snapshot`: it neither booted nor kept what it counted since.
 #[track_caller]
-fn runs_from(vm: &Guest, mark: virtsnap_tests::guest::Mark, snapshot: u64, later: u64) {
+pub(crate) fn runs_from(vm: &Guest, mark: virtsnap_tests::guest::Mark, snapshot: u64, later: u64) {
     let n = vm.next_match(mark);
     assert!((snapshot..later).contains(&n), "{n} is not of the snapshot at {snapshot}");
     vm.reach_after(mark, n + 2);
@@ -124,7 +124,7 @@ fn a_guest_that_is_off_keeps_only_its_disks() {
 fn what_a_raw_disk_cannot_do_is_refused_before_anything_happens() {
     let world = World::new();
     let vm = world.define(GuestSpec::idle("vm").disks(&["qcow2", "raw"]));
-    let complaint = vm.refused("snapshot-create-as {} no");
+    let complaint = vm.refused("snapshot-create-as {} no --diskspec vdb,snapshot=internal");
     assert!(complaint.contains("vdb") && complaint.contains("raw"), "{complaint}");
     assert!(world.virsh.lines("snapshot-list vm --name").is_empty());
     assert!(images::internal_snapshots(&vm.disk("vda")).is_empty());

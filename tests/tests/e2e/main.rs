@@ -16,6 +16,7 @@ mod internal;
 mod jobs;
 mod metadata;
 mod places;
+mod mixes;
 mod quiesce;
 mod save;
 mod survive;

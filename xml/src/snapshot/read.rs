@@ -48,7 +48,7 @@ impl Request {
         Ok(Self {
             name,
             description: first_text(root, "description"),
-            memory: memory_request(root)?,
+            memory: memory_request(root, false)?,
             disks: disk_requests(root, "disks")?,
             cookie: root.child("cookie").cloned(),
         })
@@ -143,7 +143,9 @@ fn first_text(parent: &Element, name: &str) -> Option<String> {
     parent.child(name).map(Element::deep_text).filter(|text| !text.is_empty())
 }
 
-fn memory_request(root: &Element) -> Result<Option<MemoryRequest>> {
+/// A file of internal memory is ours, and only in what is recorded: it has no other place where all
+/// disks are external.
+fn memory_request(root: &Element, recorded: bool) -> Result<Option<MemoryRequest>> {
     let Some(element) = root.child("memory") else { return Ok(None) };
     let file = element.attr("file").map(str::to_owned);
     let location = match location(element)? {
@@ -152,7 +154,7 @@ fn memory_request(root: &Element) -> Result<Option<MemoryRequest>> {
         Some(location) => location,
     };
     if let Some(file) = &file {
-        if location == Location::No {
+        if location == Location::No || (location == Location::Internal && !recorded) {
             return Err(xml(format!("memory file '{file}' needs snapshot='external'")));
         }
         if location != Location::Manual && !file.starts_with('/') {
@@ -161,18 +163,19 @@ fn memory_request(root: &Element) -> Result<Option<MemoryRequest>> {
     }
     match location {
         Location::No => Ok(Some(MemoryRequest::No)),
-        Location::Internal => Ok(Some(MemoryRequest::Internal { image: file })),
+        Location::Internal => Ok(Some(MemoryRequest::Internal)),
         Location::External => Ok(Some(MemoryRequest::External { file })),
         Location::Manual => Err(xml("memory cannot be snapshot='manual'")),
     }
 }
 
 fn recorded_memory(root: &Element, state: State) -> Result<Memory> {
-    let memory = match memory_request(root)? {
+    let image = || root.child("memory")?.attr("file").map(str::to_owned);
+    let memory = match memory_request(root, true)? {
         None if state.is_offline() => Memory::No,
         None => Memory::Internal { image: None },
         Some(MemoryRequest::No) => Memory::No,
-        Some(MemoryRequest::Internal { image }) => Memory::Internal { image },
+        Some(MemoryRequest::Internal) => Memory::Internal { image: image() },
         Some(MemoryRequest::External { file }) => Memory::External {
             file: file.ok_or_else(|| xml("a recorded external memory needs its file="))?,
         },

@@ -57,13 +57,9 @@ fn memory_is_read_by_libvirts_rules() {
     let memory = |attributes: &str| request(&format!("<memory {attributes}/>")).map(|r| r.memory);
     let external =
         |file: Option<&str>| Some(MemoryRequest::External { file: file.map(str::to_owned) });
-    let internal =
-        |image: Option<&str>| Some(MemoryRequest::Internal { image: image.map(str::to_owned) });
     assert_eq!(memory(""), Ok(None));
     assert_eq!(memory("snapshot='no'"), Ok(Some(MemoryRequest::No)));
-    assert_eq!(memory("snapshot='internal'"), Ok(internal(None)));
-    // Ours, for the memory of a snapshot whose disks are all external.
-    assert_eq!(memory("snapshot='internal' file='/m'"), Ok(internal(Some("/m"))));
+    assert_eq!(memory("snapshot='internal'"), Ok(Some(MemoryRequest::Internal)));
     assert_eq!(memory("file='/m'"), Ok(external(Some("/m"))));
     assert_eq!(memory("snapshot='external' file='/m'"), Ok(external(Some("/m"))));
     // libvirt refuses: here a default name is given.
@@ -72,7 +68,7 @@ fn memory_is_read_by_libvirts_rules() {
         "snapshot='manual'",
         "snapshot='manual' file='/m'",
         "snapshot='no' file='/m'",
-        "snapshot='internal' file='m'",
+        "snapshot='internal' file='/m'",
         "snapshot='external' file='m'",
         "file='m'",
         "file=''",

@@ -14,7 +14,9 @@ use virtsnap_engine::options::{
 use virtsnap_engine::ports::EventSink;
 use virtsnap_rpc::remote::*;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, ErrorKind, Memory, Request, SnapshotXmlError, Survivor};
+use virtsnap_xml::snapshot::{
+    Definition, ErrorKind, Memory, MemoryRequest, Request, SnapshotXmlError, Survivor,
+};
 
 use super::flags::ours::*;
 use super::flags::{self, Flag};
@@ -65,13 +67,6 @@ fn create_options(bits: u32) -> Outcome<CreateOptions> {
     let has = |flag: Flag| bits & flag.0 != 0;
     if has(REDEFINE) {
         return Ok(CreateOptions::Redefine { make_current: has(CURRENT) });
-    }
-    if has(LIVE) && has(DISK_ONLY) {
-        return Err(Error::new(
-            Condition::OperationUnsupported,
-            "live snapshot creation is supported only during full system snapshots",
-        )
-        .into());
     }
     let scope = match has(DISK_ONLY) {
         true => Scope::DiskOnly { quiesce: has(QUIESCE) },
@@ -163,6 +158,7 @@ async fn create_or_redefine<H: Inspect>(
         }
         CreateOptions::New(new) => {
             let request = Request::parse(&root).map_err(refused)?;
+            check_live(args.flags, &request)?;
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
             let creating = domains.snapshots.create(&domain.book, &request, &new);
             let made = jobs::watched(cx, &domain, Operation::SnapshotCreate, creating, |moment| {
@@ -174,6 +170,18 @@ async fn create_or_redefine<H: Inspect>(
         }
     };
     Ok(SnapshotRef { name: moment.name, dom: args.dom })
+}
+
+/// As libvirt, which looks at the memory of a disk-only snapshot first: it is refused by the engine.
+fn check_live(bits: u32, request: &Request) -> Result<(), Error> {
+    let has = |flag: Flag| bits & flag.0 != 0;
+    let asks_memory =
+        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
+    if has(LIVE) && has(DISK_ONLY) && !asks_memory {
+        let what = "live snapshot creation is supported only during full system snapshots";
+        return Err(Error::new(Condition::OperationUnsupported, what));
+    }
+    Ok(())
 }
 
 /// The flag word of virDomainRevertToSnapshot as options.
@@ -509,7 +517,18 @@ mod tests {
         for bits in [2, 1 | 4, 1 | 8, 64, 256 | 1, 1024, 1 << 15, 1 << 17, 1 | 1 << 16] {
             assert_eq!(code(create_options(bits).unwrap_err()), 8, "{bits:#x}");
         }
-        assert_eq!(code(create_options(256 | 16).unwrap_err()), 84);
+    }
+
+    #[test]
+    fn a_live_snapshot_of_disks_only_is_refused_for_its_memory_first() {
+        let asks = |text: &str| Request::parse(&Element::parse(text).unwrap()).unwrap();
+        let plain = asks("<domainsnapshot/>");
+        let err = check_live(LIVE.0 | DISK_ONLY.0, &plain).unwrap_err();
+        assert_eq!(err.condition, Condition::OperationUnsupported);
+        // The engine refuses that with another code.
+        let memory = asks("<domainsnapshot><memory file='/m'/></domainsnapshot>");
+        check_live(LIVE.0 | DISK_ONLY.0, &memory).unwrap();
+        check_live(LIVE.0, &memory).unwrap();
     }
 
     #[test]

@@ -206,10 +206,8 @@ fn scope(
     let state = recorded_state(facts.state)?;
     let active = facts.state.is_active();
     let disk_only = matches!(options.scope, Scope::DiskOnly { .. });
-    let asks_memory = matches!(
-        request.memory,
-        Some(MemoryRequest::Internal { .. } | MemoryRequest::External { .. })
-    );
+    let asks_memory =
+        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
     if asks_memory && (disk_only || !active) {
         return Err(Error::snapshot(
             Condition::XmlError,
@@ -231,11 +229,8 @@ fn scope(
         (false, false) => Ok((state, Memory::No, Location::Internal)),
         (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
         (true, false) => Ok(match &request.memory {
-            None | Some(MemoryRequest::Internal { image: None }) => {
+            None | Some(MemoryRequest::Internal) => {
                 (state, Memory::Internal { image: None }, Location::Internal)
-            }
-            Some(MemoryRequest::Internal { image }) => {
-                (state, Memory::Internal { image: image.clone() }, Location::External)
             }
             Some(MemoryRequest::No) => (Recorded::DiskSnapshot, Memory::No, Location::Internal),
             Some(MemoryRequest::External { file }) => {
@@ -251,23 +246,12 @@ fn scope(
 
 /// Internal memory stands in the first internal disk; where there is none, in an image of its own.
 fn place(memory: Memory, disks: &[Disk], facts: &DomainFacts, name: &str) -> Result<Memory> {
-    let Memory::Internal { image } = memory else { return Ok(memory) };
     let on_disk = disks.iter().any(|disk| disk.snapshot == Location::Internal);
-    match (image, on_disk) {
-        (None, true) => Ok(Memory::Internal { image: None }),
-        (Some(image), false) => Ok(Memory::Internal { image: Some(image) }),
-        (None, false) => {
-            let image = live::default_memory_path(facts, name, "vmstate")?;
-            Ok(Memory::Internal { image: Some(image) })
-        }
-        (Some(image), true) => Err(Error::snapshot(
-            Condition::XmlError,
-            format!(
-                "internal memory stands in the internal snapshot of a disk, and not in '{image}'; \
-                 leave file= out, take all disks externally, or ask for external memory"
-            ),
-        )),
+    if on_disk || !matches!(memory, Memory::Internal { .. }) {
+        return Ok(memory);
     }
+    let image = live::default_memory_path(facts, name, "vmstate")?;
+    Ok(Memory::Internal { image: Some(image) })
 }
 
 fn recorded_state(state: State) -> Result<Recorded> {
@@ -301,12 +285,16 @@ fn check_selection(
         Err(Error::new(Condition::ConfigUnsupported, message).from_origin(origin))
     };
     let takes_part = |d: &Disk| matches!(d.snapshot, Location::Internal | Location::External);
-    let asks_memory = matches!(
-        request.memory,
-        Some(MemoryRequest::Internal { .. } | MemoryRequest::External { .. })
-    );
+    let asks_memory =
+        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
     if !asks_memory && !disks.iter().any(takes_part) {
-        return unsupported("no disk is selected for the snapshot".into());
+        let nothing = "nothing is selected for the snapshot, no disk and no memory";
+        // As libvirt, to which it is a snapshot that leaves out what it is about.
+        let full = facts.state.is_active() && default == Location::Internal;
+        if full && request.memory == Some(MemoryRequest::No) {
+            return Err(Error::new(Condition::OperationUnsupported, nothing));
+        }
+        return unsupported(nothing.into());
     }
     for (disk, facts_of) in disks.iter().zip(&facts.disks) {
         if takes_part(disk) && facts_of.block_job {
