@@ -329,7 +329,7 @@ impl Model {
             memory: match memory {
                 AskedMemory::Default => None,
                 AskedMemory::No => Some(MemoryRequest::No),
-                AskedMemory::Internal => Some(MemoryRequest::Internal { image: None }),
+                AskedMemory::Internal => Some(MemoryRequest::Internal),
                 AskedMemory::External => Some(MemoryRequest::External { file: None }),
             },
             ..Request::default()

@@ -28,10 +28,11 @@ pub(super) fn align(
             return Err(unsupported(format!("disk '{}' is named twice", wanted.name)));
         }
     }
+    let directory = images_directory(disks);
     let mut aligned = Vec::with_capacity(disks.len());
     let mut files = BTreeSet::new();
     for (disk, wanted) in disks.iter().zip(asked) {
-        let entry = align_disk(disk, wanted, name, default)?;
+        let entry = align_disk(disk, wanted, name, default, directory)?;
         if let Some(file) = overlay_path(&entry)
             && !files.insert(file.clone())
         {
@@ -70,17 +71,18 @@ fn align_disk(
     wanted: Option<&DiskRequest>,
     name: &str,
     default: Location,
+    directory: Option<&Path>,
 ) -> Result<Disk> {
     // Where nobody said otherwise, a disk that can hold no snapshot inside gets an overlay.
-    let default = match default {
-        Location::Internal if disk.format != Format::Qcow2 => Location::External,
-        default => default,
+    let yields = default == Location::Internal && disk.format != Format::Qcow2;
+    let default = if yields { Location::External } else { default };
+    let said = match wanted {
+        Some(wanted) => wanted.snapshot.or(disk.snapshot),
+        None if disk.source.is_none() => Some(Location::No),
+        None => disk.snapshot.or(disk.readonly.then_some(Location::No)),
     };
-    let location = match wanted {
-        Some(wanted) => wanted.snapshot.or(disk.snapshot).unwrap_or(default),
-        None if disk.source.is_none() => Location::No,
-        None => disk.snapshot.unwrap_or(if disk.readonly { Location::No } else { default }),
-    };
+    let yields = yields && said.is_none();
+    let location = said.unwrap_or(default);
     let source = wanted.and_then(|wanted| wanted.source.clone());
     if source.is_some() && location != Location::External {
         return Err(unsupported(format!(
@@ -107,21 +109,54 @@ fn align_disk(
                 disk.target
             )));
         }
+        None if yields => Some(overlay_elsewhere(disk, name, directory)?),
         None if external => Some(default_overlay(disk, name)?),
         None => None,
     };
-    let said = |said: fn(&DiskRequest) -> Option<String>, default: &str| {
+    let wanted_or = |said: fn(&DiskRequest) -> Option<String>, default: &str| {
         external.then(|| wanted.and_then(said).unwrap_or_else(|| default.to_owned()))
     };
     Ok(Disk {
-        source_type: said(|wanted| wanted.source_type.clone(), "file"),
+        source_type: wanted_or(|wanted| wanted.source_type.clone(), "file"),
         source,
-        format: said(|wanted| wanted.format.clone(), Format::Qcow2.as_str()),
+        format: wanted_or(|wanted| wanted.format.clone(), Format::Qcow2.as_str()),
         driver: wanted.and_then(|wanted| wanted.driver.clone()),
         on_delete,
         extra: wanted.map(|wanted| wanted.extra.clone()).unwrap_or_default(),
         ..Disk::new(disk.target.clone(), location)
     })
+}
+
+/// Where the first image of the domain is that is a file: there is room for guests.
+pub(super) fn images_directory(disks: &[DiskFacts]) -> Option<&Path> {
+    disks.iter().filter(|disk| !disk.readonly).find_map(|disk| match &disk.source {
+        Some(DiskSource::File(path)) => path.parent(),
+        _ => None,
+    })
+}
+
+/// The overlay of a disk that goes outside though nobody asked for it: one on a block device has
+/// its overlay among the domain's other images.
+fn overlay_elsewhere(disk: &DiskFacts, name: &str, directory: Option<&Path>) -> Result<Element> {
+    let image = match (&disk.source, directory) {
+        (Some(DiskSource::File(path)), _) => path.clone(),
+        (Some(DiskSource::Block(path)), Some(directory)) => {
+            directory.join(path.file_name().unwrap_or_default())
+        }
+        _ => {
+            return Err(Error::new(
+                Condition::ConfigUnsupported,
+                format!(
+                    "disk '{}' is of format {}, which has no internal snapshots, and no name can \
+                     be made up for an overlay; give a <source file='…'/>",
+                    disk.target,
+                    disk.format.as_str()
+                ),
+            ));
+        }
+    };
+    let overlay = sibling(&image, name);
+    Ok(Element::new("source").with_attr("file", overlay.to_string_lossy()))
 }
 
 fn default_overlay(disk: &DiskFacts, name: &str) -> Result<Element> {

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 
 use virtsnap_xml::snapshot::{Definition, Location, Memory};
 
+use super::align::images_directory;
 use super::{Finish, Pivot, Plan, ResumeReason, Step, state_files};
 use crate::domain::{State, VmStateIn};
 use crate::error::{Condition, Error, Result};
-use crate::facts::{AgentState, DiskSource, DomainFacts, PathKind, Target};
+use crate::facts::{AgentState, DomainFacts, PathKind, Target};
 use crate::options::{Afterwards, New, Overlays, Scope};
 
 /// The disks that take part, by where their snapshot goes.
@@ -139,15 +140,11 @@ pub(super) fn default_memory_path(
     moment: &str,
     suffix: &str,
 ) -> Result<String> {
-    let files = facts.disks.iter().filter(|disk| !disk.readonly).filter_map(|d| match &d.source {
-        Some(DiskSource::File(path)) => path.parent(),
-        _ => None,
-    });
-    let Some(directory) = files.into_iter().next() else {
+    let Some(directory) = images_directory(&facts.disks) else {
         return Err(Error::snapshot(
             Condition::XmlError,
             "no name can be made up for the file of the memory, since no disk of the domain is in \
-             a file; say <memory file='…'/>",
+             a file; say <memory snapshot='external' file='…'/>",
         ));
     };
     let name = format!("{}.{moment}.{suffix}", facts.name).replace('/', "_");

@@ -34,7 +34,7 @@ pub(super) fn applied<'a>(
     let full = matches!(options.scope, Scope::FullSystem { .. }) && facts.state.is_active();
     let memory = match policy.memory {
         Some(Location::External) => MemoryRequest::External { file: None },
-        Some(Location::Internal) => MemoryRequest::Internal { image: None },
+        Some(Location::Internal) => MemoryRequest::Internal,
         Some(Location::No | Location::Manual) | None => return Cow::Borrowed(request),
     };
     match &request.memory {
