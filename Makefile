@@ -6,6 +6,7 @@
 #   make install  the daemon, its units and its group (PREFIX=/usr/local, DESTDIR=)
 #   make conformance
 #                 compare every recorded outcome of libvirt 11.3.0 with a live virtsnapd
+#   make matrix   every cell of states, memory, disks, storage and flags, on a real QEMU
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -16,7 +17,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: help demo test conformance setup guest sets agent-guest install
+.PHONY: help demo test conformance matrix setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -63,4 +64,10 @@ conformance: setup
 	@echo "conformance: the recorded cases of fixtures/conformance, against a virtsnapd of its own"
 	@VIRTSNAP_CONFORMANCE=all $(CARGO) test --quiet --locked --package virtsnap-tests \
 		--test conformance -- --nocapture --format terse 2>&1 | grep --line-buffered "^UNEX\|^STALE\|^    \|^conf\|panick\|^error"; \
+		exit $${PIPESTATUS[0]}
+
+matrix: setup
+	@echo "matrix: a snapshot taken, reverted to and deleted in each cell; this takes a while"
+	@VIRTSNAP_MATRIX=all $(CARGO) test --quiet --locked --package virtsnap-tests \
+		--test matrix -- --nocapture 2>&1 | grep --line-buffered "^WRONG\|^matrix\|panick\|^error"; \
 		exit $${PIPESTATUS[0]}

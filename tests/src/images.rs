@@ -87,6 +87,10 @@ pub fn has_pattern(path: &Path, pattern: u8, offset: u64, length: u64) -> bool {
 #[track_caller]
 pub fn reads(path: &Path, format: &str, pattern: u8, offset: u64, length: u64) -> bool {
     let command = format!("read -P {pattern} {offset} {length}");
-    let said = qemu("qemu-io", &["-r", "-U", "-f", format, "-c", &command, text(path)]);
-    !said.contains("Pattern verification failed")
+    let arguments = ["-r", "-U", "-f", format, "-c", &command, text(path)];
+    let outcome = finish(Command::new("qemu-io").args(arguments), "qemu-io");
+    // It ends with an error where the pattern is another one.
+    let read = outcome.stdout.contains(&format!("read {length}/{length} bytes"));
+    assert!(read, "qemu-io {arguments:?}\n{}{}", outcome.stdout, outcome.stderr);
+    !outcome.stdout.contains("Pattern verification failed")
 }

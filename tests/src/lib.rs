@@ -12,6 +12,7 @@
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod matrix;
 pub mod oracle;
 pub mod programs;
 pub mod virsh;
