@@ -132,7 +132,18 @@ impl World {
         });
     }
 
-    fn virtsnapd(&self) -> Command {
+    /// Stops this daemon and starts another one in the same directory: the host changes hands. The
+    /// old one's guests must be off.
+    pub fn become_daemon(&mut self, daemon: Daemon, between: impl FnOnce(&Self)) {
+        self.stop();
+        self.daemon = daemon;
+        self.virsh.uri = format!("qemu:///system?socket={}", socket(daemon, self.dir()));
+        between(self);
+        self.start();
+    }
+
+    /// virtsnapd with this world's configuration.
+    pub fn virtsnapd(&self) -> Command {
         let config = self.path("virtsnapd.toml");
         let text = format!(
             "run_dir = '{0}/run'\nstate_dir = '{0}/lib'\nlog = 'debug'\n{1}\n",

@@ -5,6 +5,7 @@
 //! - [`dispatch`]: every procedure; flag words end and errors get their numbers there;
 //! - [`domains`]: the registry of domains and their life;
 //! - [`events`], [`vir_error`]: what happened and what went wrong, in libvirt's numbers;
+//! - [`exchange`]: instead of serving, moving domains from libvirt's files to ours and back;
 //! - [`host`], [`consoles`]: what the daemon itself asks of the host.
 
 mod config;
@@ -12,6 +13,7 @@ mod consoles;
 mod dispatch;
 mod domains;
 mod events;
+mod exchange;
 #[cfg(test)]
 mod fake;
 mod handle;
@@ -35,13 +37,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-use virtsnap_engine::ports::EventSink;
+use uuid::Uuid;
+use virtsnap_engine::domain::Event;
+use virtsnap_engine::ports::{EventSink, Hypervisor};
 use virtsnap_qemu::confine::Owner;
 use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
+use virtsnap_xml::element::Element;
 
 use crate::config::{Config, Mode};
+use crate::exchange::Exchange;
 
 /// A libvirt-compatible hypervisor daemon, made for snapshots
 #[derive(Debug, Parser)]
@@ -53,11 +59,24 @@ struct Arguments {
     /// Run for this user alone, in the user's own directories (the default unless root)
     #[arg(long)]
     session: bool,
+    /// Instead of serving
+    #[command(subcommand)]
+    act: Option<Act>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Take over domains and their snapshots from libvirt's files, while neither daemon runs
+    Import(Exchange),
+    /// Hand domains and their snapshots over to libvirt's files, while neither daemon runs
+    Export(Exchange),
 }
 
 fn main() -> ExitCode {
     match start(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // What went wrong has been said.
+        Ok(false) => ExitCode::FAILURE,
         Err(err) => {
             complain(&*err);
             ExitCode::FAILURE
@@ -65,7 +84,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn start(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let root = rustix::process::geteuid().is_root();
     let mode = if root && !arguments.session { Mode::System } else { Mode::Session };
     let config = Config::load(mode, arguments.config.as_deref())?;
@@ -76,11 +95,34 @@ fn start(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    match &arguments.act {
+        Some(Act::Import(exchange)) => {
+            return exchange::import(&config, exchange, completer(&config)?);
+        }
+        Some(Act::Export(exchange)) => return exchange::export(&config, exchange),
+        None => {}
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(startup::run(&config, |events| qemu(&config, events)));
     // What still runs is left as a crash would leave it, and recovered at the next start.
     runtime.shutdown_timeout(LAST_CALLS);
-    Ok(served?)
+    served?;
+    Ok(true)
+}
+
+/// The hypervisor's judgement of a definition, where nothing runs.
+fn completer(
+    config: &Config,
+) -> virtsnap_engine::error::Result<impl Fn(Element) -> virtsnap_engine::error::Result<Element>> {
+    let qemu = qemu(config, Arc::new(Deaf))?;
+    Ok(move |definition| qemu.complete(definition))
+}
+
+/// Nobody is there to hear of events.
+struct Deaf;
+
+impl EventSink for Deaf {
+    fn emit(&self, _: Uuid, _: &str, _: i32, _: Event) {}
 }
 
 /// How long a system call on another thread may keep the daemon from ending: a file on a server

@@ -19,6 +19,8 @@ pub struct Book {
     /// Files that virtsnap created for the domain: the only ones it may remove.
     pub owned: BTreeSet<PathBuf>,
     pub has_managed_save: bool,
+    /// There are moments beside these, whose records cannot be read.
+    pub has_unreadable_moments: bool,
 }
 
 impl Book {

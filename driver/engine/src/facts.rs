@@ -38,6 +38,8 @@ pub struct DomainFacts {
     pub state_files: Vec<StateFacts>,
     pub agent: AgentState,
     pub has_managed_save: bool,
+    /// Some moment's record cannot be read: what it needs is not known.
+    pub has_unreadable_moments: bool,
     /// Seconds since the epoch: the time of planning.
     pub now: i64,
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtsnap_xml::domain::to_inactive;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Request};
 
@@ -260,6 +261,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let mut facts = self.hypervisor.facts(&subject).await?;
         facts.owned = owned;
         facts.has_managed_save = lock(book).has_managed_save;
+        facts.has_unreadable_moments = lock(book).has_unreadable_moments;
         Ok(facts)
     }
 
@@ -314,8 +316,11 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let Some(MemoryFile::Whole { definition }) = facts.memory_files.get(file) else {
             return Ok(());
         };
+        // libvirt leaves out of a save image what is a default anyway.
+        let saved = self.hypervisor.complete(to_inactive(definition.clone()));
+        let saved = saved.as_ref().unwrap_or(definition);
         let domain = moment.domain.as_ref();
-        match domain.and_then(|domain| self.hypervisor.abi_difference(definition, domain)) {
+        match domain.and_then(|domain| self.hypervisor.abi_difference(saved, domain)) {
             None => Ok(()),
             Some(difference) => Err(Error::new(
                 Condition::ConfigUnsupported,

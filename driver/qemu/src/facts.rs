@@ -93,6 +93,7 @@ impl Qemu {
             state_files: Vec::new(),
             agent,
             has_managed_save: false,
+            has_unreadable_moments: false,
             now: now(),
         })
     }

@@ -34,6 +34,7 @@ use virtsnap_xml::element::Element;
 
 use crate::argv::{self, CommandLine, LaunchContext};
 use crate::blocks::{Chain, FLASH, Layer};
+use crate::complete::vocabulary;
 use crate::confine::{Owner, failed};
 use crate::events::{self, Gate};
 use crate::hypervisor::{Qemu, Shared};
@@ -59,6 +60,10 @@ const FIRST_FD: i32 = 700;
 
 impl Qemu {
     pub(crate) async fn start_domain(&self, definition: Element, start: Start) -> Result<Active> {
+        if start.from == StartFrom::Boot {
+            // A definition that came from elsewhere was stored without being understood.
+            vocabulary::check(&definition)?;
+        }
         let saved = match &start.from {
             StartFrom::Memory { file } => Some(open_saved(file.clone()).await?),
             StartFrom::Boot | StartFrom::BootSnapshot | StartFrom::VmState { .. } => None,

@@ -234,6 +234,7 @@ impl Real {
             moments: MomentList::default(),
             owned: Default::default(),
             has_managed_save: false,
+            has_unreadable_moments: false,
         });
         Self { dir, uuid, qemu, records: Arc::new(World::new(&[])), book, runtime }
     }

@@ -14,7 +14,7 @@ use std::path::Path;
 pub(crate) const LEFTOVER: &str = ".new-";
 
 /// Makes `bytes` the content of `path`, mode 0600, durable when it returns.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = parent(path)?;
     let mut file = tempfile::Builder::new().prefix(LEFTOVER).tempfile_in(directory)?;
     file.write_all(bytes)?;

@@ -31,6 +31,7 @@ mod shelf;
 mod v1;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -44,6 +45,8 @@ use virtsnap_engine::plan::{MomentChange, Plan};
 use virtsnap_engine::ports::{Journal, Journals, Records, Unfinished};
 use virtsnap_xml::element::Element;
 
+/// Writes a whole file: after a crash it has its old content or the new one.
+pub use crate::atomic::replace as write_durably;
 use crate::journal::JournalFile;
 use crate::shelf::Shelf;
 
@@ -145,6 +148,12 @@ impl Store {
 
     pub fn set_autostart(&self, domain: Uuid, autostart: bool) -> Result<()> {
         hold(&*self.shelf(domain)?).change_own(|own| own.autostart = autostart)
+    }
+
+    /// Takes over a moment's record that cannot be read, as it is: while it is there, no image of
+    /// the domain is removed or merged.
+    pub fn keep_unreadable(&self, domain: Uuid, file: &OsStr, bytes: &[u8]) -> Result<()> {
+        hold(&*self.shelf(domain)?).keep_unreadable(file, bytes)
     }
 
     /// Takes away the persistent definition, and with it autostart; leaves the rest.

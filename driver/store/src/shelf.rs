@@ -4,6 +4,7 @@
 //! new one is written. A moment that others name as parent is removed after they were rewritten.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub(crate) struct Shelf {
     own_is_bad: bool,
     /// The persistent definition cannot be read: what belongs to the domain is not known.
     config_is_bad: bool,
+    /// Some moment cannot be read.
+    moments_are_bad: bool,
     /// Each readable moment's file.
     files: BTreeMap<String, PathBuf>,
     current: Option<String>,
@@ -56,6 +59,7 @@ impl Shelf {
             own: OwnV1::default(),
             own_is_bad: false,
             config_is_bad: false,
+            moments_are_bad: false,
             files: BTreeMap::new(),
             current: None,
         };
@@ -80,6 +84,7 @@ impl Shelf {
             moments: MomentList::load(moments, shelf.current.clone()),
             owned: shelf.own.owned.clone(),
             has_managed_save: shelf.managed_save().exists(),
+            has_unreadable_moments: shelf.moments_are_bad,
         };
         let autostart = shelf.own.autostart;
         Ok((shelf, Some(StoredDomain { book, autostart })))
@@ -234,6 +239,14 @@ impl Shelf {
         self.write(&path, &stored_text(&def, current)?)
     }
 
+    /// Keeps a moment's record that cannot be read, under its own name: as one that was found so.
+    pub(crate) fn keep_unreadable(&mut self, file: &OsStr, bytes: &[u8]) -> Result<()> {
+        self.prepare()?;
+        self.moments_are_bad = true;
+        let path = self.directory.join(MOMENTS).join(file);
+        atomic::replace(&path, bytes).map_err(failed("write", &path))
+    }
+
     fn write(&self, path: &Path, text: &str) -> Result<()> {
         atomic::replace(path, text.as_bytes()).map_err(failed("write", path))
     }
@@ -279,6 +292,7 @@ impl Shelf {
                 Ok((def, _)) if self.files.contains_key(&def.name) => {
                     let what = format!("snapshot '{}' stands in another file too", def.name);
                     bad.push(BadFile { path, what });
+                    self.moments_are_bad = true;
                 }
                 Ok((def, current)) => {
                     if current && self.current.is_some() {
@@ -290,7 +304,10 @@ impl Shelf {
                     self.files.insert(def.name.clone(), path);
                     moments.push(def);
                 }
-                Err(what) => bad.push(BadFile { path, what }),
+                Err(what) => {
+                    bad.push(BadFile { path, what });
+                    self.moments_are_bad = true;
+                }
             }
         }
         Ok(moments)

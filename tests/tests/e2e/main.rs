@@ -8,6 +8,7 @@ mod clients;
 mod defects;
 mod domain;
 mod events;
+mod exchange;
 mod external;
 mod firmware;
 mod guests;

@@ -55,6 +55,7 @@ impl Domain {
             moments: MomentList::default(),
             owned: BTreeSet::new(),
             has_managed_save: false,
+            has_unreadable_moments: false,
         };
         Self { uuid, jobs: Jobs::default(), book: Mutex::new(book), life: Mutex::new(life) }
     }

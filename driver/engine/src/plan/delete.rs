@@ -25,7 +25,7 @@ use super::definition::{self, Source, redirect};
 use super::layers::{Layers, Roots, image_of, roots};
 use super::merge::{DeletedTags, Ground, Run, Wishes};
 use super::policy;
-use super::{Finish, MomentChange, Operation, Pivot, Plan, state_files};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, interrupted, state_files};
 use crate::domain::State;
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
@@ -91,6 +91,8 @@ pub fn delete(
         delete_tags(moment, facts, &mut deleted_tags, &mut finish);
     }
     let mut after = After::new(doomed, facts, moments);
+    interrupted::check_delete(&gone, &after.kept)?;
+    after.unmark();
     let wishes = Wishes::new(options.consolidate, &gone, policy::of(facts)?.keep);
     for (run, target) in after.runs(&gone, &deleted_tags, options, facts)? {
         match wishes.survivor(&run, &target, facts)? {
@@ -171,6 +173,16 @@ impl After {
             change: doomed.change.clone(),
             live: facts.live.clone(),
             config: facts.config.clone(),
+        }
+    }
+
+    /// Forgets of interrupted deletions that this one ends.
+    fn unmark(&mut self) {
+        for unmarked in interrupted::over(&self.kept) {
+            self.kept.retain(|def| def.name != unmarked.name);
+            self.change.write.retain(|def| def.name != unmarked.name);
+            self.change.write.push(unmarked.clone());
+            self.kept.push(unmarked);
         }
     }
 

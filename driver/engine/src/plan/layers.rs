@@ -68,8 +68,12 @@ impl Layers {
     }
 
     /// Of the files in `owned`, those that none of `roots` reaches. None: it cannot be told, since
-    /// an image on the way is not there, and what it stands on is not known.
+    /// an image on the way is not there, and what it stands on is not known, or since not all roots
+    /// are.
     pub(super) fn garbage(&self, owned: &BTreeSet<PathBuf>, roots: &Roots) -> Option<Vec<PathBuf>> {
+        if !roots.are_known {
+            return None;
+        }
         let mut reached: BTreeSet<&PathBuf> = roots.files.iter().collect();
         let mut open: Vec<&PathBuf> = roots.images.iter().collect();
         while let Some(image) = open.pop() {
@@ -121,6 +125,8 @@ pub(super) struct Roots {
     pub(super) images: BTreeSet<PathBuf>,
     /// Memory and the state of devices, which stand alone.
     files: BTreeSet<PathBuf>,
+    /// Every moment could be read.
+    are_known: bool,
 }
 
 /// Every file that must stay: images and memory of the moments in `kept`, images of the
@@ -155,7 +161,7 @@ pub(super) fn roots<'a>(
             }
         }
     }
-    Roots { images, files }
+    Roots { images, files, are_known: !facts.has_unreadable_moments }
 }
 
 /// Every image that the domain's moments name, to be looked at for facts, with its format.

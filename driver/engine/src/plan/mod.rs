@@ -12,6 +12,7 @@ pub mod create;
 mod definition;
 pub mod delete;
 mod given_up;
+mod interrupted;
 mod layers;
 mod live;
 mod merge;

@@ -21,7 +21,8 @@ use super::layers::{Layers, image_of, roots};
 use super::overlay::check_depth;
 use super::policy;
 use super::{
-    Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, state_files,
+    Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step, interrupted,
+    state_files,
 };
 use crate::domain::{ShutOffReason, Start, StartFrom, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
@@ -76,6 +77,7 @@ pub fn revert(
 ) -> Result<Plan> {
     let goal = goal(moment, options);
     let domain = check(moment, options, goal, facts)?;
+    interrupted::check_revert(moment, moments)?;
     let loads_memory = moment.memory.is_saved() && goal != Goal::ShutOff;
     let world = GivenUp::new(moment, options, loads_memory, facts, moments)?;
     let routes: Vec<(String, Route)> = moment
@@ -255,7 +257,10 @@ fn reader(image: &Path, facts: &DomainFacts, moments: &MomentList) -> Option<Str
     }
     let overlays = Layers::of(facts).readers(image);
     let overlay = overlays.first().map(|overlay| format!("the image '{}'", overlay.display()));
-    overlay.or_else(|| facts.foreign_readers.get(image).cloned())
+    overlay.or_else(|| facts.foreign_readers.get(image).cloned()).or_else(|| {
+        let unknown = "perhaps a snapshot whose record cannot be read";
+        facts.has_unreadable_moments.then(|| unknown.to_owned())
+    })
 }
 
 fn existing<'a>(

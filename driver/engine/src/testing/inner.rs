@@ -555,6 +555,7 @@ impl Inner {
             state_files: Vec::new(),
             agent: AgentState::Connected,
             has_managed_save: false,
+            has_unreadable_moments: false,
             now: self.now,
         }
     }

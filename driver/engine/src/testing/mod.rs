@@ -134,6 +134,7 @@ impl World {
             moments: inner.moments.clone(),
             owned: inner.owned.clone(),
             has_managed_save: false,
+            has_unreadable_moments: false,
         })
     }
 
