@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 use virtsnap_engine::book::Book;
-use virtsnap_engine::domain::{Active, Event, ShutOffReason, Start, StartFrom};
+use virtsnap_engine::domain::{Active, Event, ShutOffReason, Start, StartFrom, State};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, PathKind, Place, Room};
 use virtsnap_engine::options::{
@@ -48,8 +48,36 @@ enum Op {
     Delete(u8),
     /// With the overlay left, not the base.
     Stream(u8),
+    /// The vCPUs go.
+    Run,
+    /// Memory in a save image, overlays.
+    Memory(u8),
+    /// The same, of a guest that is stopped for the last pages only.
+    Live(u8),
+    /// Memory in a save image, one disk inside, one outside.
+    Mixed(u8),
+    /// Memory in a qcow2 image of its own, overlays.
+    Apart(u8),
 }
-use Op::{Delete, Disks, Full, Revert, Stop, Stream, Write};
+use Op::{Apart, Delete, Disks, Full, Live, Memory, Mixed, Revert, Run, Stop, Stream, Write};
+
+impl Op {
+    /// What is asked of a snapshot with memory that is not all inside.
+    fn request(self) -> Option<(u8, Request)> {
+        let (n, memory, first) = match self {
+            Memory(n) | Live(n) => (n, "external", "external"),
+            Mixed(n) => (n, "external", "internal"),
+            Apart(n) => (n, "internal", "external"),
+            _ => return None,
+        };
+        let text = format!(
+            "<domainsnapshot><name>s{n}</name><memory snapshot='{memory}'/><disks>\
+             <disk name='vda' snapshot='{first}'/><disk name='vdb' snapshot='external'/>\
+             </disks></domainsnapshot>"
+        );
+        Some((n, Request::parse(&Element::parse(&text).unwrap()).unwrap()))
+    }
+}
 
 struct Nobody;
 
@@ -281,7 +309,11 @@ impl Host {
             }
             let is_first = DISKS.iter().any(|disk| name == format!("{disk}.qcow2"));
             assert!(is_first || owned.contains(&file), "{context}: '{name}' is nobody's");
-            tool("qemu-img", &["check", "-q", "-U", "-f", "qcow2", &path(&file)]);
+            let bytes = std::fs::read(&file).unwrap();
+            assert!(!bytes.starts_with(b"LibvirtQemudPart"), "{context}: '{name}' is half");
+            if !bytes.starts_with(b"LibvirtQemudSave") {
+                tool("qemu-img", &["check", "-q", "-U", "-f", "qcow2", &path(&file)]);
+            }
         }
         for file in owned {
             assert!(file.exists(), "{context}: '{}' is gone", file.display());
@@ -310,6 +342,7 @@ struct View {
     moments: BTreeMap<String, (Option<String>, Vec<Vec<u8>>)>,
     current: Option<String>,
     is_up: bool,
+    runs: bool,
 }
 
 impl Daemon<'_> {
@@ -330,6 +363,11 @@ impl Daemon<'_> {
         self.hypervisor.active(self.uuid()).is_some()
     }
 
+    fn runs(&self) -> bool {
+        let active = self.hypervisor.active(self.uuid());
+        active.is_some_and(|active| matches!(active.state, State::Running(_)))
+    }
+
     fn apply(&self, op: Op, value: u8) -> Result<()> {
         let new = New::plain;
         let request = |n| Request { name: Some(format!("s{n}")), ..Request::default() };
@@ -348,6 +386,12 @@ impl Daemon<'_> {
                     self.io(disk, "flush");
                 }
                 Ok(())
+            }
+            Run => self.run(self.hypervisor.resume(self.uuid())),
+            Memory(_) | Live(_) | Mixed(_) | Apart(_) => {
+                let (_, request) = op.request().unwrap();
+                let options = new(Scope::FullSystem { live: matches!(op, Live(_)) });
+                self.run(snapshots.create(&self.book, &request, &options)).map(drop)
             }
             Full(n) => {
                 let options = new(Scope::FullSystem { live: false });
@@ -435,6 +479,7 @@ impl Daemon<'_> {
             moments: moments.collect(),
             current: book.moments.current().map(str::to_owned),
             is_up,
+            runs: self.runs(),
         }
     }
 }
@@ -522,9 +567,13 @@ fn one_trouble(
     let same = |view: &View| {
         let view = expected(view);
         // What comes up in the end may fail to, and a guest that died is down.
-        View { is_up: false, ..seen.clone() } == View { is_up: false, ..view }
+        let bare = |view: View| View { is_up: false, runs: false, ..view };
+        bare(seen.clone()) == bare(view)
     };
     assert!(same(old) || same(new), "{context}: saw {seen:#?}\nold {old:#?}\nnew {new:#?}");
+    if writes && !guest_dies {
+        assert_eq!((seen.is_up, seen.runs), (old.is_up, old.runs), "{context}: the guest");
+    }
     drop(daemon);
     host.tidy(context);
     true
@@ -624,4 +673,39 @@ fn a_revert_to_a_frozen_layer() {
 #[test]
 fn a_revert_to_an_internal_snapshot_of_a_layer_that_others_read() {
     every_trouble(&[Op::Start, Write(0), Full(0), Write(1), Disks(1), Write(2), Stop], Revert(0));
+}
+
+#[test]
+fn memory_in_a_file_of_a_running_guest() {
+    every_trouble(&[Op::Start, Run, Write(0)], Memory(0));
+}
+
+#[test]
+fn memory_in_a_file_of_a_guest_that_runs_on() {
+    every_trouble(&[Op::Start, Run, Write(0)], Live(0));
+}
+
+#[test]
+fn memory_in_a_file_of_a_paused_guest_for_the_second_time() {
+    every_trouble(&[Op::Start, Write(0), Memory(0), Write(1)], Memory(1));
+}
+
+#[test]
+fn memory_in_a_file_and_disks_of_both_kinds() {
+    every_trouble(&[Op::Start, Run, Write(0)], Mixed(0));
+}
+
+#[test]
+fn memory_in_an_image_of_its_own() {
+    every_trouble(&[Op::Start, Run, Write(0)], Apart(0));
+}
+
+#[test]
+fn a_revert_to_memory_in_a_file() {
+    every_trouble(&[Op::Start, Write(0), Mixed(0), Write(1)], Revert(0));
+}
+
+#[test]
+fn a_deletion_with_memory_in_a_file() {
+    every_trouble(&[Op::Start, Write(0), Memory(0), Write(1)], Delete(0));
 }
