@@ -265,7 +265,7 @@ impl Guest<'_> {
 
     /// One command of qemu-io inside the running QEMU. What it says goes to QEMU's log.
     #[track_caller]
-    fn live_io(&self, target: &str, command: &str) {
+    pub fn live_io(&self, target: &str, command: &str) {
         let index = target.bytes().last().map_or(0, |letter| letter - b'a');
         let device = format!("/machine/peripheral/virtio-disk{index}/virtio-backend");
         let line = format!("qemu-monitor-command {{}} --hmp 'qemu-io -d {device} \"{command}\"'");

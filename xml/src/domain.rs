@@ -10,6 +10,7 @@
 mod disk;
 mod inactive;
 mod metadata;
+mod nbd;
 
 use uuid::Uuid;
 
@@ -18,6 +19,7 @@ use crate::element::Element;
 pub use disk::{DiskView, disk, disk_mut, disks, push_overlay, set_backing, set_image};
 pub use inactive::{to_inactive, without_secrets};
 pub use metadata::{MetadataError, add_metadata, metadata, set_metadata};
+pub use nbd::{Nbd, Server};
 
 /// The order in which libvirt prints what comes first in a domain.
 const ORDER: [&str; 9] =

@@ -24,7 +24,8 @@ pub struct DomainFacts {
     /// The disks of the live definition, or of the persistent one when shut off.
     pub disks: Vec<DiskFacts>,
     /// Every image that the disks and the domain's moments reach, backing files included; the
-    /// images that hold nothing but memory are among them.
+    /// images that hold nothing but memory are among them. By name: an absolute path, or the URI of
+    /// an export of an NBD server, which is none.
     pub images: BTreeMap<PathBuf, ImageFacts>,
     /// The save images that the domain's moments name, without those that are missing.
     pub memory_files: BTreeMap<PathBuf, MemoryFile>,
@@ -61,11 +62,12 @@ pub struct DiskFacts {
 }
 
 impl DiskFacts {
-    /// The active layer, where it is a file or a block device.
+    /// The active layer, where it is one that snapshots can reach.
     pub fn image(&self) -> Option<&PathBuf> {
         match &self.source {
             Some(DiskSource::File(path) | DiskSource::Block(path)) => Some(path),
-            Some(DiskSource::Network(_) | DiskSource::Other(_)) | None => None,
+            Some(DiskSource::Network(image)) => image.as_ref(),
+            Some(DiskSource::Other(_)) | None => None,
         }
     }
 }
@@ -82,8 +84,8 @@ pub enum DiskDevice {
 pub enum DiskSource {
     File(PathBuf),
     Block(PathBuf),
-    /// The protocol.
-    Network(String),
+    /// The URI, where the protocol is one that snapshots can reach.
+    Network(Option<PathBuf>),
     /// `type=` of a source that snapshots cannot reach (nvme, vhostuser, vdpa, …).
     Other(String),
 }

@@ -27,8 +27,10 @@ pub fn write(disk: &mut Element, chain: &Chain) {
         driver.set_attr("type", top.format.clone());
     }
     let source = disk.child_or_insert("source");
-    source.remove_attr("file");
-    source.remove_attr("dev");
+    for said_by_the_layer in ["file", "dev", "protocol", "name"] {
+        source.remove_attr(said_by_the_layer);
+    }
+    source.remove_children("host");
     let mut fresh = source_of(top);
     for (key, value) in source.attributes() {
         fresh.set_attr(key, value);
@@ -43,10 +45,17 @@ pub fn write(disk: &mut Element, chain: &Chain) {
 }
 
 fn kind(layer: &Layer) -> &'static str {
-    if layer.is_block_device { "block" } else { "file" }
+    match layer.is_block_device {
+        _ if crate::image::is_network(&layer.image) => "network",
+        true => "block",
+        false => "file",
+    }
 }
 
 pub(crate) fn source_of(layer: &Layer) -> Element {
+    if let Some(nbd) = crate::image::network(&layer.image) {
+        return nbd.to_source();
+    }
     let key = if layer.is_block_device { "dev" } else { "file" };
     Element::new("source").with_attr(key, layer.image.to_string_lossy())
 }

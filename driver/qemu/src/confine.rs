@@ -144,6 +144,9 @@ impl Qemu {
     /// Gives an image to a running QEMU's user, for as long as that QEMU runs.
     pub fn lend(&self, instance: &Instance, path: &Path, how: Use) -> Result<()> {
         let Some(user) = self.shared.borrower() else { return Ok(()) };
+        if crate::image::is_network(path) {
+            return Ok(());
+        }
         let mut inner = instance.lock();
         let is_needed = inner
             .borrowed

@@ -69,7 +69,7 @@ impl Qemu {
             active.chain(subject.images.keys().chain(&subject.owned).cloned()).collect();
         unify(&mut images, &named);
         self.forget_vmstate_note(subject.uuid);
-        for path in images.keys() {
+        for path in images.keys().filter(|path| !image::is_network(path)) {
             claim::unmark_committed(&self.config().state_dir, subject.uuid, path).await?;
         }
         let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
@@ -171,12 +171,11 @@ fn now() -> i64 {
 
 fn disk_facts(disk: DiskView<'_>) -> DiskFacts {
     let path = || disk.path().map(PathBuf::from);
-    let protocol = || disk.source().and_then(|source| source.attr("protocol")).unwrap_or_default();
     let source = match disk.source_type() {
         _ if disk.is_empty() => None,
         "file" => path().map(DiskSource::File),
         "block" => path().map(DiskSource::Block),
-        "network" => Some(DiskSource::Network(protocol().to_owned())),
+        "network" => Some(DiskSource::Network(disk.image().map(PathBuf::from))),
         other => Some(DiskSource::Other(other.to_owned())),
     };
     DiskFacts {
@@ -275,13 +274,17 @@ async fn walk(tool: &QemuImg, path: &Path, format: &Format, images: &mut Images)
 }
 
 fn is_there(path: &Path) -> bool {
-    path.is_absolute() && matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice))
+    // Whether a server answers, its first use will tell.
+    image::is_network(path)
+        || path.is_absolute()
+            && matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice))
 }
 
 /// QEMU goes on with a file that was moved away or written over; whoever opens it next will not.
 fn is_still_there(path: &Path, format: &Format) -> bool {
     is_there(path)
-        && (*format != Format::Qcow2
+        && (image::is_network(path)
+            || *format != Format::Qcow2
             || header::overlay_format(path).is_ok_and(|found| found == Some(Format::Qcow2)))
 }
 
@@ -383,6 +386,10 @@ fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
             if let Some(image) = identity(&backing).and_then(|identity| known.get(&identity)) {
                 let who = format!("the image '{}'", path.display());
                 readers.entry((*image).clone()).or_insert(who);
+            } else if ours.contains(&backing) {
+                // By its name, where it is no file.
+                let who = format!("the image '{}'", path.display());
+                readers.entry(backing).or_insert(who);
             }
         }
     }

@@ -184,13 +184,9 @@ pub(crate) fn clock_base(live: &Element) -> i64 {
 
 /// Target, image and format of a disk that has an image on this host.
 pub(crate) fn disk_image(disk: &Element) -> Option<(Target, PathBuf, String)> {
+    let view = domain::DiskView { element: disk };
     let target = disk.child("target")?.attr("dev")?;
-    let source = disk.child("source")?;
-    let path = match disk.attr("type").unwrap_or("file") {
-        "file" => source.attr("file")?,
-        "block" => source.attr("dev")?,
-        _ => return None,
-    };
+    let path = view.image().filter(|_| view.source_type() != "dir")?;
     let format = disk.child("driver").and_then(|driver| driver.attr("type")).unwrap_or("raw");
     Some((target.to_owned(), PathBuf::from(path), format.to_owned()))
 }
@@ -204,7 +200,9 @@ pub(crate) fn images_in_use(inner: &Inner, files: &[PathBuf]) -> Vec<(PathBuf, U
         let is_shared = disk.child("readonly").is_some() || disk.child("shareable").is_some();
         for (depth, layer) in chain.layers.iter().enumerate() {
             let how = if depth == 0 && !is_shared { Use::Own } else { Use::Share };
-            found.push((layer.image.clone(), how));
+            if !crate::image::is_network(&layer.image) {
+                found.push((layer.image.clone(), how));
+            }
         }
     }
     let nvram = nvram_path(&inner.live);

@@ -17,6 +17,7 @@ mod internal;
 mod jobs;
 mod metadata;
 mod mixes;
+mod network;
 mod places;
 mod quiesce;
 mod save;

@@ -1,5 +1,6 @@
 //! `<disk>` of a domain, and the change of its image.
 
+use super::nbd::Nbd;
 use super::some_text;
 use crate::element::Element;
 use crate::snapshot::Location;
@@ -67,6 +68,14 @@ impl<'a> DiskView<'a> {
         self.source()?.attr(key).filter(|path| !path.is_empty())
     }
 
+    /// What the image is called: its path, or the URI of an export of an NBD server.
+    pub fn image(&self) -> Option<String> {
+        match self.source_type() {
+            "network" => Nbd::from_source(self.source()?).map(|nbd| nbd.to_string()),
+            _ => self.path().map(str::to_owned),
+        }
+    }
+
     /// No medium in the drive.
     pub fn is_empty(&self) -> bool {
         match self.source_type() {
@@ -132,7 +141,8 @@ impl<'a> DiskView<'a> {
     }
 }
 
-/// Makes `path` the disk's image: a file or, with `source_type` `block`, a device. Labels that
+/// Makes `path` the disk's image: a file or, with `source_type` `block`, a device, or, with
+/// `network`, the export of that URI. Labels that
 /// the old source asks for are kept; its backing chain is forgotten. False: there is no such disk.
 pub fn set_image(
     domain: &mut Element,
@@ -143,7 +153,11 @@ pub fn set_image(
 ) -> bool {
     let Some(disk) = disk_mut(domain, target) else { return false };
     let key = if source_type == "block" { "dev" } else { "file" };
-    let mut source = Element::new("source").with_attr(key, path);
+    let network = Nbd::from_uri(path).filter(|_| source_type == "network");
+    let mut source = match network {
+        Some(nbd) => nbd.to_source(),
+        None => Element::new("source").with_attr(key, path),
+    };
     for label in disk.child("source").into_iter().flat_map(|old| old.children("seclabel")) {
         source.push(label.clone());
     }

@@ -7,9 +7,9 @@ use virtsnap_xml::element::Element;
 
 use crate::facts::{Format, ImageFacts};
 
-/// The file or block device a disk of this definition uses.
+/// The file, block device or NBD export that a disk of this definition uses.
 pub(super) fn image(definition: &Element, target: &str) -> Option<PathBuf> {
-    domain::disk(definition, target)?.path().map(PathBuf::from)
+    domain::disk(definition, target)?.image().map(PathBuf::from)
 }
 
 /// An image as a disk's source.
@@ -32,7 +32,11 @@ impl<'a> Source<'a> {
     }
 
     pub(super) fn existing(path: &'a Path, image: &'a ImageFacts) -> Self {
-        let kind = if image.is_block_device { "block" } else { "file" };
+        let kind = match image.is_block_device {
+            _ if !path.is_absolute() => "network",
+            true => "block",
+            false => "file",
+        };
         Self { path, kind, format: &image.format }
     }
 }

@@ -207,7 +207,7 @@ impl After {
         };
         let of_definitions = self.live.iter().chain(&self.config).flat_map(|definition| {
             domain::disks(definition)
-                .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.path()?))))
+                .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.image()?))))
         });
         let of_moments = self.kept.iter().flat_map(|moment| {
             moment.disks.iter().filter_map(|d| Some((d.name.clone(), image_of(moment, &d.name)?)))

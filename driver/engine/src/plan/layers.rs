@@ -152,7 +152,7 @@ pub(super) fn roots<'a>(
     }
     for domain in definitions {
         for disk in domain::disks(domain) {
-            let Some(path) = disk.path().map(PathBuf::from) else { continue };
+            let Some(path) = disk.image().map(PathBuf::from) else { continue };
             // A medium that has been thrown away stood on nothing of ours.
             let is_medium = matches!(disk.device(), "cdrom" | "floppy");
             let is_there = facts.images.contains_key(&path) || facts.owned.contains(&path);

@@ -240,6 +240,16 @@ fn route(
             ),
         ));
     }
+    if !image.is_absolute() {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            format!(
+                "the image '{}' of disk '{target}' is also read by {reader}, and cannot be copied \
+                 over the network; delete that first",
+                image.display()
+            ),
+        ));
+    }
     let copy = unused()?;
     Ok(Route::Branch { image, copy, tag })
 }

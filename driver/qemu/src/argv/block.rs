@@ -1,6 +1,7 @@
 //! Block nodes: `-blockdev` on the command line, `blockdev-add` when hot-plugged.
 
 use serde_json::Value;
+use virtsnap_xml::domain::{Nbd, Server};
 
 use super::props::Props;
 use crate::blocks::Layer;
@@ -71,9 +72,13 @@ pub fn blockdev(layer: &Layer, options: &DiskOptions, backing: Option<&str>) -> 
     let cache = options.cache.map(|cache| {
         Props::new().with("direct", cache.direct()).with("no-flush", cache.no_flush()).into_value()
     });
-    let storage = Props::device(if layer.is_block_device { "host_device" } else { "file" })
-        .with("filename", layer.image.to_string_lossy())
-        .some("aio", options.aio.as_deref())
+    let storage = match crate::image::network(&layer.image) {
+        Some(nbd) => nbd_storage(&nbd),
+        None => Props::device(if layer.is_block_device { "host_device" } else { "file" })
+            .with("filename", layer.image.to_string_lossy())
+            .some("aio", options.aio.as_deref()),
+    };
+    let storage = storage
         .with("node-name", layer.storage_node())
         .with("auto-read-only", true)
         .with("discard", "unmap")
@@ -99,6 +104,17 @@ pub fn blockdev(layer: &Layer, options: &DiskOptions, backing: Option<&str>) -> 
         format = format.with("backing", backing.map_or(Value::Null, Value::from));
     }
     vec![storage.into_value(), format.into_value()]
+}
+
+fn nbd_storage(nbd: &Nbd) -> Props {
+    let server = match &nbd.server {
+        Server::Tcp { host, port } => {
+            Props::new().with("type", "inet").with("host", &**host).with("port", &**port)
+        }
+        Server::Unix(path) => Props::new().with("type", "unix").with("path", &**path),
+    };
+    let export = Some(&*nbd.export).filter(|export| !export.is_empty());
+    Props::device("nbd").with("server", server.into_value()).some("export", export)
 }
 
 /// Formats whose images can stand on another.

@@ -193,12 +193,17 @@ fn has_source(disk: View<'_>) -> Result<bool> {
     let Some(source) = disk.child("source") else {
         return Ok(false);
     };
-    for said_by_the_chain in ["index", "startupPolicy", "file", "dev", "append"] {
-        source.attr(said_by_the_chain);
+    let chain_says = ["index", "startupPolicy", "file", "dev", "append", "protocol", "name"];
+    for said in chain_says {
+        source.attr(said);
+    }
+    for host in source.children("host") {
+        host.pass_over();
     }
     match kind {
         "file" => Ok(source.attr("file").is_some()),
         "block" => Ok(source.attr("dev").is_some()),
+        "network" if source.attr("protocol") == Some("nbd") => Ok(true),
         other => refuse(format!("disk {target}: sources of type '{other}' are not supported")),
     }
 }

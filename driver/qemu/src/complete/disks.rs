@@ -1,6 +1,7 @@
 //! Disks: their order, bus, format and place on a drive controller.
 
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain::Nbd;
 use virtsnap_xml::element::Element;
 
 use super::draft::{Draft, bad, checked_number, disk_index, number_of, set_default, unsupported};
@@ -69,6 +70,9 @@ fn disk_source(disk: &mut Element, name: &str, device: &str) -> Result<()> {
     if disk.child("source").is_some_and(|source| source.attr("index").is_some()) {
         disk.remove_children("backingStore");
     }
+    if disk.attr("type") == Some("network") {
+        return network_source(disk, name);
+    }
     let attribute = if disk.attr("type") == Some("block") { "dev" } else { "file" };
     let mut empty = true;
     if let Some(source) = disk.child_mut("source") {
@@ -83,6 +87,31 @@ fn disk_source(disk: &mut Element, name: &str, device: &str) -> Result<()> {
     }
     if empty && !matches!(device, "cdrom" | "floppy") {
         return Err(bad(format!("disk {name} has no source {attribute}")));
+    }
+    Ok(())
+}
+
+/// Every part of what NBD needs; libvirt's other protocols are not spoken.
+fn network_source(disk: &mut Element, name: &str) -> Result<()> {
+    let Some(source) = disk.child_mut("source") else {
+        return Err(bad(format!("disk {name} has no source")));
+    };
+    source.remove_attr("index");
+    for label in source.children_mut("seclabel") {
+        label.remove_attr("type");
+    }
+    for host in source.children_mut("host") {
+        if host.attr("transport") == Some("unix") {
+            continue;
+        }
+        host.remove_attr("transport");
+        set_default(host, "port", "10809");
+    }
+    if Nbd::from_source(source).is_none() {
+        return Err(unsupported(format!(
+            "disk {name}: a disk on the network is an export of one NBD server: \
+             <source protocol='nbd' name='…'><host name='…' port='…'/></source>"
+        )));
     }
     Ok(())
 }

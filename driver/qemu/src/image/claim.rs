@@ -38,7 +38,7 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 
 use super::tool::{Patience, QemuImg};
-use super::{blocking, copy, driver, failure, plain_path, system};
+use super::{blocking, copy, driver, failure, is_network, name, plain_path, system};
 
 /// A new image on a backing file, which is not opened.
 pub async fn create_overlay(
@@ -54,7 +54,7 @@ pub async fn create_overlay(
         let what = format!("'{}' cannot be the format of an overlay", format.as_str());
         return Err(failure(Condition::ConfigUnsupported, what));
     }
-    let backing_name = plain_path(backing)?.to_owned();
+    let backing_name = name(backing)?.to_owned();
     let claim = Claim::new(domain, overlay)?;
     let (begun, like) = (claim.clone(), backing.to_owned());
     blocking(move || begun.begin(Some(&like))).await?;
@@ -202,14 +202,14 @@ pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
 /// It is said beside the image, or, of a device, in `state_dir`: what stands in `/dev` is gone with
 /// the next boot.
 pub async fn mark_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Path) -> Result<()> {
-    let (marker, directory) = committed(state_dir, domain, top)?;
-    let base = plain_path(base)?.to_owned();
+    let (marker, directory) = lasting(state_dir, domain, top, "committed")?;
+    let base = name(base)?.to_owned();
     blocking(move || write_marker(&marker, base.as_bytes(), &directory)).await
 }
 
 pub async fn is_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Path) -> Result<bool> {
-    let (marker, _) = committed(state_dir, domain, top)?;
-    let base = plain_path(base)?.to_owned();
+    let (marker, _) = lasting(state_dir, domain, top, "committed")?;
+    let base = name(base)?.to_owned();
     blocking(move || match fs::read(&marker) {
         Ok(said) => Ok(said == base.as_bytes()),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -220,7 +220,7 @@ pub async fn is_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Pat
 
 /// No commit of `top` is under way.
 pub async fn unmark_committed(state_dir: &Path, domain: Uuid, top: &Path) -> Result<()> {
-    let (marker, directory) = committed(state_dir, domain, top)?;
+    let (marker, directory) = lasting(state_dir, domain, top, "committed")?;
     blocking(move || match fs::symlink_metadata(&marker) {
         Err(err) if gone(&err) => Ok(()),
         _ => {
@@ -231,14 +231,15 @@ pub async fn unmark_committed(state_dir: &Path, domain: Uuid, top: &Path) -> Res
     .await
 }
 
-/// The marker and its directory.
-fn committed(state_dir: &Path, domain: Uuid, top: &Path) -> Result<(PathBuf, PathBuf)> {
-    let claim = Claim::new(domain, top)?;
-    if top.starts_with("/dev") {
-        let name = format!("{domain}-{:016x}.committed", hash(top.as_os_str().as_bytes()));
+/// A marker that outlives a boot of the host, and its directory.
+fn lasting(state_dir: &Path, domain: Uuid, image: &Path, what: &str) -> Result<(PathBuf, PathBuf)> {
+    if is_network(image) || image.starts_with("/dev") {
+        let name = format!("{domain}-{:016x}.{what}", hash(image.as_os_str().as_bytes()));
         return Ok((state_dir.join(name), state_dir.to_owned()));
     }
-    Ok((claim.committed, claim.directory))
+    let claim = Claim::new(domain, image)?;
+    let marker = if what == "foreign" { claim.foreign } else { claim.committed };
+    Ok((marker, claim.directory))
 }
 
 /// Whether this plan has made the file, and not yet kept it.
@@ -249,20 +250,30 @@ pub async fn is_claimed(domain: Uuid, path: &Path) -> Result<bool> {
 }
 
 /// Says that the tag was in the image before the step that was to make it.
-pub async fn mark_foreign_tag(domain: Uuid, image: &Path, tag: &str) -> Result<()> {
-    let claim = Claim::new(domain, image)?;
+pub async fn mark_foreign_tag(
+    state_dir: &Path,
+    domain: Uuid,
+    image: &Path,
+    tag: &str,
+) -> Result<()> {
+    let (marker, directory) = lasting(state_dir, domain, image, "foreign")?;
     let tag = tag.to_owned();
-    blocking(move || write_marker(&claim.foreign, tag.as_bytes(), &claim.directory)).await
+    blocking(move || write_marker(&marker, tag.as_bytes(), &directory)).await
 }
 
 /// Whether that was said of the tag; it is said no more.
-pub async fn take_foreign_tag(domain: Uuid, image: &Path, tag: &str) -> Result<bool> {
-    let claim = Claim::new(domain, image)?;
+pub async fn take_foreign_tag(
+    state_dir: &Path,
+    domain: Uuid,
+    image: &Path,
+    tag: &str,
+) -> Result<bool> {
+    let (marker, _) = lasting(state_dir, domain, image, "foreign")?;
     let tag = tag.to_owned();
-    blocking(move || match fs::read(&claim.foreign) {
-        Ok(said) => unlink(&claim.foreign).map(|()| said == tag.as_bytes()),
+    blocking(move || match fs::read(&marker) {
+        Ok(said) => unlink(&marker).map(|()| said == tag.as_bytes()),
         Err(err) if gone(&err) => Ok(false),
-        Err(err) => Err(system("read", &claim.foreign, err)),
+        Err(err) => Err(system("read", &marker, err)),
     })
     .await
 }
@@ -320,7 +331,7 @@ impl Claim {
             Ok(_) => return Err(self.taken()),
         }
         let look = |like: &Path| fs::metadata(like).map_err(|err| system("open", like, err));
-        let like = like.map(look).transpose()?;
+        let like = like.filter(|like| !is_network(like)).map(look).transpose()?;
         let create = || -> io::Result<File> {
             let file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;

@@ -6,11 +6,11 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use serde::Deserialize;
-use virtsnap_engine::error::{Condition, Result};
+use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, InternalSnapshot};
 
 use super::tool::{Patience, QemuImg};
-use super::{driver, failure, image_options, plain_path, system};
+use super::{driver, failure, image_options, is_network, name, plain_path, system};
 
 impl QemuImg {
     /// A new internal snapshot. Refused if the tag is there: qemu-img itself would make a second one.
@@ -21,7 +21,8 @@ impl QemuImg {
                 format!("image '{}' already has an internal snapshot '{tag}'", path.display()),
             ));
         }
-        self.edit(&["-c", tag], "snapshot", path, format, Patience::WhileBusy).await?;
+        let made = self.edit(&["-c", tag], "snapshot", path, format, Patience::WhileBusy).await;
+        made.map_err(|err| if is_network(path) { cannot_grow(path, err) } else { err })?;
         sync(path)
     }
 
@@ -65,7 +66,7 @@ impl QemuImg {
     /// What `top` and the layers between hold over `base` is written into `base`, which grows if it
     /// must. `top` stays as it is.
     pub async fn commit(&self, top: &Path, format: &Format, base: &Path) -> Result<()> {
-        let base_name = plain_path(base)?;
+        let base_name = name(base)?;
         // -d: leave the top alone; -t none would fail on file systems without O_DIRECT.
         let arguments = ["-d", "-t", "writeback", "-b", base_name];
         self.edit(&arguments, "commit", top, format, Patience::WhileBusy).await?;
@@ -86,9 +87,7 @@ impl QemuImg {
         let mut arguments = vec!["-t", "writeback"];
         match base {
             None => arguments.extend(["-b", ""]),
-            Some((path, format)) => {
-                arguments.extend(["-b", plain_path(path)?, "-F", driver(format)?])
-            }
+            Some((path, format)) => arguments.extend(["-b", name(path)?, "-F", driver(format)?]),
         }
         self.edit(&arguments, "rebase", top, format, Patience::WhileBusy).await?;
         sync(top)
@@ -133,7 +132,7 @@ impl QemuImg {
         backing: &Path,
         backing_format: &Format,
     ) -> Result<()> {
-        let arguments = ["-u", "-b", plain_path(backing)?, "-F", driver(backing_format)?];
+        let arguments = ["-u", "-b", name(backing)?, "-F", driver(backing_format)?];
         self.edit(&arguments, "rebase", path, format, Patience::Short).await?;
         sync(path)
     }
@@ -183,7 +182,22 @@ pub struct Check {
     pub allocated_clusters: u64,
 }
 
+/// What a server's export has no room for, however much its file system has.
+fn cannot_grow(path: &Path, err: Error) -> Error {
+    let what = format!(
+        "no snapshot inside '{}': a qcow2 image cannot grow past the size of its NBD export, and \
+         a snapshot needs room in it; make the exported file larger than the image, or take an \
+         external snapshot",
+        path.display()
+    );
+    failure(Condition::OperationFailed, what).caused_by(err)
+}
+
+/// A server has flushed when qemu-img ended.
 fn sync(path: &Path) -> Result<()> {
+    if is_network(path) {
+        return Ok(());
+    }
     std::fs::File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(|err| system("make durable", path, err))

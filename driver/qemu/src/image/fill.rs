@@ -18,7 +18,7 @@ use virtsnap_engine::facts::Format;
 
 use super::claim::{Claim, gone, shared_mode, sync_directory, write_marker};
 use super::tool::{Patience, QemuImg};
-use super::{blocking, driver, failure, identity, plain_path, system};
+use super::{blocking, driver, failure, identity, is_network, name, plain_path, system};
 
 /// Writes a new image on a backing file, which is not opened, into what is at `overlay`.
 pub async fn fill_overlay(
@@ -40,7 +40,7 @@ pub async fn fill_overlay(
         "-f".into(),
         driver(format)?.into(),
         "-b".into(),
-        plain_path(backing)?.into(),
+        name(backing)?.into(),
         "-F".into(),
         driver(backing_format)?.into(),
         plain_path(overlay)?.into(),
@@ -93,15 +93,16 @@ fn begin(claim: &Claim, like: &Path) -> Result<()> {
     }
     write_marker(&claim.filled, named(&meta).as_bytes(), &claim.directory)?;
     if is_empty {
-        let like = fs::metadata(like).map_err(|err| system("look at", like, err))?;
-        tighten(&file, &meta, &like).map_err(fail)?;
+        let look = |like: &Path| fs::metadata(like).map_err(|err| system("look at", like, err));
+        let like = if is_network(like) { None } else { Some(look(like)?) };
+        tighten(&file, &meta, like.as_ref()).map_err(fail)?;
     }
     Ok(())
 }
 
 /// Nobody may do more with the overlay than with what it stands on.
-fn tighten(file: &File, meta: &Metadata, like: &Metadata) -> io::Result<()> {
-    let most = if like.is_file() { shared_mode(like, meta) } else { 0o600 };
+fn tighten(file: &File, meta: &Metadata, like: Option<&Metadata>) -> io::Result<()> {
+    let most = like.filter(|like| like.is_file()).map_or(0o600, |like| shared_mode(like, meta));
     let mode = meta.mode() & 0o777;
     if mode & !most == 0 {
         return Ok(());

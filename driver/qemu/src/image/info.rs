@@ -4,6 +4,7 @@
 //! QEMU's `query-named-block-nodes`.
 
 use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -70,6 +71,11 @@ impl QemuImg {
 }
 
 fn identity(path: &Path, named_by: Option<&Path>) -> Result<(u64, u64, u64)> {
+    if super::is_network(path) {
+        let mut hasher = std::hash::DefaultHasher::new();
+        path.hash(&mut hasher);
+        return Ok((u64::MAX, hasher.finish(), 0));
+    }
     let meta = std::fs::metadata(path).map_err(|err| match named_by {
         None => system("open image", path, err),
         Some(by) => system(&format!("open the backing file of '{}',", by.display()), path, err),
@@ -109,6 +115,9 @@ async fn header_of(path: PathBuf) -> Result<Option<header::Header>> {
 /// harmless for a file that leads nowhere else, so only this is done.
 async fn backing_format_unsaid(path: &Path, facts: &ImageFacts) -> Result<Option<Format>> {
     let Some(backing) = facts.backing.clone() else { return Ok(None) };
+    if !backing.is_absolute() {
+        return Err(format_unsaid(path, &backing));
+    }
     if std::fs::metadata(&backing).is_ok_and(|meta| !can_be_image(&meta)) {
         return Err(format_unsaid(path, &backing));
     }

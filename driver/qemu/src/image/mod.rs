@@ -32,6 +32,7 @@ use std::path::Path;
 
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
+use virtsnap_xml::domain::{Nbd, Server};
 
 /// An error about one file. To a client it is the driver's, as where libvirt makes an overlay.
 pub(crate) fn failure(condition: Condition, message: impl Into<String>) -> Error {
@@ -111,8 +112,45 @@ pub(crate) fn storage_driver(path: &Path) -> &'static str {
     }
 }
 
+/// An export of an NBD server, named by its URI.
+pub(crate) fn network(path: &Path) -> Option<Nbd> {
+    Nbd::from_uri(path.to_str()?)
+}
+
+pub(crate) fn is_network(path: &Path) -> bool {
+    network(path).is_some()
+}
+
+/// Not there any more. Of a server that cannot be told, and its first use does.
+pub(crate) fn is_gone(path: &Path) -> bool {
+    !is_network(path) && !path.exists()
+}
+
+/// The image as a header names what it stands on.
+pub(crate) fn name(path: &Path) -> Result<&str> {
+    match path.to_str().filter(|_| is_network(path)) {
+        Some(uri) => Ok(uri),
+        None => plain_path(path),
+    }
+}
+
 /// The image for a command with `--image-opts`.
 fn image_options(path: &Path, format: &Format) -> Result<OsString> {
+    if let Some(nbd) = network(path) {
+        let escape = |text: &str| text.replace(',', ",,");
+        let server = match &nbd.server {
+            Server::Tcp { host, port } => format!(
+                "file.server.type=inet,file.server.host={},file.server.port={}",
+                escape(host),
+                escape(port)
+            ),
+            Server::Unix(socket) => {
+                format!("file.server.type=unix,file.server.path={}", escape(socket))
+            }
+        };
+        let (format, export) = (driver(format)?, escape(&nbd.export));
+        return Ok(format!("driver={format},file.driver=nbd,{server},file.export={export}").into());
+    }
     let name = plain_path(path)?.replace(',', ",,");
     let format = driver(format)?;
     let storage = storage_driver(path);

@@ -10,7 +10,7 @@ use virtsnap_engine::facts::Format::Qcow2;
 use crate::blocks::{Chain, Layer, job, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure};
+use crate::image::{claim, failure, is_gone};
 use crate::instance::Instance;
 
 const JOB: &str = "virtsnap-delete";
@@ -22,7 +22,7 @@ impl Qemu {
         let tool = self.image_tool();
         if tool.tagged(image, &Qcow2, tag).await?.is_some() {
             // Undo comes next, and must not take it for ours.
-            claim::mark_foreign_tag(domain, image, tag).await?;
+            claim::mark_foreign_tag(&self.config().state_dir, domain, image, tag).await?;
         }
         tool.snapshot(image, &Qcow2, tag).await
     }
@@ -33,7 +33,8 @@ impl Qemu {
         image: &Path,
         tag: &str,
     ) -> Result<()> {
-        if !image.exists() || claim::take_foreign_tag(domain, image, tag).await? {
+        let state_dir = &self.config().state_dir;
+        if is_gone(image) || claim::take_foreign_tag(state_dir, domain, image, tag).await? {
             return Ok(());
         }
         self.image_tool().delete_snapshot(image, &Qcow2, tag).await
@@ -48,7 +49,7 @@ impl Qemu {
         let instance = self.instance(domain);
         let used = instance.as_ref().and_then(|i| Some((i, i.layer_of(image)?)));
         let Some((instance, (target, layer))) = used else {
-            if !image.exists() {
+            if is_gone(image) {
                 return Ok(());
             }
             return self.image_tool().delete_snapshot(image, &Qcow2, tag).await;

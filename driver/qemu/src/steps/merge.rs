@@ -20,7 +20,7 @@ use crate::blocks::{Chain, job, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
 use crate::image::info::resolve;
-use crate::image::{blocking, claim, failure, header, system};
+use crate::image::{blocking, claim, failure, header, is_gone, system};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -93,8 +93,7 @@ impl Qemu {
 
     async fn commit_files(&self, domain: Uuid, top: &Path, base: &Path) -> Result<()> {
         // What a later step has removed was merged before.
-        if !top.exists() || claim::is_committed(&self.config().state_dir, domain, top, base).await?
-        {
+        if is_gone(top) || claim::is_committed(&self.config().state_dir, domain, top, base).await? {
             return Ok(());
         }
         self.image_tool().commit(top, &super::format_of(top)?, base).await
@@ -158,7 +157,7 @@ impl Qemu {
     }
 
     async fn stream_files(&self, top: &Path, base: Option<&Path>) -> Result<()> {
-        if !top.exists() {
+        if is_gone(top) {
             return Ok(());
         }
         let tool = self.image_tool();
@@ -230,7 +229,7 @@ impl Qemu {
         backing: &Path,
         backing_format: &Format,
     ) -> Result<()> {
-        if !image.exists() || names(image, backing, backing_format).await? {
+        if is_gone(image) || names(image, backing, backing_format).await? {
             return Ok(());
         }
         let format = super::format_of(image)?;

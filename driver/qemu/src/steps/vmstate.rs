@@ -86,7 +86,7 @@ impl Qemu {
         let taken = tagged(&instance, tag).await?;
         for (layer, image) in active(&instance, disks)? {
             if taken.contains(&layer.format_node()) {
-                claim::mark_foreign_tag(domain, &image, tag).await?;
+                claim::mark_foreign_tag(&self.config().state_dir, domain, &image, tag).await?;
             }
         }
         let saved = self.save_vm_state(domain, tag, vmstate, disks).await;
@@ -113,7 +113,7 @@ impl Qemu {
             None => note.map(|note| note.images).unwrap_or_default(),
         };
         for image in images {
-            if !claim::take_foreign_tag(domain, &image, tag).await? {
+            if !claim::take_foreign_tag(&self.config().state_dir, domain, &image, tag).await? {
                 self.delete_snapshot(domain, &image, tag).await?;
             }
         }
@@ -154,7 +154,7 @@ impl Qemu {
                     job::wait(&instance.qmp, SAVE, job::Job::is_concluded).await?;
                     detach_vm_state(&instance, vmstate).await?;
                 }
-                image.exists() && tool.tagged(image, &Qcow2, tag).await?.is_some()
+                !crate::image::is_gone(image) && tool.tagged(image, &Qcow2, tag).await?.is_some()
             }
         };
         if let Some(instance) = self.instance(domain) {
