@@ -372,6 +372,23 @@ pub trait Inspect: Hypervisor {
         async { unsupported("changing media") }
     }
 
+    /// Adds a device to a running guest.
+    fn attach_device(
+        &self,
+        domain: Uuid,
+        device: &Element,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, device);
+        async { unsupported("attaching devices") }
+    }
+
+    /// Asks a running guest to let the device of that alias go. Returns when it has, or when it
+    /// takes its time.
+    fn detach_device(&self, domain: Uuid, alias: &str) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, alias);
+        async { unsupported("detaching devices") }
+    }
+
     /// A new connection to the display server, as a socket for the client.
     fn open_graphics(
         &self,

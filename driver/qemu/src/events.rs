@@ -14,6 +14,7 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_xml::element::Element;
 
+use crate::hotplug;
 use crate::hypervisor::Shared;
 use crate::instance::{Inner, Instance};
 use crate::qmp::QmpEvent;
@@ -24,6 +25,8 @@ pub(crate) const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 /// What follows from an event beyond telling it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
+    /// Put away what stood behind devices that are gone.
+    PutAway,
     Nothing,
     /// Reset the machine and let it run.
     Restart,
@@ -61,6 +64,15 @@ impl Shared {
         }
         match next {
             Next::Nothing => {}
+            Next::PutAway => {
+                let instance = Arc::clone(instance);
+                tokio::spawn(async move {
+                    let gone = instance.lock().unplugged.clone();
+                    for device in gone {
+                        hotplug::put_away(&instance, device).await;
+                    }
+                });
+            }
             Next::End => instance.process.signal(Signal::TERM),
             Next::Restart => {
                 let instance = Arc::clone(instance);
@@ -113,6 +125,9 @@ fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next
         "DEVICE_DELETED" => {
             if let Some(alias) = event.text("device") {
                 told.push(Event::DeviceRemoved { alias: alias.to_owned() });
+                let gone = hotplug::take_out(&mut inner.live, &mut inner.chains, alias);
+                inner.unplugged.extend(gone);
+                return Next::PutAway;
             }
         }
         "DEVICE_TRAY_MOVED" => tray_moved(inner, event, told),

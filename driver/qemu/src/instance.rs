@@ -20,6 +20,7 @@ use virtsnap_xml::element::Element;
 use crate::blocks::{Chain, Layer};
 use crate::client_jobs::ClientJob;
 use crate::confine::Borrowed;
+use crate::hotplug::Unplugged;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::status::Status;
@@ -71,6 +72,8 @@ pub(crate) struct Inner {
     pub(crate) clock_base: i64,
     /// Number and thread of each vCPU, as QEMU said when we connected.
     pub(crate) vcpus: Vec<(u32, i32)>,
+    /// Devices that QEMU has let go and that are still put away.
+    pub(crate) unplugged: Vec<Unplugged>,
     /// A start that failed ends without an event.
     pub(crate) is_silent: bool,
     /// The guest takes one step that nobody is told of.
@@ -97,6 +100,7 @@ impl Inner {
             is_thawing: false,
             clock_base: 0,
             vcpus: Vec::new(),
+            unplugged: Vec::new(),
             is_silent: false,
             is_stepping: false,
         }

@@ -10,6 +10,7 @@
 //! - [`qmp`]: the monitor connection;
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
+//! - `hotplug`: devices that come to a running guest, and go;
 //! - `client_jobs`: pull, commit and copy as a client asks for them;
 //! - `save_image`: memory in a file, in libvirt's format; `migration`: QEMU's side of that;
 //!   `saving`: guests that end with a save;
@@ -25,6 +26,7 @@ pub mod complete;
 pub mod confine;
 mod events;
 mod facts;
+mod hotplug;
 pub mod hypervisor;
 pub mod image;
 mod inspect;

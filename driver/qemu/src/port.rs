@@ -289,6 +289,14 @@ impl Inspect for Qemu {
         self.swap_medium(domain, disk, force).await
     }
 
+    async fn attach_device(&self, domain: Uuid, device: &Element) -> Result<()> {
+        self.plug_in(domain, device).await
+    }
+
+    async fn detach_device(&self, domain: Uuid, alias: &str) -> Result<()> {
+        self.unplug(domain, alias).await
+    }
+
     async fn open_graphics(&self, domain: Uuid, index: u32) -> Result<std::os::fd::OwnedFd> {
         self.graphics_connection(domain, index).await
     }

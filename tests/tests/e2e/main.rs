@@ -13,6 +13,7 @@ mod external;
 mod firmware;
 mod guests;
 mod hazards;
+mod hotplug;
 mod internal;
 mod jobs;
 mod metadata;

@@ -262,11 +262,25 @@ async fn device<H: Inspect>(
         change(&mut domains.persistent(&domain)?)?;
     }
     if affect.live {
-        let Act::Update { force } = act else { return Err(not_while_running()) };
-        if !is_removable(&domains.running(&domain)?.live, &device) {
-            return Err(not_while_running());
+        let live = domains.running(&domain)?.live;
+        let (hypervisor, is_drive) = (&domains.hypervisor, is_removable(&live, &device));
+        match act {
+            Act::Update { force } if is_drive => {
+                hypervisor.change_medium(domain.uuid, &device, force).await?;
+            }
+            // As libvirt: attaching to a drive that is there is putting a medium into it.
+            Act::Attach if is_drive => {
+                hypervisor.change_medium(domain.uuid, &device, false).await?;
+            }
+            Act::Update { .. } => return Err(not_while_running()),
+            Act::Attach => {
+                devices::check_new(&live, &device)?;
+                hypervisor.attach_device(domain.uuid, &device).await?;
+            }
+            Act::Detach => {
+                hypervisor.detach_device(domain.uuid, &devices::alias(&live, &device)?).await?;
+            }
         }
-        domains.hypervisor.change_medium(domain.uuid, &device, force).await?;
     }
     if affect.config {
         domains.store_config(&domain, change)?;
@@ -275,7 +289,7 @@ async fn device<H: Inspect>(
 }
 
 fn not_while_running() -> super::Failure {
-    let message = "of a running domain only media can be changed; use the persistent definition";
+    let message = "of a device of a running domain only the medium can be changed; use the persistent definition";
     Error::new(Condition::OperationUnsupported, message).into()
 }
 

@@ -68,6 +68,29 @@ pub(crate) fn update(domain: &mut Element, device: &Element) -> Result<()> {
     Ok(())
 }
 
+/// The alias of the device in a live definition that the client means.
+pub(crate) fn alias(live: &Element, device: &Element) -> Result<String> {
+    let at = find(live, device)?;
+    let found = live.child("devices").and_then(|all| match all.nodes().get(at) {
+        Some(Node::Element(known)) => known.child("alias")?.attr("name"),
+        _ => None,
+    });
+    found.map(str::to_owned).ok_or_else(|| {
+        let message = format!("a <{}> without a name cannot be detached", device.name());
+        Error::new(Condition::Internal, message)
+    })
+}
+
+/// Refuses a device that the running domain has.
+pub(crate) fn check_new(live: &Element, device: &Element) -> Result<()> {
+    attach(&mut live.clone(), device).map_err(|mut err| {
+        if device.name() == "disk" {
+            err.condition = Condition::XmlError;
+        }
+        err
+    })
+}
+
 fn devices(domain: &Element) -> impl Iterator<Item = &Element> {
     domain.child("devices").into_iter().flat_map(Element::elements)
 }

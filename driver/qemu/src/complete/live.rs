@@ -62,6 +62,14 @@ pub fn live(config: &Element, id: i32, runtime: &Runtime<'_>) -> Result<Element>
     Ok(live)
 }
 
+/// Names what has no name yet, as for a start.
+pub(crate) fn name_devices(live: &mut Element) {
+    let q35 = live.at(&["os", "type"]).and_then(|kind| kind.attr("machine")).is_some_and(is_q35);
+    if let Some(devices) = live.child_mut("devices") {
+        aliases(devices, q35);
+    }
+}
+
 /// QEMU rounds memory up; so that the definition tells what is there, it is rounded here.
 fn align_memory(live: &mut Element) {
     let size = |live: &Element, name: &str| {

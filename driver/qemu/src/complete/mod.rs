@@ -38,6 +38,7 @@ use virtsnap_xml::element::Element;
 
 pub use abi::abi_difference;
 pub use host::{Devices, Firmware, Host};
+pub(crate) use live::name_devices;
 pub use live::{Runtime, live};
 pub use ports::{DISPLAY_PORTS, HostPorts, Ports, WEBSOCKET_PORTS};
 
