@@ -218,6 +218,22 @@ impl Guest<'_> {
         self.world.virsh.ok(&line.replace("{}", self.name()))
     }
 
+    /// A line of `virtsnap`, likewise.
+    #[track_caller]
+    pub fn virtsnap(&self, line: &str) -> String {
+        let outcome = self.world.virsh.virtsnap(&line.replace("{}", self.name()));
+        assert!(outcome.success, "virtsnap {line}\n{}{}", outcome.stdout, outcome.stderr);
+        outcome.stdout
+    }
+
+    /// Must fail, gives the complaint.
+    #[track_caller]
+    pub fn virtsnap_refused(&self, line: &str) -> String {
+        let outcome = self.world.virsh.virtsnap(&line.replace("{}", self.name()));
+        assert!(!outcome.success, "virtsnap {line} should have failed:\n{}", outcome.stdout);
+        outcome.stderr
+    }
+
     /// The same; must fail, gives the complaint.
     #[track_caller]
     pub fn refused(&self, line: &str) -> String {

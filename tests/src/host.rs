@@ -18,16 +18,24 @@ pub fn target() -> PathBuf {
 /// The daemon, built from the tree as it is now: a stale binary would prove nothing.
 pub fn virtsnapd() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "--package", "virtsnapd"])
-            .current_dir(root())
-            .status()
-            .expect("cargo runs");
-        assert!(status.success(), "virtsnapd does not build");
-        target().join("debug/virtsnapd")
-    })
+    BUILT.get_or_init(|| build("virtsnapd", "virtsnapd"))
+}
+
+/// The command, likewise.
+pub fn virtsnap() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("virtsnap-cli", "virtsnap"))
+}
+
+fn build(package: &str, program: &str) -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", package])
+        .current_dir(root())
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "{package} does not build");
+    target().join("debug").join(program)
 }
 
 /// Kernel and initramfs of the test guest; `make guest` builds them.

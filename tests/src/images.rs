@@ -51,6 +51,18 @@ pub fn internal_snapshots(path: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Takes an internal snapshot behind everybody's back.
+#[track_caller]
+pub fn take_internal(path: &Path, name: &str) {
+    qemu("qemu-img", &["snapshot", "-c", name, text(path)]);
+}
+
+/// Makes a qcow2 image larger or smaller.
+#[track_caller]
+pub fn resize(path: &Path, size: &str) {
+    qemu("qemu-img", &["resize", "-q", "-f", "qcow2", text(path), size]);
+}
+
 /// Deletes an internal snapshot behind everybody's back.
 #[track_caller]
 pub fn delete_internal(path: &Path, name: &str) {

@@ -61,6 +61,13 @@ impl Virsh {
         stdout
     }
 
+    /// `virtsnap` with this daemon; words are parted by blanks.
+    pub fn virtsnap(&self, line: &str) -> Outcome {
+        let mut command = as_user(self.user, crate::host::virtsnap().as_os_str());
+        command.arg("-c").arg(&self.uri).env("LC_ALL", "C.UTF-8").args(line.split_whitespace());
+        finish(&mut command, line)
+    }
+
     /// Must fail; gives what it complained about.
     #[track_caller]
     pub fn fails(&self, line: &str) -> String {

@@ -9,6 +9,7 @@ mod defects;
 mod domain;
 mod events;
 mod exchange;
+mod extensions;
 mod external;
 mod firmware;
 mod guests;
