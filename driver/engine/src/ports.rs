@@ -166,6 +166,11 @@ pub trait Hypervisor: Send + Sync + 'static {
         let _ = (below, facts);
         async { self.probe(at).await.map(Place::from) }
     }
+    /// Removes for good what an emulated TPM of the domain keeps; none is done.
+    fn forget_tpm(&self, domain: Uuid) -> Result<()> {
+        let _ = domain;
+        Ok(())
+    }
     fn act(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn undo(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn pivot(

@@ -15,7 +15,7 @@ use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::facts::{Format, StateKind};
 use virtsnap_engine::options::{
-    Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
+    Consolidate, DeleteOptions, DeleteScope, Metadata, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
@@ -550,6 +550,29 @@ fn a_moment_without_its_state_is_a_risk() {
     let full = situation(&[Start, Write(1), Internal(0), Write(1)]);
     full.lose(&copy);
     revert(&full, &plain).unwrap();
+}
+
+/// Without metadata nobody would know of copies, so there are none; and copies of a moment that is
+/// only forgotten are the user's from then on, as its images are.
+#[test]
+fn copies_go_with_the_record() {
+    let world = situation(&[Start, Write(1)]);
+    let request = Request { name: Some(name(0)), ..Request::default() };
+    let scope = Scope::DiskOnly { quiesce: false };
+    let options = New { metadata: Metadata::Forget, ..New::plain(scope) };
+    run(engine(&world).create(&world.book(), &request, &options)).unwrap();
+    let copy = Path::new("/fw/vm.fd.s0");
+    assert!(!world.images().contains_key(copy));
+
+    let world = situation(&[Start, Write(1), External(0), External(1)]);
+    let forget = DeleteOptions { metadata_only: true, ..DeleteOptions::default() };
+    run(engine(&world).delete(&world.book(), &name(0), &forget)).unwrap();
+    apply(&world, &world.book(), Delete(1, ONE), 0).unwrap();
+    assert!(world.images().contains_key(copy));
+    assert!(!world.images().contains_key(Path::new("/fw/vm.fd.s1")));
+    // A new one of that name does not take it for its own.
+    apply(&world, &world.book(), Internal(0), 0).unwrap();
+    assert!(world.images().contains_key(Path::new("/fw/vm.fd.s0.1")));
 }
 
 /// A moment of a domain that has never run: what the firmware has written since goes.

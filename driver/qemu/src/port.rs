@@ -124,6 +124,10 @@ impl Hypervisor for Qemu {
         self.state_files_of(domain, definition)
     }
 
+    fn forget_tpm(&self, domain: Uuid) -> Result<()> {
+        crate::tpm::forget(self.config(), domain)
+    }
+
     async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {
         self.act_step(domain, step).await
     }

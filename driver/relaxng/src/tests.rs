@@ -112,6 +112,8 @@ const OURS_ALONE: &[&str] = &[
     "<disks><disk name='vda'><source file='/a'><seclabel what='ever'/></source></disk></disks>",
     "<domain type='qemu' x='y'><z/>text</domain>",
     "<inactiveDomain/>",
+    "<nvram snapshot='external' file='/v.fd.s1'/><tpm file='/t'/>",
+    "<nvram snapshot='internal'/><tpm snapshot='no'/>",
 ];
 
 fn document(inside: &str) -> String {

@@ -120,6 +120,13 @@ fn disks_come_back_with_the_variables_of_their_moment() {
     assert_eq!(kept(&vm, "live", "nvram"), live);
     vm.virsh("snapshot-delete {} live --children");
     assert!(!live.exists());
+
+    // With the domain goes what snapshots kept of its firmware, if the user says so.
+    vm.virsh("snapshot-create-as {} last --disk-only");
+    let (store, copy, tpm) = (nvram(&vm), kept(&vm, "last", "nvram"), kept(&vm, "last", "tpm"));
+    assert!(store.exists() && copy.exists() && tpm.exists());
+    vm.virsh("undefine {} --snapshots-metadata --nvram --tpm");
+    assert!(!store.exists() && !copy.exists() && !tpm.exists());
 }
 
 /// Made from a template that is raw; what libvirt does with one of qcow2, and more.

@@ -5,7 +5,7 @@ use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
 use super::{Context, Outcome, flags};
-use crate::domains::{Nvram, Undefine, View, definition};
+use crate::domains::{Nvram, Tpm, Undefine, View, definition};
 
 pub(super) async fn define<H: Inspect>(
     cx: Context<'_, H>,
@@ -75,6 +75,11 @@ pub(super) async fn undefine_flags<H: Inspect>(
         snapshots_metadata: args.flags & SNAPSHOTS_METADATA != 0,
         managed_save: args.flags & MANAGED_SAVE != 0,
         nvram,
+        tpm: match args.flags & (TPM | KEEP_TPM) {
+            TPM => Tpm::Remove,
+            KEEP_TPM => Tpm::Keep,
+            _ => Tpm::AsDefined,
+        },
     };
     let domain = cx.domain(&args.dom)?;
     Ok(cx.daemon.domains.undefine(&domain, options).await?)

@@ -3,6 +3,7 @@
 //! A change of one domain holds its job. Changes of the set of domains (which names and uuids are
 //! taken) hold `changes` as well, always after the job.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -10,6 +11,8 @@ use virtsnap_engine::domain::{
     Active, Defined, Event, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::StateKind;
+use virtsnap_engine::plan::state_files::copy_of;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_store::Store;
@@ -33,6 +36,31 @@ pub(crate) struct Undefine {
     pub(crate) snapshots_metadata: bool,
     pub(crate) managed_save: bool,
     pub(crate) nvram: Nvram,
+    pub(crate) tpm: Tpm,
+}
+
+/// What becomes of an emulated TPM's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Tpm {
+    /// It goes, unless `persistent_state='yes'` says otherwise.
+    #[default]
+    AsDefined,
+    Keep,
+    Remove,
+}
+
+impl Tpm {
+    fn goes(self, config: &Element) -> bool {
+        let mut tpms = config.child("devices").into_iter().flat_map(|d| d.children("tpm"));
+        let stays = |tpm: &Element| {
+            tpm.child("backend").and_then(|b| b.attr("persistent_state")) == Some("yes")
+        };
+        match self {
+            Tpm::AsDefined => !tpms.any(stays),
+            Tpm::Keep => false,
+            Tpm::Remove => true,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +70,13 @@ pub(crate) enum Nvram {
     Unsaid,
     Keep,
     Remove,
+}
+
+/// Those that we made.
+fn nvram_copies(domain: &Domain) -> Vec<PathBuf> {
+    let book = domain.book();
+    let copies = book.moments.iter().filter_map(|def| copy_of(def, StateKind::Nvram));
+    copies.filter(|copy| book.owned.contains(copy)).collect()
 }
 
 pub(super) fn invalid(message: impl Into<String>) -> Error {
@@ -201,11 +236,30 @@ impl<H: Hypervisor> Domains<H> {
             domain.book().config = None;
             domain.set_autostart(false);
         } else {
+            let copies = nvram_copies(domain);
             self.table.store().forget(domain.uuid)?;
             self.table.remove(domain.uuid);
+            self.forget_state(domain.uuid, &config, &copies, options);
         }
         self.table.emit(domain.uuid, &name, self.id(domain), Event::Undefined);
         Ok(())
+    }
+
+    /// What snapshots kept of the variable store goes with it; the state of a TPM, with all that
+    /// snapshots kept of it. The domain is gone already: what cannot be removed stays behind.
+    fn forget_state(&self, domain: Uuid, config: &Element, copies: &[PathBuf], options: Undefine) {
+        if options.nvram == Nvram::Remove {
+            for copy in copies {
+                if let Err(err) = std::fs::remove_file(copy) {
+                    tracing::warn!(file = %copy.display(), %err, "a copy of NVRAM stays behind");
+                }
+            }
+        }
+        if options.tpm.goes(config)
+            && let Err(err) = self.hypervisor.forget_tpm(domain)
+        {
+            tracing::warn!(%domain, error = %err.chain(), "the state of a TPM stays behind");
+        }
     }
 
     fn check_nothing_is_lost(

@@ -18,6 +18,6 @@ pub(crate) mod table;
 
 pub(crate) use definition::View;
 pub(crate) use job::{Figures, Operation};
-pub(crate) use life::{Domains, Nvram, Undefine};
+pub(crate) use life::{Domains, Nvram, Tpm, Undefine};
 pub(crate) use save::Saving;
 pub(crate) use table::{Domain, Table};
