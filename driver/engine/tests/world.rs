@@ -594,6 +594,13 @@ fn two_snapshots_without_a_name_in_one_second_both_succeed() {
     let second = run(engine.create(&book, &Request::default(), &options)).unwrap();
     assert_ne!(first.name, second.name);
     assert_eq!(second.parent, Some(first.name));
+    // Nor do those that nobody keeps a record of get in each other's way.
+    for scope in [options.scope, Scope::FullSystem { live: false }] {
+        let unkept = New { metadata: Metadata::Forget, ..New::plain(scope) };
+        let first = run(engine.create(&book, &Request::default(), &unkept)).unwrap();
+        let second = run(engine.create(&book, &Request::default(), &unkept)).unwrap();
+        assert_ne!(first.name, second.name);
+    }
 }
 
 fn any_memory() -> impl Strategy<Value = Memory> {

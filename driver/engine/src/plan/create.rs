@@ -12,7 +12,7 @@ use virtsnap_xml::snapshot::{
     Definition, Disk, Location, Memory, MemoryRequest, Request, State as Recorded,
 };
 
-use super::align::{align, overlay_path};
+use super::align::{align, overlay_path, sibling};
 use super::definition::{self, Source, push_overlay, redirect};
 use super::live::{self, Parts};
 use super::overlay::plan_overlay;
@@ -181,7 +181,7 @@ fn name(
     let Some(name) = request.name.as_ref().filter(|name| !name.is_empty()) else {
         // Seconds since the epoch, as libvirt; two in one second both succeed.
         let mut second = facts.now;
-        while moments.get(&second.to_string()).is_some() {
+        while is_taken(&second.to_string(), facts, moments) {
             second = second.saturating_add(1);
         }
         return Ok(second.to_string());
@@ -194,6 +194,18 @@ fn name(
         .from_origin(Origin::Domain));
     }
     Ok(name.clone())
+}
+
+/// There is a snapshot of that name, with metadata or without.
+fn is_taken(name: &str, facts: &DomainFacts, moments: &MomentList) -> bool {
+    let has_tag = |image: &ImageFacts| image.snapshots.iter().any(|s| s.tag == name);
+    let of_a_disk = |disk: &DiskFacts| {
+        disk.image().is_some_and(|image| {
+            facts.images.contains_key(&sibling(image, name))
+                || facts.images.get(image).is_some_and(has_tag)
+        })
+    };
+    moments.get(name).is_some() || facts.disks.iter().any(of_a_disk)
 }
 
 /// State to record, memory, and where a disk goes that nobody said anything about.
