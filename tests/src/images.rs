@@ -27,6 +27,13 @@ pub fn create_on(path: &Path, backing: &str) {
     qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, text(path)]);
 }
 
+/// A qcow2 on top of another.
+#[track_caller]
+pub fn create_sized_on(path: &Path, backing: &Path, size: &str) {
+    let options = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", text(backing)];
+    qemu("qemu-img", &[&options[..], &[text(path), size]].concat());
+}
+
 /// Consistent, nothing leaked.
 #[track_caller]
 pub fn check(path: &Path) {

@@ -196,6 +196,42 @@ fn defect_04_a_revert_that_cannot_be_done_leaves_the_guest_alone() {
     vm.virsh("snapshot-revert {} outer --running");
 }
 
+/// Defect 4, of memory: libvirt opens the file when the guest is gone already.
+#[test]
+fn defect_04_a_lost_memory_file_is_seen_while_the_guest_runs() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.virsh("start {}");
+    vm.write("vda", 1, 1);
+    let file = world.path("memory");
+    let memory = format!("--memspec file={},snapshot=external", file.display());
+    vm.virsh(&format!("snapshot-create-as {{}} full {memory}"));
+    vm.write("vda", 1, 2);
+    let (id, whole) = (vm.virsh("domid {}"), std::fs::read(&file).unwrap());
+    let mut of_another = whole.clone();
+    of_another[..16].copy_from_slice(b"LibvirtQemudPart");
+    for (what, bytes) in [
+        ("gone", None),
+        ("empty", Some(&[][..])),
+        ("no save image", Some(&b"nothing of the kind"[..])),
+        ("half", Some(&whole[..whole.len() / 2])),
+        ("never finished", Some(&of_another[..])),
+    ] {
+        match bytes {
+            None => std::fs::remove_file(&file).unwrap(),
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+        }
+        let complaint = vm.refused("snapshot-revert {} full");
+        assert!(complaint.contains("memory"), "{what}: {complaint}");
+        assert_eq!((vm.state().as_str(), vm.virsh("domid {}")), ("running", id.clone()), "{what}");
+        assert!(vm.holds("vda", 1, 2), "{what}");
+    }
+    std::fs::write(&file, whole).unwrap();
+    vm.virsh("snapshot-revert {} full");
+    assert_eq!(vm.state(), "running");
+    assert!(vm.holds("vda", 1, 1));
+}
+
 /// Defect 5: two disks are given one file.
 #[test]
 fn defect_05_one_overlay_is_never_for_two_disks() {
@@ -275,6 +311,39 @@ fn defect_07_a_long_name_is_a_snapshot_or_nothing() {
     assert!(vm.holds("vda", 1, 1));
 }
 
+/// Defect 8: a file that is in the memory's place is written over.
+#[test]
+fn defect_08_no_file_is_overwritten_unasked() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.virsh("start {}");
+    let file = world.path("precious");
+    std::fs::write(&file, "of the user").unwrap();
+    let memory = format!("--memspec file={},snapshot=external", file.display());
+    let complaint = vm.refused(&format!("snapshot-create-as {{}} full {memory}"));
+    assert!(complaint.contains("precious"), "{complaint}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "of the user");
+    assert_eq!(vm.state(), "running");
+    assert_eq!(vm.source("vda"), vm.disk("vda").to_string_lossy());
+    assert!(vm.snapshots().is_empty());
+    // Nor one where a default name leads.
+    let full = "<domainsnapshot><name>s</name><memory snapshot='external'/></domainsnapshot>";
+    let xml = world.path("full.xml");
+    std::fs::write(&xml, full).unwrap();
+    let create = format!("snapshot-create {{}} {}", xml.display());
+    vm.virsh(&create);
+    let shown = vm.virsh("snapshot-dumpxml {} s");
+    let (_, rest) = shown.split_once("file='").expect("the memory has a file");
+    let made = PathBuf::from(rest.split_once('\'').unwrap().0);
+    assert!(made.exists());
+    vm.virsh("snapshot-delete {} s");
+    assert!(!made.exists(), "it goes with its snapshot");
+    std::fs::write(&made, "of the user, too").unwrap();
+    vm.refused(&create);
+    assert_eq!(std::fs::read_to_string(&made).unwrap(), "of the user, too");
+    assert_eq!(vm.state(), "running");
+}
+
 /// Defect 9: names made of seconds collide.
 #[test]
 fn defect_09_two_in_one_second_both_succeed() {
@@ -289,6 +358,85 @@ fn defect_09_two_in_one_second_both_succeed() {
     vm.virsh("snapshot-revert {} outer; snapshot-revert vm outer; snapshot-revert vm outer");
     assert_eq!(images::chain(Path::new(&vm.source("vda"))).len(), 4);
     vm.virsh("start {}");
+}
+
+/// Defect 10: an image that was prepared is taken without a look, and the disk changes under the
+/// guest.
+#[test]
+fn defect_10_a_prepared_overlay_is_looked_at() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.write("vda", 1, 1);
+    let file = world.path("prepared");
+    let line = format!(
+        "snapshot-create-as {{}} s --disk-only --reuse-external --diskspec vda,file={}",
+        file.display()
+    );
+    let backed = |base: &Path, size: &str| {
+        let _ = std::fs::remove_file(&file);
+        images::create_sized_on(&file, base, size);
+    };
+    images::create(&world.path("other"), "qcow2", "16M");
+    // With content of its own, which the guest would find on its disk.
+    let written = world.path("written");
+    images::create_sized_on(&written, &vm.disk("vda"), "16M");
+    images::write_pattern(&written, 9, 2 << 20, 65536);
+    for state in ["shut off", "running"] {
+        if state == "running" {
+            vm.virsh("start {}");
+        }
+        let _ = std::fs::remove_file(&file);
+        vm.refused(&line);
+        images::create(&file, "qcow2", "16M");
+        vm.refused(&line);
+        backed(&world.path("other"), "16M");
+        vm.refused(&line);
+        backed(&vm.disk("vda"), "8M");
+        vm.refused(&line);
+        std::fs::copy(&written, &file).unwrap();
+        vm.refused(&line);
+        assert_eq!(vm.source("vda"), vm.disk("vda").to_string_lossy());
+        assert!(vm.holds("vda", 1, 1) && vm.snapshots().is_empty() && vm.state() == state);
+    }
+    backed(&vm.disk("vda"), "16M");
+    vm.virsh(&line);
+    assert_eq!(vm.source("vda"), file.to_string_lossy());
+    vm.write("vda", 1, 2);
+    vm.virsh("snapshot-revert {} s");
+    assert!(vm.holds("vda", 1, 1));
+}
+
+/// Defect 11: after memory was saved of a paused guest, QEMU's disks are left inactive.
+#[test]
+fn defect_11_a_paused_guest_can_be_taken_again_and_again() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.virsh("start {} --paused");
+    let memory = |name: &str| {
+        let file = world.path(&format!("{name}.memory"));
+        format!(
+            "snapshot-create-as {{}} {name} --memspec file={},snapshot=external",
+            file.display()
+        )
+    };
+    for (name, pattern) in [("one", 1), ("two", 2), ("three", 3)] {
+        vm.write("vda", 1, pattern);
+        vm.virsh(&memory(name));
+        assert_eq!(vm.state(), "paused");
+    }
+    vm.write("vda", 1, 4);
+    vm.virsh("snapshot-delete {} two");
+    assert!(vm.holds("vda", 1, 4));
+    vm.virsh("snapshot-create-as {} inner");
+    vm.write("vda", 1, 5);
+    vm.virsh("snapshot-create-as {} disks --disk-only");
+    for (name, pattern) in [("one", 1), ("three", 3), ("inner", 4)] {
+        vm.virsh(&format!("snapshot-revert {{}} {name}"));
+        assert_eq!(vm.state(), "paused", "{name}");
+        assert!(vm.holds("vda", 1, pattern), "{name}");
+    }
+    vm.virsh("resume {}");
+    assert_eq!(vm.state(), "running");
 }
 
 /// Defect 12: the name of an internal snapshot of a running guest had to be a job identifier.

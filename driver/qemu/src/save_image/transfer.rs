@@ -1,7 +1,7 @@
 //! A guest's memory into a save image and out of it.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -63,6 +63,15 @@ fn torn(err: tokio::task::JoinError) -> Error {
     failure(Condition::Internal, "copying memory was torn down").caused_by(err)
 }
 
+/// QEMU ends its stream with a description of it in JSON; nothing says before how long it will be.
+fn is_whole(file: &File, length: u64) -> io::Result<bool> {
+    let mut end = [0; 4096];
+    let at = length.saturating_sub(end.len() as u64);
+    let read = file.read_at(&mut end, at)?;
+    let last = end.iter().take(read).rev().find(|byte| **byte != 0);
+    Ok(last == Some(&b'}'))
+}
+
 /// A save image, open where its stream begins.
 #[derive(Debug)]
 pub(crate) struct Saved {
@@ -79,7 +88,7 @@ impl Saved {
             return Err(Damage::NoCodec(head.format.name()));
         }
         let length = file.seek(SeekFrom::End(0))?;
-        if length <= head.stream_at() {
+        if length <= head.stream_at() || (head.format == Format::Raw && !is_whole(&file, length)?) {
             return Err(Damage::Short);
         }
         file.seek(SeekFrom::Start(head.stream_at()))?;
