@@ -61,7 +61,6 @@ const INVALID: &[&str] = &[
     "<memory/>",
     "<memory snapshot='manual'/>",
     "<memory snapshot='no' file='/m'/>",
-    "<memory snapshot='internal' file='/m'/>",
     "<memory file='m'/>",
     "<memory snapshot='external' file='/m'><x/></memory>",
     "<active>2</active>",
@@ -105,7 +104,9 @@ const INVALID: &[&str] = &[
 const OURS_ALONE: &[&str] = &[
     "<state>pmsuspended</state>",
     "<memory snapshot='external'/>",
+    "<memory snapshot='internal' file='/m'/>",
     "<disks><disk name='vda' snapshot='internal' tag='1'/></disks>",
+    "<disks><disk name='vda' snapshot='external'><on_delete keep='overlay'/></disk></disks>",
     "<disks><disk name='vda' type='network'><driver type='qcow2'/>\
      <source protocol='nbd'><host name='h'/></source></disk></disks>",
     "<disks><disk name='vda' type='network'><source protocol='gluster'/></disk></disks>",
