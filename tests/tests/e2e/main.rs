@@ -5,6 +5,7 @@
 mod access;
 mod blockjobs;
 mod clients;
+mod consumers;
 mod defects;
 mod domain;
 mod events;
