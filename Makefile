@@ -3,7 +3,7 @@
 #   make demo     set up, build, and take a real guest through snapshots with unmodified virsh
 #                 (KEEP=1 leaves daemon and guest running)
 #   make test     set up, and run every test
-#   make install  the daemon, its units and its group (PREFIX=/usr/local, DESTDIR=)
+#   make install  the daemon, its units and its group, virtsnap (PREFIX=/usr/local, DESTDIR=)
 #   make conformance
 #                 compare every recorded outcome of libvirt 11.3.0 with a live virtsnapd
 #   make matrix   every cell of states, memory, disks, storage and flags, on a real QEMU
@@ -49,6 +49,13 @@ install:
 	@echo "install: building virtsnapd"
 	@$(CARGO) build --quiet --release --locked --package virtsnapd
 	@install -D -m 755 target/release/virtsnapd $(DESTDIR)$(PREFIX)/sbin/virtsnapd
+	@if pkg-config --exists libvirt 2>/dev/null; then \
+	    echo "install: building virtsnap"; \
+	    $(CARGO) build --quiet --release --locked --package virtsnap-cli && \
+	    install -D -m 755 target/release/virtsnap $(DESTDIR)$(PREFIX)/bin/virtsnap; \
+	else \
+	    echo "install: without virtsnap, which needs libvirt-dev to be built"; \
+	fi
 	@for unit in $(UNITS); do \
 	    mkdir -p $(DESTDIR)$(PREFIX)/lib/systemd/system && \
 	    sed 's,/usr/sbin/,$(PREFIX)/sbin/,; s,/usr/share/doc/,$(PREFIX)/share/doc/,' \

@@ -62,6 +62,7 @@ fn dependencies_point_one_way() {
         ("virtsnap-relaxng", &[]),
         ("virtsnap-engine", &["virtsnap-xml"]),
         ("virtsnap-store", &["virtsnap-engine", "virtsnap-xml"]),
+        ("virtsnap-cli", &["virtsnap-xml"]),
         ("virtsnap-qemu", &["virtsnap-engine", "virtsnap-xml"]),
         (
             "virtsnapd",
