@@ -52,4 +52,5 @@ mod status;
 mod steps;
 mod system;
 pub mod tpm;
+mod transient;
 mod unapplied;

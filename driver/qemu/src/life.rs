@@ -19,6 +19,7 @@ use crate::confine::Owner;
 use crate::hypervisor::{Qemu, Shared};
 use crate::instance::Instance;
 use crate::process::Process;
+use crate::transient;
 
 /// How long QEMU may take to end by itself once it is told to.
 const TERM_DEADLINE: Duration = Duration::from_secs(15);
@@ -188,6 +189,7 @@ impl Shared {
         };
         tracing::info!(domain = instance.name, id = instance.id, ?how, ?reason, "QEMU has ended");
         borrowed.hand_back(|path, owner| self.is_used_by_another(instance.uuid, path, owner));
+        transient::remove(&instance.name, instance.chains().values());
         if let Err(err) = std::fs::remove_dir_all(&instance.dir) {
             tracing::warn!(domain = instance.name, %err, "cannot remove the run directory");
         }

@@ -25,7 +25,7 @@ use crate::life::end_helper;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::status::{ProcessRecord, Status};
-use crate::{setup, steps};
+use crate::{setup, steps, transient};
 
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
 /// QEMU's monitor is silent while a job saves or loads memory. To end it then would end a guest
@@ -176,6 +176,7 @@ impl Shared {
         }
         let uuid = status.uuid;
         status.borrowed.hand_back(|path, owner| self.is_used_by_another(uuid, path, owner));
+        transient::remove(&status.name, status.chains.values());
         let was_up = status.process.is_some() && !status.is_starting();
         if let Err(err) = fs::remove_dir_all(dir) {
             tracing::warn!(domain = status.name, %err, "cannot remove the run directory");

@@ -49,7 +49,7 @@ use crate::save_image::Saved;
 use crate::status::{ProcessRecord, Status};
 use crate::system::Detached;
 use crate::unapplied::unapplied;
-use crate::{network, setup, tpm};
+use crate::{network, setup, tpm, transient};
 
 /// QEMU opens its images before its monitor answers: on a busy host that takes a while.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(60);
@@ -340,7 +340,13 @@ impl<'a> Launch<'a> {
             shared.probe_blocking(domain::emulator(&self.inner.live).map(PathBuf::from)).await?;
         self.inner.live = setup::live_form(&shared, &self.inner.live, self.id, &self.dir)?;
         self.inner.clock_base = setup::clock_base(&self.inner.live);
-        let chains = chains_of(&self.inner.live, &shared.config.qemu_img).await?;
+        let mut chains = chains_of(&self.inner.live, &shared.config.qemu_img).await?;
+        let tool = QemuImg::new(&shared.config.qemu_img);
+        let domain = (self.uuid, self.name.as_str());
+        let added = transient::add(&tool, domain, &self.inner.live, &mut chains).await;
+        // What was made is put away whether or not all of it was.
+        self.inner.chains.clone_from(&chains);
+        added?;
         let fresh = Inner::new(self.inner.live.clone(), self.inner.state, chains);
         self.inner = Inner { clock_base: self.inner.clock_base, ..fresh };
         setup::write_chains(&mut self.inner);
@@ -516,6 +522,7 @@ impl<'a> Launch<'a> {
         }
         let (shared, uuid) = (self.shared, self.uuid);
         self.inner.borrowed.hand_back(|path, owner| shared.is_used_by_another(uuid, path, owner));
+        transient::remove(&self.name, self.inner.chains.values());
         shared.ports.release_all(&self.inner.live);
         if let Err(err) = fs::remove_dir_all(&self.dir) {
             tracing::warn!(domain = self.name, %err, "cannot remove the run directory");

@@ -25,4 +25,5 @@ mod places;
 mod quiesce;
 mod save;
 mod survive;
+mod transient;
 mod versions;

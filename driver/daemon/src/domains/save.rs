@@ -7,6 +7,7 @@ use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, S
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::plan;
 use virtsnap_engine::ports::Hypervisor;
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
@@ -31,6 +32,12 @@ impl<H: Hypervisor> Domains<H> {
         let active = self.running(domain)?;
         if asked.file.is_none() && !domain.is_persistent() {
             return Err(invalid("cannot do managed save for transient domain"));
+        }
+        if let Some(disk) = domain::disks(&active.live).find(|disk| disk.is_transient()) {
+            return Err(invalid(format!(
+                "disk '{}' is transient: what the guest wrote to it would be gone when it comes back",
+                disk.target()
+            )));
         }
         let file = match &asked.file {
             Some(file) => {

@@ -128,6 +128,9 @@ pub fn plan(
     let kind_of = |path: &PathBuf| places.get(path).map_or(PathKind::Other, |place| place.kind);
     let memory_is = memory.as_ref().map_or(PathKind::Missing, kind_of);
     live::check_memory_path(&moment, options, facts, memory_is)?;
+    if moment.memory.is_saved() {
+        check_saveable(facts)?;
+    }
     if active {
         live::arrange(&moment, parts, options, facts, &mut plan)?;
     }
@@ -319,6 +322,29 @@ fn check_selection(
     Ok(())
 }
 
+/// Memory that does not fit what is left when the guest has ended, or that QEMU does not save.
+fn check_saveable(facts: &DomainFacts) -> Result<()> {
+    let refuse = |what: String| Err(Error::new(Condition::OperationInvalid, what));
+    if let Some(disk) = facts.disks.iter().find(|disk| disk.transient) {
+        return refuse(format!(
+            "disk '{}' is transient: what the guest wrote to it goes with the guest, and its \
+             memory cannot come back without it",
+            disk.target
+        ));
+    }
+    let devices = facts.live.as_ref().and_then(|live| live.child("devices"));
+    let mut shared = devices.into_iter().flat_map(|devices| devices.children("shmem"));
+    if let Some(peer) = shared.find(|shmem| shmem.attr("role") != Some("master")) {
+        return refuse(format!(
+            "the shared memory '{}' belongs to its other users too, and QEMU does not save a guest \
+             that is one peer among them; take a snapshot of the disks alone, or make it \
+             role='master'",
+            peer.attr("name").unwrap_or_default()
+        ));
+    }
+    Ok(())
+}
+
 fn check_internal(disk: &DiskFacts, facts: &DomainFacts, tag: &str) -> Result<()> {
     let image = image_facts(disk, facts)?;
     if image.format != Format::Qcow2 {
@@ -386,7 +412,13 @@ fn follow_disks(
 /// `<domain>` and `<inactiveDomain>` of the moment.
 fn definitions(facts: &DomainFacts) -> (Option<Element>, Option<Element>) {
     match &facts.live {
-        Some(live) => (Some(to_inactive(live.clone())), facts.config.clone()),
+        Some(live) => {
+            let mut domain = to_inactive(live.clone());
+            for disk in facts.disks.iter().filter(|disk| disk.transient) {
+                definition::use_lasting(&mut domain, &disk.target, facts);
+            }
+            (Some(domain), facts.config.clone())
+        }
         None => (facts.config.clone(), None),
     }
 }

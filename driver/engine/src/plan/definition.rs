@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use crate::facts::{Format, ImageFacts};
+use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts};
 
 /// The file, block device or NBD export that a disk of this definition uses.
 pub(super) fn image(definition: &Element, target: &str) -> Option<PathBuf> {
@@ -45,6 +45,26 @@ impl<'a> Source<'a> {
 pub(super) fn redirect(definition: &mut Element, target: &str, source: Source<'_>) {
     let path = source.path.to_string_lossy();
     domain::set_image(definition, target, source.kind, &path, source.format.as_str());
+}
+
+/// The image that a disk has when the guest has ended: of a transient one, that below the overlay.
+pub(super) fn lasting<'a>(disk: &'a DiskFacts, facts: &'a DomainFacts) -> Option<&'a PathBuf> {
+    let image = disk.image()?;
+    if !(disk.transient && facts.state.is_active()) {
+        return Some(image);
+    }
+    facts.images.get(image).and_then(|overlay| overlay.backing.as_ref())
+}
+
+/// Makes the disk use its [`lasting`] image.
+pub(super) fn use_lasting(definition: &mut Element, target: &str, facts: &DomainFacts) {
+    let disk = facts.disks.iter().find(|disk| disk.target == target);
+    if let Some(image) = disk.and_then(|disk| lasting(disk, facts))
+        && self::image(definition, target).as_ref() != Some(image)
+        && let Some(image_facts) = facts.images.get(image)
+    {
+        redirect(definition, target, Source::existing(image, image_facts));
+    }
 }
 
 /// Makes the overlay the active layer; what was it becomes its backing store.

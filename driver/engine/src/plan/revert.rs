@@ -535,12 +535,7 @@ fn redirected(definition: &Element, routes: &[(String, Route)], facts: &DomainFa
 
 /// The disk keeps the image it has now, though the rest goes back.
 fn stay(domain: &mut Element, target: &str, facts: &DomainFacts) {
-    let now = facts.disks.iter().find(|disk| disk.target == target).and_then(|disk| disk.image());
-    if let Some(image) = now
-        && definition::image(domain, target).as_ref() != Some(image)
-    {
-        put_existing(domain, target, image, facts);
-    }
+    definition::use_lasting(domain, target, facts);
 }
 
 fn put_existing(domain: &mut Element, target: &str, image: &Path, facts: &DomainFacts) {

@@ -183,8 +183,8 @@ fn has_source(disk: View<'_>) -> Result<bool> {
             element.pass_over();
         }
     }
-    if disk.child("transient").is_some() {
-        return refuse(format!("disk {target}: <transient/> is not supported"));
+    if let Some(transient) = disk.child("transient") {
+        transient.pass_over();
     }
     if disk.child("encryption").is_some() || disk.at(&["source", "encryption"]).is_some() {
         return refuse(format!("disk {target}: encrypted images are not supported"));

@@ -39,6 +39,9 @@ const KNOWN: [&str; 27] = [
     "watchdog",
 ];
 
+/// As libvirt, where a shared memory says no size.
+const SHMEM_SIZE: u64 = 4 << 20;
+
 impl Build<'_> {
     pub(super) fn unknown_devices(&self) -> Result<()> {
         for device in self.devices.elements() {
@@ -374,10 +377,33 @@ impl Build<'_> {
     }
 
     pub(super) fn shared_memory(&mut self) -> Result<()> {
-        match self.devices.child("shmem") {
-            None => Ok(()),
-            Some(_) => refuse("shared memory devices (<shmem>) are not supported"),
+        for shmem in self.devices.children("shmem") {
+            let (alias, name) = (shmem.alias()?, shmem.need("name")?);
+            let size = match shmem.child("size") {
+                Some(size) => {
+                    super::memory::bytes(&size.text(), size.attr("unit").unwrap_or("bytes"))?
+                }
+                None => SHMEM_SIZE,
+            };
+            let object = Props::object("memory-backend-file", format!("shmmem-{alias}"))
+                .with("mem-path", format!("/dev/shm/{name}"))
+                .with("size", size)
+                .with("share", true);
+            self.json("-object", object);
+            let model = shmem.child("model").map(|model| model.need("type")).transpose()?;
+            let device = match model {
+                Some("ivshmem-plain") => Props::device("ivshmem-plain"),
+                _ => return refuse(format!("the shared memory '{name}' is not ivshmem-plain")),
+            };
+            // QEMU lets only the master's state be saved.
+            let master = (shmem.attr("role") == Some("master")).then_some(true);
+            let device = device
+                .with("id", alias)
+                .with("memdev", format!("shmmem-{alias}"))
+                .on_off("master", master);
+            self.device(self.place(shmem, device)?);
         }
+        Ok(())
     }
 
     pub(super) fn vsock(&mut self) -> Result<()> {

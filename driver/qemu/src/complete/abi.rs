@@ -12,7 +12,7 @@ const WHOLE: [&str; 5] = ["memory", "maxMemory", "iothreads", "sysinfo", "featur
 
 /// Classes of devices the guest sees, with the attributes and children that make them what they
 /// are to it.
-const DEVICES: [(&str, &[&str], &[&str]); 22] = [
+const DEVICES: [(&str, &[&str], &[&str]); 23] = [
     ("memory", &["model"], &["target", "address"]),
     ("smartcard", &["mode"], &["address"]),
     ("crypto", &["model"], &["address"]),
@@ -39,6 +39,7 @@ const DEVICES: [(&str, &[&str], &[&str]); 22] = [
     ("rng", &["model"], &["address"]),
     ("panic", &["model"], &["address"]),
     ("vsock", &["model"], &["address"]),
+    ("shmem", &["name"], &["model", "size", "address"]),
 ];
 
 /// The first difference that a guest would see, or none.

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain::scaled_bytes;
 use virtsnap_xml::element::{Element, Node};
 
 use super::draft::{Draft, bad, checked_number, number_of, set_default, unsupported};
@@ -212,6 +213,7 @@ pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
                 set_default(device, "accessmode", "passthrough");
             }
             "panic" => set_default(device, "model", "isa"),
+            "shmem" => shmem(device)?,
             "vsock" => vsock(device),
             "hub" if device.attr("type").is_none() => return Err(bad("a <hub> has no type")),
             _ => {}
@@ -340,6 +342,28 @@ fn memballoon(balloon: &mut Element) -> Result<()> {
         Some("none") => balloon.remove_children("address"),
         Some(_) => {}
     }
+    Ok(())
+}
+
+const MIB: u64 = 1 << 20;
+
+fn shmem(shmem: &mut Element) -> Result<()> {
+    let name = shmem.attr("name").unwrap_or_default().to_owned();
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        return Err(bad(format!("'{name}' cannot name a shared memory: it is a file's name")));
+    }
+    if shmem.child("model").and_then(|model| model.attr("type")).is_none() {
+        return Err(unsupported(format!("shared memory '{name}' is not ivshmem-plain")));
+    }
+    let Some(size) = shmem.child_mut("size") else { return Ok(()) };
+    let bytes = scaled_bytes(size, 1).filter(|bytes| bytes.is_power_of_two() && *bytes >= MIB);
+    let Some(bytes) = bytes else {
+        return Err(unsupported(format!(
+            "the size of shared memory '{name}' is not a power of two of at least 1 MiB"
+        )));
+    };
+    size.set_attr("unit", "M");
+    size.set_text((bytes / MIB).to_string());
     Ok(())
 }
 

@@ -32,6 +32,9 @@ pub(super) fn complete(disk: &mut Element, q35: bool) -> Result<()> {
     if device == "cdrom" {
         disk.child_or_insert("readonly");
     }
+    if disk.child("transient").is_some() {
+        transient(disk, &name, &device)?;
+    }
     if disk.child("readonly").is_some() && disk.attr("snapshot") == Some("no") {
         disk.remove_attr("snapshot");
     }
@@ -89,6 +92,20 @@ fn disk_source(disk: &mut Element, name: &str, device: &str) -> Result<()> {
         return Err(bad(format!("disk {name} has no source {attribute}")));
     }
     Ok(())
+}
+
+/// As libvirt: the overlay that goes with the guest is a file beside a file.
+fn transient(disk: &Element, name: &str, device: &str) -> Result<()> {
+    let problem = if disk.child("readonly").is_some() {
+        "is read-only"
+    } else if disk.attr("type") != Some("file") {
+        "is not a file"
+    } else if device != "disk" {
+        "is no hard disk"
+    } else {
+        return Ok(());
+    };
+    Err(unsupported(format!("disk {name} {problem}, and cannot be <transient/>")))
 }
 
 /// Every part of what NBD needs; libvirt's other protocols are not spoken.

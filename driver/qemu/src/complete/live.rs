@@ -176,6 +176,7 @@ fn aliases(devices: &mut Element, q35: bool) {
         ("watchdog", "watchdog"),
         ("tpm", "tpm"),
         ("vsock", "vsock"),
+        ("shmem", "shmem"),
         ("iommu", "iommu"),
     ];
     for (class, prefix) in by_place {

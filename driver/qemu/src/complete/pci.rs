@@ -352,7 +352,7 @@ fn connect(device: &Element, q35: bool) -> Connect {
         "disk" if child("target", "bus") == Some("virtio") => virtio(model),
         "memballoon" | "rng" if model != Some("none") => virtio(model),
         "vsock" | "filesystem" => virtio(model),
-        "crypto" => pci,
+        "crypto" | "shmem" => pci,
         "watchdog" if model == Some("i6300esb") => pci,
         "video" => match child("model", "type") {
             Some("virtio" | "bochs") => pcie,
