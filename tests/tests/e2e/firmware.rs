@@ -129,6 +129,28 @@ fn disks_come_back_with_the_variables_of_their_moment() {
     assert!(!store.exists() && !copy.exists() && !tpm.exists());
 }
 
+#[test]
+fn memory_in_a_file_comes_back_with_its_variables() {
+    let world = World::new();
+    let vm = uefi_or_skip!(&world, "raw");
+    vm.write_firmware("one");
+    vm.virsh("snapshot-create-as {} saved --memspec snapshot=external --live");
+    let copy = kept(&vm, "saved", "nvram");
+    vm.write_firmware("two");
+    vm.virsh("snapshot-revert {} saved");
+    vm.has_in_firmware("one", "one");
+    vm.write_firmware("three");
+    vm.virsh("destroy {}");
+    vm.virsh("snapshot-revert {} saved --paused");
+    vm.virsh("destroy {}");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(nvram(&vm)).unwrap());
+    // Memory has the variables in it: without the copy there is no risk.
+    std::fs::remove_file(&copy).unwrap();
+    vm.virsh("snapshot-revert {} saved");
+    vm.has_in_firmware("one", "one");
+    vm.never_mismatched();
+}
+
 /// Made from a template that is raw; what libvirt does with one of qcow2, and more.
 #[test]
 fn a_variable_store_in_qcow2_takes_part_like_a_disk() {
