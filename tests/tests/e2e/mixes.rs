@@ -217,9 +217,10 @@ fn disks_left_out_and_left_to_the_user() {
     vm.never_mismatched();
 }
 
-/// What is in a file already is not written over, and what is not there is not missed too late.
+/// Defect 8 of libvirt 11.3, and a part of its defect 4: what is in a file already is not written
+/// over, and what is missing is not missed too late.
 #[test]
-fn memory_files_are_looked_at_first() {
+fn defect_08_memory_is_not_written_over_what_is_there() {
     let world = World::new();
     let vm = world.boot(GuestSpec::new("vm"));
     let file = world.path("m.save");
