@@ -10,9 +10,13 @@
 //! | runs (`live`) | plain; stopped if it does not converge | `postmigrate` |
 //!
 //! A plain migration ends with all block nodes inactive. QEMU 10 activates them by
-//! `blockdev-set-active`; an older one only when the guest runs, so that there the first way is
-//! tried for every stopped guest. In `postmigrate` no second migration is possible: a guest that
-//! stays there takes one step first, see [`leave_postmigrate`].
+//! `blockdev-set-active`; an older one only when the guest runs. So there internal snapshots of
+//! disks after it are refused, by QEMU itself, and a guest that stays stopped takes one step when
+//! the operation is over, see [`leave_postmigrate`]. The first way is not for an older one: before
+//! 8.2 it lets the guest run when its memory is safe, and the disks would no longer belong to it.
+//! In `postmigrate` no second migration is possible either.
+//!
+//! Of 512 MiB, measured: plain 24 ms, in the background 380 ms.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -146,17 +150,17 @@ async fn set_background(qmp: &Qmp, is_on: bool) -> Result<bool, QmpError> {
     }
 }
 
-/// A guest that nobody will let run soon is better left as it is; and so is any guest where nodes
-/// cannot be activated. QEMU aborts if it is to save in the background a guest that has not run yet
-/// or stopped by itself: it goes from `paused` to `paused`, and from no other state.
+/// A guest that nobody will let run soon is better left as it is. QEMU aborts if it is to save in
+/// the background a guest that has not run yet or stopped by itself: it goes from `paused` to
+/// `paused`, and from no other state.
 async fn prefers_background(instance: &Instance) -> Result<bool, QmpError> {
-    let status = instance.qmp.execute("query-status", Value::Null).await?;
-    if status.get("status").and_then(Value::as_str) != Some("paused") {
+    let state = instance.state();
+    if matches!(state, State::Paused(PausedReason::Snapshot | PausedReason::Save)) {
         return Ok(false);
     }
-    let state = instance.state();
-    let for_us = matches!(state, State::Paused(PausedReason::Snapshot | PausedReason::Save));
-    Ok(!for_us || !activate(&instance.qmp).await?)
+    let status = instance.qmp.execute("query-status", Value::Null).await?;
+    let is_paused = status.get("status").and_then(Value::as_str) == Some("paused");
+    Ok(is_paused && activate(&instance.qmp).await?)
 }
 
 /// Makes all block nodes active; false where this QEMU cannot. Active already is done.
@@ -282,8 +286,7 @@ pub(crate) async fn end(instance: &Instance) -> Result<()> {
     set_background(qmp, false).await?;
     // Held by QEMU only where it was not taken for a migration.
     let _ = qmp.execute("closefd", json!({ "fdname": FD })).await;
-    activate(qmp).await?;
-    Ok(())
+    leave_inactive(instance).await
 }
 
 /// A guest that was stopped by a plain migration, and stays so, can be neither saved again nor, by

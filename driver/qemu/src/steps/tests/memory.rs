@@ -70,6 +70,23 @@ async fn a_paused_guest_is_saved_twice_and_its_disks_stay_usable() {
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         let pivot = snapshot(&overlay, &format!("s{n}"));
         assert!(!bed.pivoted(&pivot).await);
+        if !crate::migration::activate(&instance.qmp).await.unwrap() {
+            // Before QEMU 10 the internal half is refused, and all goes back.
+            let refused = bed.pivot(&pivot).await;
+            assert!(matches!(refused, Err(PivotError::Refused(_))), "{refused:?}");
+            assert!(!bed.pivoted(&pivot).await);
+            bed.undo(&save(&file, false, false, &instance)).await;
+            for step in new_overlay("vdb", &overlay, &below).iter().rev() {
+                bed.undo(step).await;
+            }
+            assert!(guest(&instance, 0, "write -P 9 0 64k").await);
+            assert_eq!(
+                (instance.state(), bed.events()),
+                (State::Paused(PausedReason::User), vec![])
+            );
+            assert_eq!(bed.names(), ["a", "b"]);
+            continue;
+        }
         bed.pivot(&pivot).await.unwrap_or_else(|err| panic!("{err:?}"));
         assert!(bed.pivoted(&pivot).await);
         for kept in [file, overlay] {
@@ -78,6 +95,9 @@ async fn a_paused_guest_is_saved_twice_and_its_disks_stay_usable() {
         assert!(guest(&instance, 1, "write -P 9 0 64k").await);
     }
     assert_eq!(instance.state(), State::Paused(PausedReason::User));
+    if instance.chain("vdb").unwrap().layers.len() == 1 {
+        return;
+    }
     bed.finish(&Finish::DeleteSnapshot { image: a.clone(), tag: "s1".to_owned() }).await;
     bed.finish(&commit_vdb(&bed.at("b2"), &bed.at("b1"))).await;
     assert_eq!(bed.events().len(), 2, "the two ends of the commit");
