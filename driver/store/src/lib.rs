@@ -7,7 +7,7 @@
 //!                     domain.json  what libvirt's XML has no place for
 //!                     moments/     one file each, as libvirt stores a snapshot
 //!                     journal.jsonl  only while an operation runs
-//!                     managed.save   reserved
+//!                     managed.save   a managed save; the daemon's
 //! ```
 //!
 //! docs/format.md describes every byte. Invariants: what a call reports as done is on the disk;

@@ -84,10 +84,37 @@ fn short_life(world: &World) {
     vm.virsh("snapshot-delete {} whole");
     vm.virsh("snapshot-delete {} disk");
     vm.count_on(1);
+    memory_in_a_file(&vm);
     vm.never_mismatched();
     vm.virsh("destroy {}");
     images::check(&vm.disk("vda"));
-    vm.virsh("undefine {}");
+    vm.virsh("undefine {} --snapshots-metadata");
+}
+
+/// Of a guest that runs on, and of one that stands still.
+fn memory_in_a_file(vm: &Guest) {
+    for (name, how) in [("live", " --live"), ("asleep", "")] {
+        let at = vm.count_on(2);
+        let file = vm.world.path(&format!("{name}.mem"));
+        if name == "asleep" {
+            vm.virsh("suspend {}");
+        }
+        vm.virsh(&format!(
+            "snapshot-create-as {{}} {name} --memspec file={},snapshot=external{how}",
+            file.display()
+        ));
+        if name == "asleep" {
+            assert_eq!(vm.state(), "paused");
+            vm.virsh("resume {}");
+        }
+        vm.next_match(vm.mark());
+        let late = vm.count_on(3);
+        vm.virsh(&format!("snapshot-revert {{}} {name} --running"));
+        let n = vm.next_match(vm.mark());
+        assert!((at..late).contains(&n), "{n} is not of the snapshot {name} at {at}");
+        vm.count_on(1);
+        vm.never_mismatched();
+    }
 }
 
 /// With those programs of the other set of packages.

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
@@ -19,6 +20,9 @@ use super::codec::{BUFFER, compress, decompress};
 /// Bytes that have passed, for whoever watches.
 pub(crate) type Passed = Arc<AtomicU64>;
 
+const FLUSH_EVERY: u64 = 32 << 20;
+const FLUSH_POLL: Duration = Duration::from_millis(5);
+
 /// Both ends of a pipe as large as we may have it: the reading end, the writing end.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -28,12 +32,41 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// From QEMU into the file, where the file stands, until QEMU closes its end.
+///
+/// What is written goes on to the disk meanwhile: at the end, while the guest stands still, little
+/// is left to be waited for.
 pub(crate) fn into_file(
     format: Format,
     pipe: OwnedFd,
     file: &File,
     passed: &Passed,
 ) -> io::Result<()> {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flusher = scope.spawn(|| flush(file, passed, &is_over));
+        let copied = copy_into(format, pipe, file, passed);
+        is_over.store(true, Ordering::Release);
+        flusher.thread().unpark();
+        // An error that a flush was told of is told to nobody else.
+        let flushed = flusher.join().unwrap_or(Ok(()));
+        copied.and(flushed)
+    })
+}
+
+fn flush(file: &File, passed: &Passed, is_over: &AtomicBool) -> io::Result<()> {
+    let mut flushed = 0;
+    while !is_over.load(Ordering::Acquire) {
+        let now = passed.load(Ordering::Relaxed);
+        if now.saturating_sub(flushed) >= FLUSH_EVERY {
+            file.sync_data()?;
+            flushed = now;
+        }
+        std::thread::park_timeout(FLUSH_POLL);
+    }
+    Ok(())
+}
+
+fn copy_into(format: Format, pipe: OwnedFd, file: &File, passed: &Passed) -> io::Result<()> {
     if format == Format::Raw {
         match splice_all(&pipe, file, passed) {
             // Not every kind of file can take pages of a pipe.
