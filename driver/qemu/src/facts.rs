@@ -25,6 +25,7 @@ use virtsnap_xml::domain::{self, DiskView};
 use virtsnap_xml::element::Element;
 
 use crate::blocks::{job, nodes};
+use crate::client_jobs::Merged;
 use crate::hypervisor::Qemu;
 use crate::image::info::{MAX_DEPTH, resolve};
 use crate::image::{self, QemuImg, blocking, claim, header, system};
@@ -73,7 +74,8 @@ impl Qemu {
             claim::unmark_committed(&self.config().state_dir, subject.uuid, path).await?;
         }
         let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
-        let foreign_readers = blocking(move || Ok(foreign_readers(&ours))).await?;
+        let merged = instance.as_ref().map(|i| i.lock().merged.clone()).unwrap_or_default();
+        let foreign_readers = blocking(move || Ok(foreign_readers(&ours, &merged))).await?;
         let files = subject.memory_files.clone();
         let memory_files = blocking(move || Ok(memory_files(files))).await?;
         let agent = agent(live.as_ref(), instance.as_deref());
@@ -347,8 +349,8 @@ fn backing(path: &Path) -> Option<PathBuf> {
     Some(resolve(path, &header::read(&file).ok()??.backing?))
 }
 
-/// Files beside our images that are none of them and stand on one of them.
-fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
+/// Files beside our images that are none of them, were not merged away, and stand on one of them.
+fn foreign_readers(ours: &BTreeSet<PathBuf>, merged: &[Merged]) -> BTreeMap<PathBuf, String> {
     let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let known: BTreeMap<(u64, u64), &PathBuf> =
         ours.iter().filter_map(|path| Some((identity(path)?, path))).collect();
@@ -379,6 +381,9 @@ fn foreign_readers(ours: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
                     known.contains_key(&identity) || under_loops.contains(&identity)
                 });
             if is_ours {
+                continue;
+            }
+            if file.metadata().is_ok_and(|meta| merged.contains(&Merged::of(&meta))) {
                 continue;
             }
             let Ok(Some(head)) = header::read(&file) else { continue };
@@ -441,7 +446,7 @@ mod tests {
         fs::write(at("noise"), b"QFI\xfb\0\0\0\x03").unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::RUSR).unwrap();
         let ours = BTreeSet::from([at("base"), at("ours")]);
-        let found = foreign_readers(&ours);
+        let found = foreign_readers(&ours, &[]);
         assert_eq!(found.keys().collect::<Vec<_>>(), [&at("base")]);
         assert!(found[&at("base")].contains("theirs"), "{found:?}");
     }

@@ -18,7 +18,7 @@ use virtsnap_engine::facts::Target;
 use virtsnap_xml::element::Element;
 
 use crate::blocks::{Chain, Layer};
-use crate::client_jobs::ClientJob;
+use crate::client_jobs::{ClientJob, Merged};
 use crate::confine::Borrowed;
 use crate::hotplug::Unplugged;
 use crate::process::Process;
@@ -52,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) chains: BTreeMap<Target, Chain>,
     /// Block jobs of the client's, by disk.
     pub(crate) jobs: BTreeMap<Target, ClientJob>,
+    /// Files that clients have merged away in this life of the guest, and left.
+    pub(crate) merged: Vec<Merged>,
     pub(crate) next_node: u32,
     /// Images that QEMU's user was given, with their owners before.
     pub(crate) borrowed: Borrowed,
@@ -89,6 +91,7 @@ impl Inner {
             live,
             chains,
             jobs: BTreeMap::new(),
+            merged: Vec::new(),
             next_node,
             borrowed: Borrowed::default(),
             pausing: None,

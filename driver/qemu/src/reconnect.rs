@@ -121,6 +121,7 @@ impl Shared {
         })?;
         let inner = Inner {
             jobs: status.jobs,
+            merged: status.merged,
             next_node: status.next_node,
             borrowed: status.borrowed,
             rebooting: status.rebooting,

@@ -14,7 +14,7 @@ use virtsnap_engine::domain::{PausedReason, RunningReason, ShutOffReason, State}
 use virtsnap_engine::facts::Target;
 
 use crate::blocks::Chain;
-use crate::client_jobs::ClientJob;
+use crate::client_jobs::{ClientJob, Merged};
 use crate::confine::Borrowed;
 use crate::instance::{Inner, Instance};
 use crate::process::Process;
@@ -39,6 +39,8 @@ pub(crate) struct Status {
     pub(crate) chains: BTreeMap<Target, Chain>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) jobs: BTreeMap<Target, ClientJob>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) merged: Vec<Merged>,
     pub(crate) next_node: u32,
     pub(crate) borrowed: Borrowed,
     pub(crate) rebooting: bool,
@@ -86,6 +88,7 @@ impl Status {
             live: inner.live.to_string(),
             chains: inner.chains.clone(),
             jobs: inner.jobs.clone(),
+            merged: inner.merged.clone(),
             next_node: inner.next_node,
             borrowed: inner.borrowed.clone(),
             rebooting: inner.rebooting,

@@ -1,8 +1,9 @@
 //! Block jobs as management software starts them: commit, pull, copy; what they must not destroy.
 
 use std::path::Path;
+use std::process::Command;
 
-use virtsnap_tests::{GuestSpec, World, images};
+use virtsnap_tests::{GuestSpec, World, images, skip, virsh};
 
 /// The chain that a disk's guest stands on, by file name.
 fn chain(image: &str) -> Vec<String> {
@@ -40,6 +41,9 @@ fn an_overlay_is_committed_away_and_the_guest_runs_on() {
     assert!(!vm.virsh("dumpxml {}").contains("<mirror"));
     assert_eq!(vm.virsh("blockjob {} vda --info --raw").trim(), "");
     assert!(Path::new(&overlay).exists(), "nobody asked to remove it");
+    // What is left of it is in nobody's way the next time.
+    vm.virsh("snapshot-create-as {} again --disk-only --atomic --no-metadata");
+    vm.virsh("blockcommit {} vda --active --pivot --wait");
     std::fs::remove_file(&overlay).unwrap();
     let at = vm.count_on(2);
     let mark = vm.mark();
@@ -233,4 +237,68 @@ fn no_commit_falsifies_a_neighbour() {
     vm.count_on(1);
     vm.virsh("destroy {}");
     vm.never_mismatched();
+}
+
+/// Both events, in both ways of naming the disk; then the calls that there is nothing behind.
+#[test]
+fn the_ends_of_jobs_are_told() {
+    const SCRIPT: &str = r#"
+import sys, threading, time, libvirt
+libvirt.registerErrorHandler(lambda *_: None, None)
+libvirt.virEventRegisterDefaultImpl()
+def loop():
+    while True:
+        libvirt.virEventRunDefaultImpl()
+threading.Thread(target=loop, daemon=True).start()
+conn = libvirt.open(sys.argv[1])
+dom = conn.lookupByName("vm")
+paths, targets = [], []
+for event, told in [(libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB, paths),
+                    (libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, targets)]:
+    conn.domainEventRegisterAny(
+        dom, event, lambda c, d, disk, kind, status, told: told.append((disk, kind, status)), told)
+def wait(what):
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end, (paths, targets)
+        time.sleep(0.05)
+NO_METADATA = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+ACTIVE, READY, COMPLETED, CANCELED = libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT, 3, 0, 2
+base = sys.argv[2] + "/vm-vda.qcow2"
+dom.snapshotCreateXML("<domainsnapshot><name>x</name></domainsnapshot>", NO_METADATA)
+for end, status in [(0, CANCELED), (libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT, COMPLETED)]:
+    dom.blockCommit("vda", None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    wait(lambda: ("vda", ACTIVE, READY) in targets)
+    info = dom.blockJobInfo("vda")
+    assert info["type"] == ACTIVE and info["cur"] == info["end"] > 0, info
+    dom.blockJobAbort("vda", end | libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC)
+    wait(lambda: ("vda", ACTIVE, status) in targets)
+    assert len(targets) == 2 == len(paths), (targets, paths)
+    assert paths[-1] == (base if end else sys.argv[2] + "/vm-vda.x", ACTIVE, status), paths
+    assert dom.blockJobInfo("vda") == {}
+    del paths[:], targets[:]
+for call in [lambda: dom.checkpointCreateXML("<domaincheckpoint/>"),
+             lambda: dom.backupBegin("<domainbackup/>", None, 0),
+             lambda: dom.checkpointLookupByName("x")]:
+    try:
+        call()
+        raise SystemExit("should be refused")
+    except libvirt.libvirtError as error:
+        assert error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT, error
+assert dom.listAllCheckpoints() == []
+assert [d.name() for d in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT)] == ["vm"]
+assert conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_CHECKPOINT) == []
+assert [d.name() for d in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_NO_SNAPSHOT)] == ["vm"]
+print("all good")
+"#;
+    let python = "/usr/bin/python3";
+    if !virsh::finish(Command::new(python).args(["-c", "import libvirt"]), python).success {
+        skip!("{python} has no libvirt module: apt install python3-libvirt");
+    }
+    let world = World::new();
+    let _vm = world.boot(GuestSpec::new("vm"));
+    let mut command = Command::new(python);
+    command.arg("-c").arg(SCRIPT).arg(&world.virsh.uri).arg(world.dir());
+    let outcome = virsh::finish(&mut command, "a listener for block jobs");
+    assert!(outcome.stdout.contains("all good"), "{}{}", outcome.stdout, outcome.stderr);
 }

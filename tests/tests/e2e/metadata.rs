@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use virtsnap_tests::{Guest, GuestSpec, World};
+use virtsnap_tests::{Guest, GuestSpec, World, images};
 
 /// root ─ a ─ leaf, root ─ b: made offline, b being current.
 fn tree(world: &World) -> Guest<'_> {
@@ -180,4 +180,27 @@ fn a_snapshot_without_metadata_leaves_none() {
     assert!(world.virsh.lines("snapshot-list vm --name").is_empty());
     assert_eq!(virtsnap_tests::images::internal_snapshots(&vm.disk("vda")), ["quiet"]);
     assert!(vm.refused("snapshot-current {}").contains("current"));
+}
+
+#[test]
+fn a_renamed_domain_keeps_its_snapshots() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    images::write_pattern(&vm.disk("vda"), 1, 0, 65536);
+    vm.virsh("snapshot-create-as {} inside");
+    vm.virsh("snapshot-create-as {} outside --disk-only");
+    world.virsh.ok("domrename vm other");
+    assert_eq!(world.virsh.lines("snapshot-list other --name"), ["inside", "outside"]);
+    assert!(world.virsh.ok("snapshot-dumpxml other inside").contains("<name>other</name>"));
+    assert_eq!(world.virsh.ok("snapshot-current other --name").trim(), "outside");
+    for (filter, found) in [("--with-snapshot", true), ("--without-snapshot", false)] {
+        let listed = world.virsh.lines(&format!("list --all --name {filter}"));
+        assert_eq!(listed.contains(&"other".to_owned()), found, "{filter}");
+    }
+    world.virsh.ok("snapshot-revert other inside");
+    world.virsh.ok("snapshot-revert other outside");
+    assert!(world.virsh.ok("dumpxml other").contains("<name>other</name>"));
+    world.virsh.ok("snapshot-delete other outside");
+    world.virsh.ok("snapshot-delete other inside");
+    world.virsh.ok("undefine other");
 }

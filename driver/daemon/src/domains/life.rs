@@ -12,6 +12,7 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::StateKind;
+use virtsnap_engine::plan::MomentChange;
 use virtsnap_engine::plan::state_files::copy_of;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
 use virtsnap_engine::snapshots::Snapshots;
@@ -350,7 +351,27 @@ impl<H: Hypervisor> Domains<H> {
             book.config = Some(config);
             book.name = new_name.to_owned();
         }
+        self.rename_in_moments(domain, new_name)?;
         self.table.events().renamed(domain.uuid, &old_name, new_name);
+        Ok(())
+    }
+
+    /// A snapshot holds a definition of the domain, which has its name. A crash before this leaves
+    /// the old one in some, which a revert does not take.
+    fn rename_in_moments(&self, domain: &Domain, name: &str) -> Result<()> {
+        let moments = domain.book().moments.clone();
+        let write = moments.iter().cloned().map(|mut moment| {
+            let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
+            definitions.for_each(|domain| domain.child_or_insert("name").set_text(name));
+            moment
+        });
+        let current = moments.current().map(str::to_owned);
+        let change = MomentChange { write: write.collect(), forget: Vec::new(), current };
+        if change.write.is_empty() {
+            return Ok(());
+        }
+        self.table.store().record(domain.uuid, &change)?;
+        domain.book().moments.apply(&change);
         Ok(())
     }
 

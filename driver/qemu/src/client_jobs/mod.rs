@@ -9,7 +9,9 @@
 mod copy;
 mod names;
 
-use std::path::Path;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -63,6 +65,28 @@ enum Kind {
 enum End {
     Pivot,
     Cancel,
+}
+
+/// A file whose data went into its backing file, and that was not removed. Its header still names
+/// what it stood on, but it is no reader to be minded: it was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Merged {
+    device: u64,
+    inode: u64,
+    /// So that a later file with the same inode is not taken for it.
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Merged {
+    pub(crate) fn of(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        }
+    }
 }
 
 impl ClientJob {
@@ -334,11 +358,16 @@ impl Qemu {
         forget(&instance, target)?;
         nodes::sweep(&instance).await?;
         let is_gone = |layer: &&Layer| after.layers.iter().all(|l| l.number != layer.number);
+        let left: Vec<_> =
+            before.layers.iter().filter(is_gone).map(|layer| layer.image.clone()).collect();
+        if matches!(client.kind, Kind::Commit | Kind::ActiveCommit) {
+            note_merged(&instance, &left)?;
+        }
         Ok(Some(Ended {
             kind: client.kind(),
             moved: movement(target, &client.from, &active),
             active: active.image,
-            left: before.layers.iter().filter(is_gone).map(|l| l.image.clone()).collect(),
+            left,
             delete: client.delete && outcome == Outcome::Completed,
             outcome,
         }))
@@ -419,6 +448,14 @@ fn forget(instance: &Instance, target: &str) -> Result<()> {
         disk.remove_children("mirror");
     }
     instance.save_locked(inner)
+}
+
+/// QEMU has closed them: they do not change any more.
+fn note_merged(instance: &Instance, images: &[PathBuf]) -> Result<()> {
+    let found = images.iter().filter_map(|image| std::fs::metadata(image).ok());
+    let mut inner = instance.lock();
+    inner.merged.extend(found.map(|meta| Merged::of(&meta)));
+    instance.save_locked(&inner)
 }
 
 fn note_ending(instance: &Instance, target: &str, ending: Option<End>) -> Result<()> {
