@@ -72,11 +72,30 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     ) -> Result<Definition> {
         self.settle(book).await?;
         let mut book = lock(book);
+        let machine = asked.domain.clone();
         let (moment, change) =
             plan::redefine::redefine(asked, make_current, &book.name, book.uuid, &book.moments)?;
+        if let Some(machine) = machine
+            && let Some(old) = book.moments.get(&moment.name)
+        {
+            self.check_same_machine(&moment.name, old.domain.as_ref(), machine)?;
+        }
         self.records.record(book.uuid, &change)?;
         book.moments.apply(&change);
         Ok(moment)
+    }
+
+    /// The memory of a snapshot that is there already was saved in its machine, and in no other.
+    fn check_same_machine(&self, name: &str, old: Option<&Element>, new: Element) -> Result<()> {
+        let new = self.hypervisor.complete(new.clone()).unwrap_or(new);
+        match old.and_then(|old| self.hypervisor.abi_difference(old, &new)) {
+            None => Ok(()),
+            Some(difference) => Err(Error::new(
+                Condition::ConfigUnsupported,
+                format!("snapshot '{name}' cannot change to another machine: {difference}"),
+            )
+            .from_origin(Origin::Domain)),
+        }
     }
 
     /// virDomainRevertToSnapshot.

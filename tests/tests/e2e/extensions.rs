@@ -323,3 +323,26 @@ fn the_command_says_what_is_wrong() {
     assert!(!asked.success && asked.stderr.starts_with("virtsnap: "), "{}", asked.stderr);
     assert!(Path::new(&vm.source("vda")).exists());
 }
+
+/// As libvirt: the memory was saved in the machine that the record shows.
+#[test]
+fn a_record_keeps_its_machine() {
+    let world = World::with(Daemon::Virtsnapd);
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.virsh("start {}");
+    vm.virtsnap("create {} live");
+    let xml = vm.virsh("snapshot-dumpxml {} live --security-info");
+    let file = world.path("snapshot.xml");
+    std::fs::write(
+        &file,
+        xml.replace("<name>live</name>", "<name>live</name><description>d</description>"),
+    )
+    .unwrap();
+    let line = format!("snapshot-create {{}} {} --redefine", file.display());
+    vm.virsh(&line);
+    let other = xml.replace(">1</vcpu>", ">2</vcpu>");
+    assert_ne!(other, xml);
+    std::fs::write(&file, other).unwrap();
+    let complaint = vm.refused(&line);
+    assert!(complaint.contains("vcpus is '1' in one and '2'"), "{complaint}");
+}
