@@ -15,13 +15,14 @@ fn kept(vm: &Guest<'_>, snapshot: &str, element: &str) -> PathBuf {
     let xml = vm.virsh(&format!("snapshot-dumpxml {{}} {snapshot}"));
     let start = format!("<{element} snapshot='external' file='");
     let rest = xml.split(&start).nth(1).unwrap_or_else(|| panic!("no {element} in {xml}"));
-    rest.split('\'').next().unwrap().into()
+    rest.split('\'').next().unwrap_or_default().into()
 }
 
 fn nvram(vm: &Guest<'_>) -> PathBuf {
     let xml = vm.virsh("dumpxml {}");
     let rest = xml.split("<nvram").nth(1).expect("it has UEFI");
-    rest.split('>').nth(1).unwrap().split('<').next().unwrap().into()
+    let text = rest.split('>').nth(1).and_then(|text| text.split('<').next());
+    text.expect("it is in a file").into()
 }
 
 macro_rules! uefi_or_skip {
