@@ -15,7 +15,8 @@ use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::facts::{Format, StateKind};
 use virtsnap_engine::options::{
-    Consolidate, DeleteOptions, DeleteScope, Metadata, New, RevertOptions, RevertState, Scope,
+    Consolidate, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
+    Scope,
 };
 use virtsnap_engine::ports::Journals;
 use virtsnap_engine::snapshots::Snapshots;
@@ -476,6 +477,51 @@ fn while_an_image_is_away_nothing_below_it_is_touched() {
         assert_eq!(world.content("vda"), old.content("vda"), "{away} was away");
         for name in world.book().into_inner().unwrap().moments.iter().map(|def| def.name.clone()) {
             assert_eq!(world.content_of(&name, "vda"), old.content_of(&name, "vda"), "{name}");
+        }
+    }
+}
+
+/// A file that a user prepared is an overlay when the snapshot is there, and as it was when not:
+/// never gone, never half of one.
+#[test]
+fn what_a_user_prepared_is_used_or_left_as_it_was() {
+    let (at, base) = (PathBuf::from("/img/prepared"), PathBuf::from("/img/vda.qcow2"));
+    let xml = "<domainsnapshot><name>s0</name><disks><disk name='vda' snapshot='external'>\
+               <source file='/img/prepared'/></disk><disk name='vdb' snapshot='no'/></disks>\
+               </domainsnapshot>";
+    let request = Request::parse(&Element::parse(xml).unwrap()).unwrap();
+    for (overlays, backing) in [(Overlays::Create, None), (Overlays::Reuse, Some("/img/vda.qcow2"))]
+    {
+        for before in [vec![Write(1)], vec![Write(1), Start]] {
+            let old = situation(&before);
+            old.prepare("/img/prepared", backing);
+            let prepared = old.images()[&at].clone();
+            let options = New { overlays, ..New::plain(Scope::DiskOnly { quiesce: false }) };
+            for trouble in
+                [Trouble::Fails, Trouble::FailsAfterEffect, Trouble::DiesBefore, Trouble::DiesAfter]
+            {
+                for n in 0.. {
+                    let world = old.fork();
+                    world.arm(n, trouble);
+                    let result = run(engine(&world).create(&world.book(), &request, &options));
+                    let was_struck = world.was_struck();
+                    let book = restart(&world).into_inner().unwrap();
+                    let context = format!("{overlays:?} {before:?}, call {n} {trouble:?}");
+                    let image = world.images()[&at].clone();
+                    match book.moments.get("s0") {
+                        Some(_) => assert_eq!(image.backing.as_ref(), Some(&base), "{context}"),
+                        None => assert_eq!(image, prepared, "{context}"),
+                    }
+                    assert!(!image.claimed && !world.has_journal(), "{context}");
+                    assert_eq!(world.content("vda"), old.content("vda"), "{context}");
+                    let ours = book.moments.get("s0").is_some() && overlays == Overlays::Create;
+                    assert_eq!(book.owned.contains(&at), ours, "{context}");
+                    if !was_struck {
+                        assert!(n > 0 && result.is_ok(), "{context}: {result:?}");
+                        break;
+                    }
+                }
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ fn with_transient(world: &World) -> Guest<'_> {
         "<target dev='vdb' bus='virtio'/><transient/>",
     );
     let file = world.path("transient.xml");
-    fs::write(&file, transient).unwrap();
+    fs::write(&file, transient).expect("the directory is ours");
     world.virsh.ok(&format!("define {}", file.display()));
     vm
 }
