@@ -29,7 +29,7 @@ use virtsnap_engine::testing::{Content, World};
 use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Location, Request, Survivor};
+use virtsnap_xml::snapshot::{DiskRequest, Location, MemoryRequest, Request, Survivor};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const CLUSTERS: u8 = 4;
@@ -41,11 +41,30 @@ const MEBIBYTE: usize = 1024 * 1024;
 enum Op {
     Full(u8),
     Disks(u8),
+    /// Each disk inside or outside, and memory in a file, inside or not at all.
+    Mix(u8, [Location; DISKS.len()], Remembers),
     Revert(u8, RevertOptions),
     Delete(u8, DeleteScope, Option<Survivor>),
     Start,
     Stop,
     Write(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Remembers {
+    Nothing,
+    Inside,
+    Outside,
+}
+
+fn any_mix() -> impl Strategy<Value = Op> {
+    let place = || prop_oneof![Just(Location::Internal), Just(Location::External)];
+    let memory = prop_oneof![
+        1 => Just(Remembers::Nothing),
+        1 => Just(Remembers::Inside),
+        2 => Just(Remembers::Outside),
+    ];
+    (0u8..4, [place(), place()], memory).prop_map(|(n, places, memory)| Op::Mix(n, places, memory))
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -79,6 +98,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => (0u8..4).prop_map(Op::Full),
         4 => (0u8..4).prop_map(Op::Disks),
+        4 => any_mix(),
         4 => ((0u8..4), revert).prop_map(|(n, options)| Op::Revert(n, options)),
         4 => ((0u8..4), scope, keep).prop_map(|(n, scope, keep)| Op::Delete(n, scope, keep)),
         3 => Just(Op::Start),
@@ -105,7 +125,7 @@ trait Side {
                     self.write(target, cluster, pattern(serial));
                 }
             }
-            Op::Full(_) | Op::Disks(_) | Op::Revert(..) | Op::Delete(..) => {
+            Op::Full(_) | Op::Disks(_) | Op::Mix(..) | Op::Revert(..) | Op::Delete(..) => {
                 return self.snapshots(op);
             }
         }
@@ -133,6 +153,28 @@ async fn run<H: Hypervisor, R: Records, J: Journals>(
         Op::Disks(n) => {
             let options = new(Scope::DiskOnly { quiesce: false });
             snapshots.create(book, &request(n), &options).await.map(|_| ())
+        }
+        Op::Mix(n, places, memory) => {
+            let disks = DISKS.iter().zip(places).map(|(disk, place)| DiskRequest {
+                name: (*disk).to_owned(),
+                snapshot: Some(place),
+                source_type: None,
+                source: None,
+                format: None,
+                driver: None,
+                on_delete: None,
+                extra: Vec::new(),
+            });
+            let (scope, memory) = match memory {
+                Remembers::Nothing => (Scope::DiskOnly { quiesce: false }, None),
+                Remembers::Inside => (Scope::FullSystem { live: false }, None),
+                Remembers::Outside => {
+                    let memory = MemoryRequest::External { file: None };
+                    (Scope::FullSystem { live: false }, Some(memory))
+                }
+            };
+            let request = Request { disks: disks.collect(), memory, ..request(n) };
+            snapshots.create(book, &request, &new(scope)).await.map(|_| ())
         }
         Op::Revert(n, options) => snapshots.revert(book, &name(n), &options).await,
         Op::Delete(n, scope, keep) => {
