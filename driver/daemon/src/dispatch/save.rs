@@ -7,8 +7,8 @@ use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
 use super::flags::{self, Flag};
-use super::{Context, Outcome};
-use crate::domains::Saving;
+use super::{Context, Outcome, jobs};
+use crate::domains::{Domain, Operation, Saving};
 
 const BYPASS_CACHE: u32 = 1;
 const RUNNING: Flag = (2, "VIR_DOMAIN_SAVE_RUNNING");
@@ -41,10 +41,16 @@ fn restored_running(bits: u32) -> Outcome<Option<bool>> {
     Ok(running)
 }
 
+/// A save is a job that can be watched.
+async fn act<H: Inspect>(cx: &Context<'_, H>, domain: &Domain, saving: Saving) -> Outcome<()> {
+    let saved = cx.daemon.domains.save(domain, saving);
+    Ok(jobs::watched(cx, domain, Operation::Save, saved, |()| false).await?)
+}
+
 pub(super) async fn save<H: Inspect>(cx: Context<'_, H>, args: DomainSaveArgs) -> Outcome<()> {
     let domain = cx.domain(&args.dom)?;
     let saving = Saving { file: Some(args.to.into()), ..Saving::default() };
-    Ok(cx.daemon.domains.save(&domain, saving).await?)
+    act(&cx, &domain, saving).await
 }
 
 pub(super) async fn save_flags<H: Inspect>(
@@ -55,7 +61,7 @@ pub(super) async fn save_flags<H: Inspect>(
     let domain = cx.domain(&args.dom)?;
     let file = Some(args.to.into());
     let saving = Saving { file, xml: args.dxml, running, format: None };
-    Ok(cx.daemon.domains.save(&domain, saving).await?)
+    act(&cx, &domain, saving).await
 }
 
 /// The parameters of virDomainSaveParams and virDomainRestoreParams.
@@ -104,7 +110,7 @@ pub(super) async fn save_params<H: Inspect>(
     let domain = cx.domain(&args.dom)?;
     // As libvirt: a managed save has the format of the configuration.
     let format = format.filter(|_| file.is_some());
-    Ok(cx.daemon.domains.save(&domain, Saving { file, xml, running, format }).await?)
+    act(&cx, &domain, Saving { file, xml, running, format }).await
 }
 
 pub(super) async fn restore<H: Inspect>(
@@ -145,7 +151,7 @@ pub(super) async fn managed_save<H: Inspect>(
 ) -> Outcome<()> {
     let running = running(args.flags, BYPASS_CACHE, "qemuDomainManagedSave")?;
     let domain = cx.domain(&args.dom)?;
-    Ok(cx.daemon.domains.save(&domain, Saving { running, ..Saving::default() }).await?)
+    act(&cx, &domain, Saving { running, ..Saving::default() }).await
 }
 
 pub(super) async fn managed_save_remove<H: Inspect>(
