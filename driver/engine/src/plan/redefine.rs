@@ -157,8 +157,6 @@ fn invalid<T>(message: String) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use virtsnap_xml::element::Element;
 
     use super::*;
