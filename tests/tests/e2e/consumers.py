@@ -450,9 +450,33 @@ def backup():
     boots_to(first, last, dom.create)
 
 
+def test_lab():
+    """A layer of its own making, recorded; the record taken away and put back as the current one."""
+    dom.destroy()
+    at = counts()[-1]
+    new = overlay_for(source(), "lab.empty")
+    inside = f"<disks><disk name='vda' snapshot='external'><source file='{new}'/></disk></disks>"
+    flags = VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+    snapshot = dom.snapshotCreateXML(xml("empty", inside), flags)
+    assert source() == new
+    record = snapshot.getXMLDesc(0)
+    boots_to(at, at + 1, dom.create)
+    count_on(3)
+    dom.destroy()
+    snapshot.delete(VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    assert names() == [] and os.path.exists(new)
+    flags = VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+    snapshot = dom.snapshotCreateXML(record, flags)
+    assert dom.snapshotCurrent().getName() == "empty"
+    force = VIR_DOMAIN_SNAPSHOT_REVERT_FORCE | VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
+    boots_to(at, at + 1, dom.revertToSnapshot, snapshot, force)
+    assert os.path.exists(new), "it is the user's"
+
+
 {
     function.__name__: function
-    for function in [virt_manager, cockpit, nova, vdsm, vagrant, cloudstack, kubevirt, backup]
+    for function in [virt_manager, cockpit, nova, vdsm, vagrant, cloudstack, kubevirt, backup,
+                     test_lab]
 }[CONSUMER]()
 conn.close()
 print("all good")

@@ -25,37 +25,66 @@ fn has_python() -> bool {
     virsh::finish(Command::new(PYTHON).args(["-c", "import libvirt"]), PYTHON).success
 }
 
-macro_rules! consumers {
-    ($($test:ident: $consumer:literal, $spec:expr;)*) => {$(
-        #[test]
-        fn $test() {
-            if !has_python() {
-                skip!("{PYTHON} has no libvirt module: apt install python3-libvirt");
-            }
-            let spec: GuestSpec = $spec;
-            if spec.has_agent && host::agent_guest().is_none() {
-                skip!("make agent-guest has not built the guest with an agent");
-            }
-            let world = World::new();
-            let vm = match spec.has_agent {
-                true => world.boot_with_agent(spec),
-                false => world.boot(spec),
-            };
-            play(&vm, $consumer);
-        }
-    )*};
+/// Boots the guest and plays the consumer.
+#[track_caller]
+fn consumer(consumer: &str, spec: GuestSpec) {
+    if !has_python() {
+        skip!("{PYTHON} has no libvirt module: apt install python3-libvirt");
+    }
+    if spec.has_agent && host::agent_guest().is_none() {
+        skip!("make agent-guest has not built the guest with an agent");
+    }
+    let world = World::new();
+    let vm = match spec.has_agent {
+        true => world.boot_with_agent(spec),
+        false => world.boot(spec),
+    };
+    play(&vm, consumer);
 }
 
-consumers! {
-    virt_manager_makes_and_reverts_snapshots: "virt_manager", GuestSpec::new("vm");
-    cockpit_takes_every_state_with_every_kind: "cockpit", GuestSpec::new("vm");
-    nova_snapshots_a_volume_and_merges_it: "nova", GuestSpec::new("vm").disks(&["qcow2", "qcow2"]);
-    vdsm_freezes_snapshots_and_thaws: "vdsm", GuestSpec::with_agent("vm");
-    vagrant_saves_and_restores_with_force: "vagrant", GuestSpec::new("vm");
-    cloudstack_reverts_to_running_with_force: "cloudstack", GuestSpec::new("vm");
-    kubevirt_freezes_and_leaves_cloud_init_out: "kubevirt",
-        GuestSpec::with_agent("vm").disks(&["qcow2", "raw"]);
-    backup_agents_commit_and_pivot: "backup", GuestSpec::new("vm");
+#[test]
+fn virt_manager_makes_and_reverts_snapshots() {
+    consumer("virt_manager", GuestSpec::new("vm"));
+}
+
+#[test]
+fn cockpit_takes_every_state_with_every_kind() {
+    consumer("cockpit", GuestSpec::new("vm"));
+}
+
+#[test]
+fn nova_snapshots_a_volume_and_merges_it() {
+    consumer("nova", GuestSpec::new("vm").disks(&["qcow2", "qcow2"]));
+}
+
+#[test]
+fn vdsm_freezes_snapshots_and_thaws() {
+    consumer("vdsm", GuestSpec::with_agent("vm"));
+}
+
+#[test]
+fn vagrant_saves_and_restores_with_force() {
+    consumer("vagrant", GuestSpec::new("vm"));
+}
+
+#[test]
+fn cloudstack_reverts_to_running_with_force() {
+    consumer("cloudstack", GuestSpec::new("vm"));
+}
+
+#[test]
+fn kubevirt_freezes_and_leaves_cloud_init_out() {
+    consumer("kubevirt", GuestSpec::with_agent("vm").disks(&["qcow2", "raw"]));
+}
+
+#[test]
+fn backup_agents_commit_and_pivot() {
+    consumer("backup", GuestSpec::new("vm"));
+}
+
+#[test]
+fn test_labs_redefine_what_they_made() {
+    consumer("test_lab", GuestSpec::new("vm"));
 }
 
 /// OpenNebula's driver scripts, which are virsh commands.
