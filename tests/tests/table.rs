@@ -12,8 +12,9 @@ use regex::Regex;
 use virtsnap_tests::host::root;
 use virtsnap_tests::matrix;
 
-/// The prefix of an id, from which number to which, how many digits, and what the group is.
-const GROUPS: [(&str, &[(u32, u32)], &str); 16] = [
+/// The prefix of an id, from which number to which, and what the group is.
+type Group = (&'static str, &'static [(u32, u32)], &'static str);
+const GROUPS: [Group; 16] = [
     ("S2", &[(1, 78)], "RFC v2 of the snapshot API (2011)"),
     ("S0", &[(1, 17)], "xl domain snapshots, overview (2014)"),
     ("S1", &[(1, 20)], "Xen VM snapshots, RFC v2 (2014)"),
