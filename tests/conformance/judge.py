@@ -1,8 +1,8 @@
-"""Compares what was seen with what libvirt 11.3.0 did, and with the lists of what may differ.
+"""Compares what was seen with what libvirt 11.3.0 did, and with the list of what may differ.
 
-differences.toml: deliberate, each with the feature or the defect of libvirt that is the reason.
-not-yet.toml: not built yet, which is no excuse, only counted apart. An entry of either covers only
-the parts of a case that it names: `outcome` (of a call), `state`, `snapshots`, `disks`, `files`, ...
+differences.toml: deliberate, each with the feature or the defect of libvirt that is the reason. An
+entry covers only the parts of a case that it names: `outcome` (of a call), `state`, `snapshots`,
+`disks`, `files`, ...
 """
 
 import collections
@@ -50,26 +50,22 @@ def shown(outcome):
 
 
 class Entry:
-    """One line of a list: which cases, which parts, why."""
+    """One line of the list: which cases, which parts, why."""
 
-    def __init__(self, table, purpose):
+    def __init__(self, table):
         self.cases, self.parts = table["cases"], set(table["in"])
-        self.what, self.purpose = table["what"], purpose
-        self.reasons = table.get("because", [])
+        self.what, self.reasons = table["what"], table.get("because", [])
 
     def covers(self, name):
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.cases)
 
 
-class Lists:
-    """Both lists, checked for entries that say too little or cover too much."""
+class Differences:
+    """The list, checked for entries that say too little or cover too much."""
 
     def __init__(self, directory, names):
-        self.entries, self.complaints = [], []
-        for file, purpose in (("differences.toml", "purpose"), ("not-yet.toml", "not yet")):
-            text = (directory / file).read_text(encoding="utf-8")
-            for table in tomllib.loads(text).get("difference", []):
-                self.entries.append(Entry(table, purpose))
+        text = (directory / "differences.toml").read_text(encoding="utf-8")
+        self.entries, self.complaints = [Entry(table) for table in tomllib.loads(text)["difference"]], []
         sizes = collections.Counter(name.split(".")[0] for name in names)
         for entry in self.entries:
             self.check(entry, names, sizes)
@@ -84,20 +80,20 @@ class Lists:
                 self.complaints.append(f"'{entry.what}' covers all of group {group}")
         if not entry.parts <= PARTS:
             self.complaints.append(f"'{entry.what}' names unknown parts {entry.parts - PARTS}")
-        if entry.purpose == "purpose" and not any(REASON.fullmatch(reason) for reason in entry.reasons):
+        if not any(REASON.fullmatch(reason) for reason in entry.reasons):
             self.complaints.append(f"'{entry.what}' gives no feature and no defect as reason")
 
 
 class Verdicts:
     """The count, case by case."""
 
-    def __init__(self, lists):
-        self.lists, self.count = lists, collections.Counter()
+    def __init__(self, listed):
+        self.listed, self.count = listed, collections.Counter()
 
     def add(self, case, outcomes):
         """What to print about a case: nothing if all is as recorded or as listed."""
         found = differences(case, outcomes)
-        entries = [entry for entry in self.lists.entries if entry.covers(case["id"])]
+        entries = [entry for entry in self.listed.entries if entry.covers(case["id"])]
         needed = {part for part, _ in found}
         allowed = set().union(*(entry.parts for entry in entries))
         if not needed <= allowed:
@@ -107,8 +103,7 @@ class Verdicts:
         if not found and entries:
             self.count["stale"] += 1
             return [f"STALE {case['id']}: listed as '{entries[0].what}', and no longer differs"]
-        late = any(entry.purpose == "not yet" for entry in entries)
-        self.count["agree" if not found else "late" if late else "purpose"] += 1
+        self.count["purpose" if found else "agree"] += 1
         return []
 
     def good(self):
@@ -117,4 +112,4 @@ class Verdicts:
     def line(self):
         stale = f", {self.count['stale']} listed without need" if self.count["stale"] else ""
         return (f"{self.count['agree']} agree, {self.count['purpose']} differ on purpose, "
-                f"{self.count['late']} not yet built, {self.count['unexplained']} unexplained{stale}")
+                f"{self.count['unexplained']} unexplained{stale}")

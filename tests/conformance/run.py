@@ -51,10 +51,10 @@ def play(job):
 def main():
     wanted = arguments()
     every = list(cases())
-    lists = judge.Lists(FIXTURES, [case["id"] for case in every])
+    listed = judge.Differences(FIXTURES, [case["id"] for case in every])
     chosen = [case for case in every[::wanted.sample] if fnmatch.fnmatchcase(case["id"], wanted.only)]
     print(f"conformance: {len(chosen)} of {len(every)} cases, {wanted.workers} at a time", flush=True)
-    verdicts, seen = judge.Verdicts(lists), {}
+    verdicts, seen = judge.Verdicts(listed), {}
     with multiprocessing.get_context("spawn").Pool(wanted.workers, maxtasksperchild=200) as pool:
         played = pool.imap(play, [(case, wanted.uri, wanted.dir) for case in chosen])
         for done, case in enumerate(chosen, 1):
@@ -67,10 +67,10 @@ def main():
     if wanted.record:
         with open(wanted.record, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"id": name, "seen": what}) + "\n" for name, what in seen.items())
-    for complaint in lists.complaints:
+    for complaint in listed.complaints:
         print(f"conformance: {complaint}")
     print("conformance: " + verdicts.line())
-    return 0 if verdicts.good() and not lists.complaints else 1
+    return 0 if verdicts.good() and not listed.complaints else 1
 
 
 if __name__ == "__main__":

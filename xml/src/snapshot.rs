@@ -288,6 +288,26 @@ impl DiskRequest {
 }
 
 impl Definition {
+    /// Of a domain without memory, without disks, in no tree.
+    pub fn new(name: impl Into<String>, state: State, creation_time: i64) -> Self {
+        Self {
+            name: name.into(),
+            description: None,
+            state,
+            parent: None,
+            creation_time,
+            memory: Memory::No,
+            disks: Vec::new(),
+            domain: None,
+            inactive_domain: None,
+            revert_disks: Vec::new(),
+            cookie: None,
+            nvram: None,
+            tpm: None,
+            extra: Vec::new(),
+        }
+    }
+
     /// As a client without the right to secrets sees it.
     #[must_use]
     pub fn without_secrets(mut self) -> Self {

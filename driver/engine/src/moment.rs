@@ -206,27 +206,11 @@ impl MomentList {
 mod tests {
     use proptest::prelude::*;
 
-    use virtsnap_xml::snapshot::Memory;
-
     use super::*;
 
     fn moment(name: &str, parent: Option<&str>) -> Definition {
-        Definition {
-            name: name.to_owned(),
-            description: None,
-            state: State::ShutOff,
-            parent: parent.map(str::to_owned),
-            creation_time: 0,
-            memory: Memory::No,
-            disks: Vec::new(),
-            domain: None,
-            inactive_domain: None,
-            revert_disks: Vec::new(),
-            cookie: None,
-            nvram: None,
-            tpm: None,
-            extra: Vec::new(),
-        }
+        let parent = parent.map(str::to_owned);
+        Definition { parent, ..Definition::new(name, State::ShutOff, 0) }
     }
 
     fn names(found: &[&Definition]) -> Vec<String> {

@@ -9,7 +9,7 @@ use virtsnap_engine::plan::{
     Conclude, Finish, MomentChange, Operation, Pivot, Plan, ResumeReason, Step,
 };
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, Disk, Location, Memory, State};
+use virtsnap_xml::snapshot::{Definition, Disk, Location, State};
 
 pub(crate) const SHOP: Uuid = Uuid::from_u128(0x5f2b_1c1e_0a5c_4d8e_9a57_3c1b_7a0d_4e11);
 pub(crate) const TRANSIENT: Uuid = Uuid::from_u128(0x0c0f_fee0_0000_4000_8000_0000_0000_0001);
@@ -24,23 +24,13 @@ pub(crate) fn config(uuid: Uuid, name: &str) -> Element {
 
 pub(crate) fn moment(name: &str, parent: Option<&str>) -> Definition {
     Definition {
-        name: name.to_owned(),
-        description: None,
-        state: State::DiskSnapshot,
         parent: parent.map(str::to_owned),
-        creation_time: 1_795_309_776,
-        memory: Memory::No,
         disks: vec![
             Disk::overlay("vda", format!("/srv/images/a.{name}"), "qcow2"),
             Disk::new("vdb", Location::No),
         ],
         domain: Some(config(SHOP, "shop & co")),
-        inactive_domain: None,
-        revert_disks: Vec::new(),
-        cookie: None,
-        nvram: None,
-        tpm: None,
-        extra: Vec::new(),
+        ..Definition::new(name, State::DiskSnapshot, 1_795_309_776)
     }
 }
 

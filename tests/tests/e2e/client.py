@@ -6,45 +6,13 @@ client.py URI DOMAIN.xml: the domain boots the test guest on one qcow2.
 
 import re
 import sys
-import threading
-import time
 
 import libvirt
 
+from connection import connect, refused, wait
+
 URI, XML = sys.argv[1], open(sys.argv[2]).read()
-libvirt.registerErrorHandler(lambda *_: None, None)
-
-
-def wait(what, seconds, attempt):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = attempt()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def refused(code, call, *arguments):
-    try:
-        call(*arguments)
-    except libvirt.libvirtError as error:
-        assert error.get_error_code() == code, error
-        return
-    raise AssertionError(f"{call} should have been refused with {code}")
-
-
-libvirt.virEventRegisterDefaultImpl()
-
-
-def loop():
-    while True:
-        libvirt.virEventRunDefaultImpl()
-
-
-threading.Thread(target=loop, daemon=True).start()
-
-conn = libvirt.open(URI)
+conn = connect(URI)
 assert conn.getType() == "QEMU" and conn.isAlive() and conn.getLibVersion() > 9000000
 assert "<capabilities>" in conn.getCapabilities()
 conn.setKeepAlive(5, 3)
@@ -107,9 +75,9 @@ def hear(stream, events, _):
 
 
 console.eventAddCallback(libvirt.VIR_STREAM_EVENT_READABLE, hear, None)
-wait("the guest to count", 180, lambda: b"MATCH" in heard)
+wait("the guest to count", lambda: b"MATCH" in heard, 180)
 console.send(b"say from python\n")
-wait("an answer", 60, lambda: b"SAID from python" in heard)
+wait("an answer", lambda: b"SAID from python" in heard)
 console.eventRemoveCallback()
 console.abort()
 
@@ -153,7 +121,7 @@ refused(libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT, dom.snapshotCurrent)
 dom.destroy()
 dom.undefine()
 ENDED = ("py", libvirt.VIR_DOMAIN_EVENT_UNDEFINED)
-wait("the last event", 20, lambda: ENDED in seen)
+wait("the last event", lambda: ENDED in seen)
 kinds = [event for _, event in seen]
 for expected in [
     libvirt.VIR_DOMAIN_EVENT_DEFINED,

@@ -13,45 +13,18 @@ import time
 
 import libvirt
 
+from connection import connect, refused, wait
+
 # The flags, by the names that the consumers use.
 globals().update({name: value for name, value in vars(libvirt).items() if name.startswith("VIR_")})
 
 URI, CONSUMER, GUEST, DIRECTORY = sys.argv[1:5]
-libvirt.registerErrorHandler(lambda *_: None, None)
-libvirt.virEventRegisterDefaultImpl()
-
-
-def loop():
-    while True:
-        libvirt.virEventRunDefaultImpl()
-
-
-threading.Thread(target=loop, daemon=True).start()
-conn = libvirt.open(URI)
+conn = connect(URI)
 dom = conn.lookupByName(GUEST)
 
 
 def path(name):
     return os.path.join(DIRECTORY, name)
-
-
-def wait(what, attempt, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = attempt()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def refused(code, call, *arguments):
-    try:
-        call(*arguments)
-    except libvirt.libvirtError as error:
-        assert error.get_error_code() == code, (error.get_error_code(), str(error))
-        return str(error)
-    raise AssertionError(f"{call} should have been refused with {code}")
 
 
 def counts():

@@ -12,6 +12,8 @@ import time
 
 import libvirt
 
+from connection import connect
+
 URI = sys.argv[1]
 XML, BYSTANDER = (open(name).read() for name in sys.argv[2:4])
 OFF, RUN, PAUSED = "off", "run", "paused"
@@ -23,17 +25,7 @@ REVERT = {
 DISK_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
 HALT = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_HALT
 
-libvirt.registerErrorHandler(lambda *_: None, None)
-libvirt.virEventRegisterDefaultImpl()
-
-
-def loop():
-    while True:
-        libvirt.virEventRunDefaultImpl()
-
-
-threading.Thread(target=loop, daemon=True).start()
-conn = libvirt.open(URI)
+conn = connect(URI)
 told, marked = [], threading.Event()
 
 

@@ -9,22 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import libvirt
 
+from connection import connect, refused, wait
+
 URI, NAME = sys.argv[1:3]
-libvirt.registerErrorHandler(lambda *_: None, None)
-libvirt.virEventRegisterDefaultImpl()
-
-
-def loop():
-    while True:
-        libvirt.virEventRunDefaultImpl()
-
-
-threading.Thread(target=loop, daemon=True).start()
-conn = libvirt.open(URI)
+conn = connect(URI)
 dom = conn.lookupByName(NAME)
 completed = []
 conn.domainEventRegisterAny(
@@ -36,25 +27,6 @@ conn.domainEventRegisterAny(
 DISK_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
 OF_COMPLETED = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
 KEEP = libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
-
-
-def refused(code, call, *arguments):
-    try:
-        call(*arguments)
-    except libvirt.libvirtError as error:
-        assert error.get_error_code() == code, error
-        return
-    raise AssertionError(f"{call} should have been refused with {code}")
-
-
-def wait(what, attempt, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = attempt()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 def create(name, flags=DISK_ONLY, memory=""):

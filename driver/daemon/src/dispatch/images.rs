@@ -82,22 +82,7 @@ pub(super) async fn unknown<H: Inspect>(
 }
 
 fn described(snapshot: &InternalSnapshot) -> Definition {
-    Definition {
-        name: snapshot.tag.clone(),
-        description: None,
-        state: State::ShutOff,
-        parent: None,
-        creation_time: snapshot.date,
-        memory: Memory::No,
-        disks: Vec::new(),
-        domain: None,
-        inactive_domain: None,
-        revert_disks: Vec::new(),
-        cookie: None,
-        nvram: None,
-        tpm: None,
-        extra: Vec::new(),
-    }
+    Definition::new(&snapshot.tag, State::ShutOff, snapshot.date)
 }
 
 /// As the list of known ones is filtered; they have no parent and no child.

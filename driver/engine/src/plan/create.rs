@@ -63,20 +63,13 @@ pub fn draft(
     let memory = place(memory, &disks, facts, &name)?;
     let (domain, inactive_domain) = definitions(facts);
     let moment = Definition {
-        name,
         description: request.description.clone(),
-        state: recorded,
         parent: moments.current().map(str::to_owned),
-        creation_time: facts.now,
         memory,
         disks,
         domain,
         inactive_domain,
-        revert_disks: Vec::new(),
-        cookie: None,
-        nvram: None,
-        tpm: None,
-        extra: Vec::new(),
+        ..Definition::new(name, recorded, facts.now)
     };
     Ok(Draft { moment })
 }

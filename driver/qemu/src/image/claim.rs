@@ -50,29 +50,39 @@ pub async fn create_overlay(
     backing_format: &Format,
     virtual_size: u64,
 ) -> Result<()> {
+    let claim = Claim::new(domain, overlay)?;
+    let arguments = new_overlay(&claim.file, format, backing, backing_format, virtual_size)?;
+    let (begun, like) = (claim.clone(), backing.to_owned());
+    blocking(move || begun.begin(Some(&like))).await?;
+    let made = tool.run("create", arguments, Patience::Short, overlay).await;
+    blocking(move || made.map(|_| ()).and_then(|()| claim.publish()).inspect_err(|_| claim.drop()))
+        .await
+}
+
+/// What `qemu-img create` is told, to write a new image on a backing file, which is not opened.
+pub(super) fn new_overlay(
+    file: &Path,
+    format: &Format,
+    backing: &Path,
+    backing_format: &Format,
+    virtual_size: u64,
+) -> Result<Vec<OsString>> {
     if !matches!(format, Format::Qcow2 | Format::Qed) {
         let what = format!("'{}' cannot be the format of an overlay", format.as_str());
         return Err(failure(Condition::ConfigUnsupported, what));
     }
-    let backing_name = name(backing)?.to_owned();
-    let claim = Claim::new(domain, overlay)?;
-    let (begun, like) = (claim.clone(), backing.to_owned());
-    blocking(move || begun.begin(Some(&like))).await?;
-    let arguments: Vec<OsString> = vec![
+    Ok(vec![
         "-q".into(),
         "-u".into(),
         "-f".into(),
         driver(format)?.into(),
         "-b".into(),
-        backing_name.into(),
+        name(backing)?.into(),
         "-F".into(),
         driver(backing_format)?.into(),
-        plain_path(&claim.file)?.into(),
+        plain_path(file)?.into(),
         virtual_size.to_string().into(),
-    ];
-    let made = tool.run("create", arguments, Patience::Short, overlay).await;
-    blocking(move || made.map(|_| ()).and_then(|()| claim.publish()).inspect_err(|_| claim.drop()))
-        .await
+    ])
 }
 
 /// A copy of one layer, byte for byte.

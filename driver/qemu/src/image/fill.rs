@@ -6,7 +6,6 @@
 //! is being filled, so that undo empties that one and no other. No undo touches a device: what was
 //! on it is gone, and what stands there now is nobody's.
 
-use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,9 +15,9 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::Format;
 
-use super::claim::{Claim, gone, shared_mode, sync_directory, write_marker};
+use super::claim::{Claim, gone, new_overlay, shared_mode, sync_directory, write_marker};
 use super::tool::{Patience, QemuImg};
-use super::{blocking, driver, failure, identity, is_network, name, plain_path, system};
+use super::{blocking, failure, identity, is_network, system};
 
 /// Writes a new image on a backing file, which is not opened, into what is at `overlay`.
 pub async fn fill_overlay(
@@ -30,22 +29,7 @@ pub async fn fill_overlay(
     backing_format: &Format,
     virtual_size: u64,
 ) -> Result<()> {
-    if !matches!(format, Format::Qcow2 | Format::Qed) {
-        let what = format!("'{}' cannot be the format of an overlay", format.as_str());
-        return Err(failure(Condition::ConfigUnsupported, what));
-    }
-    let arguments: Vec<OsString> = vec![
-        "-q".into(),
-        "-u".into(),
-        "-f".into(),
-        driver(format)?.into(),
-        "-b".into(),
-        name(backing)?.into(),
-        "-F".into(),
-        driver(backing_format)?.into(),
-        plain_path(overlay)?.into(),
-        virtual_size.to_string().into(),
-    ];
+    let arguments = new_overlay(overlay, format, backing, backing_format, virtual_size)?;
     let claim = Claim::new(domain, overlay)?;
     let (begun, like) = (claim.clone(), backing.to_owned());
     blocking(move || begin(&begun, &like)).await?;
