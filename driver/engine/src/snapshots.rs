@@ -361,8 +361,8 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     ) -> Result<BTreeMap<PathBuf, PathBuf>> {
         let mut free = BTreeMap::new();
         let mut taken = BTreeSet::new();
-        for (image, beside) in plan::revert::images(moment, facts) {
-            for path in plan::revert::names(&beside, facts.now) {
+        for (image, beside) in plan::route::images(moment, facts) {
+            for path in plan::route::names(&beside, facts.now) {
                 if !taken.contains(&path)
                     && self.hypervisor.probe(&path).await? == PathKind::Missing
                 {

@@ -21,6 +21,7 @@ mod policy;
 pub mod redefine;
 pub mod revert;
 pub mod room;
+pub mod route;
 mod show;
 pub mod state_files;
 
