@@ -74,7 +74,7 @@ pub(crate) struct Create {
     /// The snapshot's name; without one, the time in seconds.
     #[arg(conflicts_with = "xml")]
     pub(crate) name: Option<String>,
-    /// A <domainsnapshot> in a file, instead of what the options below say.
+    /// A `<domainsnapshot>` in a file, instead of what the options below say.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["description", "memory", "disk"])]
     pub(crate) xml: Option<PathBuf>,
     /// A text to remember it by.
@@ -83,8 +83,8 @@ pub(crate) struct Create {
     /// Where the guest's memory goes: no, internal, external, or external,file=PATH.
     #[arg(long, value_name = "WHERE", value_parser = memory)]
     pub(crate) memory: Option<Memory>,
-    /// What becomes of one disk: TARGET[,snapshot=no|internal|external|manual][,file=PATH]
-    /// [,format=FORMAT][,on-delete=base|overlay]. May be given for each disk.
+    /// What becomes of one disk, and may be given for each:
+    /// `TARGET[,snapshot=no|internal|external|manual][,file=PATH][,format=FORMAT][,on-delete=base|overlay]`
     ///
     /// on-delete says which of the two files is left when the snapshot is deleted: the one it froze
     /// (base), or the one written to since (overlay).

@@ -6,8 +6,8 @@
 //! memory files and NVRAM stay where they are. Why it is done here and not by a client:
 //! docs/decisions/0007-import-and-export.md.
 //!
-//! - [`import`]: from libvirt's directories into the store;
-//! - [`export`]: the other way.
+//! - [`mod@import`]: from libvirt's directories into the store;
+//! - [`mod@export`]: the other way.
 //!
 //! One domain that cannot be moved does not hold up the others, and what cannot be moved with all
 //! that belongs to it is left alone, with a word on why.

@@ -1,7 +1,7 @@
 //! Planning a new snapshot.
 //!
 //! Shut off: overlay files and internal snapshots are made, and the record is the pivot. Of an
-//! active domain [`live`](super::live) tells.
+//! active domain `live` tells.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

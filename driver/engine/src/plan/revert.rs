@@ -33,8 +33,9 @@ enum Goal {
     Paused,
 }
 
-/// `free` has, for each of [`images`], a path beside it where nothing is; `difference` is what a
-/// guest would see between the running definition and the moment's, if anything.
+/// `free` has, for each of [`images`](super::route::images), a path beside it where nothing is;
+/// `difference` is what a guest would see between the running definition and the moment's, if
+/// anything.
 ///
 /// # Errors
 /// Every reason not to revert; nothing has been touched.
