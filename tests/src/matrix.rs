@@ -126,13 +126,17 @@ impl Cell {
         if asked != Kind::Unsaid {
             return asked;
         }
+        let is_raw = disk == 0 && self.storage != Storage::Qcow2File;
+        if self.goes_outside() || is_raw { Kind::External } else { Kind::Internal }
+    }
+
+    /// Are disks external of which nothing is said?
+    fn goes_outside(&self) -> bool {
         let disk_only = self.flag == Flag::DiskOnly;
-        let outside = match self.is_active() {
+        match self.is_active() {
             false => disk_only || self.kinds.contains(&Kind::External),
             true => disk_only || self.memory == Memory::External,
-        };
-        let is_raw = disk == 0 && self.storage != Storage::Qcow2File;
-        if outside || is_raw { Kind::External } else { Kind::Internal }
+        }
     }
 
     /// # Errors
@@ -150,14 +154,16 @@ impl Cell {
             return Err(OPERATION_UNSUPPORTED);
         }
         let places = [self.place(0), self.place(1)];
-        // No name can be made up for an overlay beside a device.
-        let unnamed = self.kinds[0] == Kind::Unsaid && places[0] == Kind::External;
+        // No name can be made up for an overlay beside a device. One that goes outside only because
+        // nothing fits inside goes beside the other disk.
+        let unnamed = self.kinds[0] == Kind::Unsaid && self.goes_outside();
         if unnamed && self.storage == Storage::BlockDevice {
             return Err(CONFIG_UNSUPPORTED);
         }
         let disks = places.map(|place| matches!(place, Kind::Internal | Kind::External));
         if !asks_memory && disks == [false, false] {
-            return Err(CONFIG_UNSUPPORTED);
+            let without = self.is_active() && !disk_only && self.memory == Memory::No;
+            return Err(if without { OPERATION_UNSUPPORTED } else { CONFIG_UNSUPPORTED });
         }
         if places[0] == Kind::Internal && self.storage != Storage::Qcow2File {
             return Err(CONFIG_UNSUPPORTED);
