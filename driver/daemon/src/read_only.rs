@@ -27,3 +27,6 @@ pub(crate) fn check(program: u32, procedure: u32, payload: &[u8]) -> Result<(), 
     let message = format!("operation forbidden: read only access prevents {function}");
     Err(RpcError::new(ERR_OPERATION_DENIED, domain, message))
 }
+
+#[cfg(test)]
+mod tests;
