@@ -12,6 +12,7 @@ use virtsnap_rpc::message::Header;
 use virtsnap_rpc::remote::Event;
 
 use crate::outbox::Outbox;
+use crate::server::Place;
 use crate::service::{ERR_INTERNAL, FROM_RPC, RpcError, Subscription, Topic};
 
 /// Registrations for events that one client may have: more than clients need that register each
@@ -44,6 +45,8 @@ pub(crate) struct SessionHandle {
     callbacks: AtomicI32,
     subscriptions: Mutex<Vec<Subscription>>,
     outbox: Outbox,
+    /// Given back when the last call that was begun here has ended, too.
+    _place: Option<Place>,
 }
 
 impl SessionHandle {
@@ -58,7 +61,12 @@ impl SessionHandle {
             callbacks: AtomicI32::new(0),
             subscriptions: Mutex::default(),
             outbox: Outbox::default(),
+            _place: None,
         }
+    }
+
+    pub(crate) fn with_place(self, place: Place) -> Self {
+        Self { _place: Some(place), ..self }
     }
 
     /// CONNECT_OPEN succeeded. The connection is read-only if either the socket or the client

@@ -13,10 +13,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-/// Events a client may leave unread.
+/// Events a client may leave unread, and what they may hold: an event tells of names and
+/// namespaces that another client chose.
 const EVENTS_MAX: usize = 1024;
-/// The session reads no further calls while more than this waits to be written.
-const HIGH_WATER: usize = 4 * 1024 * 1024;
+const EVENT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -39,6 +39,7 @@ struct State {
     queue: VecDeque<Message>,
     bytes: usize,
     events: usize,
+    event_bytes: usize,
     /// Nothing more comes in; the writer ends when the queue is empty.
     finished: bool,
     /// The client is lost or too slow; the session ends at once.
@@ -66,16 +67,20 @@ impl Outbox {
         }
         match message.kind {
             Kind::Pong if state.queue.iter().any(|queued| queued.kind == Kind::Pong) => return,
-            Kind::Event if state.events >= EVENTS_MAX => {
+            Kind::Event if state.events >= EVENTS_MAX || state.event_bytes >= EVENT_BYTES_MAX => {
                 state.broken = true;
                 state.queue.clear();
+                let events = state.events;
                 drop(state);
-                tracing::warn!("a client left {EVENTS_MAX} events unread and is disconnected");
+                tracing::warn!("a client left {events} events unread and is disconnected");
                 self.changed.notify_one();
                 self.filled.notify_one();
                 return;
             }
-            Kind::Event => state.events += 1,
+            Kind::Event => {
+                state.events += 1;
+                state.event_bytes = state.event_bytes.saturating_add(message.bytes.len());
+            }
             Kind::Reply | Kind::Pong => {}
         }
         state.bytes = state.bytes.saturating_add(message.bytes.len());
@@ -100,8 +105,9 @@ impl Outbox {
         self.push(Message { kind: Kind::Pong, bytes, fds: Vec::new(), _permit: None });
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.lock().bytes > HIGH_WATER
+    /// What waits to be written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lock().bytes
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -131,6 +137,7 @@ impl Outbox {
             state.bytes = state.bytes.saturating_sub(message.bytes.len());
             if message.kind == Kind::Event {
                 state.events = state.events.saturating_sub(1);
+                state.event_bytes = state.event_bytes.saturating_sub(message.bytes.len());
             }
             if let Err(err) = written {
                 tracing::debug!("client lost while writing: {err}");
@@ -192,6 +199,17 @@ mod tests {
         outbox.event(vec![0; 28]);
         assert!(outbox.is_broken());
         assert!(outbox.lock().queue.is_empty());
+    }
+
+    #[test]
+    fn a_few_events_that_are_huge_break_it_too() {
+        let outbox = Outbox::default();
+        for _ in 0..4 {
+            outbox.event(vec![0; EVENT_BYTES_MAX / 4]);
+        }
+        assert!(!outbox.is_broken());
+        outbox.event(vec![0; 28]);
+        assert!(outbox.is_broken());
     }
 
     #[test]

@@ -1,18 +1,23 @@
 //! Sockets and the clients that come through them.
 //!
-//! The file mode of a socket decides who may connect; the kernel says who did (SO_PEERCRED), and
-//! one user other than root gets only so many connections, because the read-only socket is open
-//! to everyone on the host.
+//! The file mode of a socket decides who may connect; the kernel says who did (SO_PEERCRED). Where
+//! no mode can tell, on the socket of a user's own daemon and on one without a file, only the
+//! daemon's own user and root are let in, and a read-write socket of systemd's that everyone may
+//! write to is not served at all.
+//!
+//! One user other than root gets only so many connections, because the read-only socket is open
+//! to everyone on the host, and all of them together leave some for root. A place is free again
+//! when the last call of its connection has ended, not when the client hangs up.
 //!
 //! A socket file left behind by a daemon that died is replaced; one that a daemon still serves is
 //! not. Two daemons that start at once are kept apart by a lock on `<socket>.lock`, held as long
 //! as the daemon lives.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,6 +47,8 @@ pub(crate) struct Endpoint {
     /// Whom the socket belongs to beside root; the daemon's own group without it.
     pub(crate) group: Option<u32>,
     pub(crate) read_only: bool,
+    /// It is for the daemon's own user (and root), whatever its mode lets in.
+    pub(crate) own_user_only: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +64,7 @@ pub(crate) struct BindError {
 pub(crate) struct Listener {
     socket: UnixListener,
     read_only: bool,
+    own_user_only: bool,
     /// Absent for a socket that systemd made.
     _file: Option<SocketFile>,
 }
@@ -86,7 +94,12 @@ impl Listener {
             source: Some(source),
         };
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|err| failed("its directory", err))?;
+            // Whoever could write there could put a socket of their own in the place of ours.
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(parent)
+                .map_err(|err| failed("its directory", err))?;
         }
         let lock = lock(path)?;
         remove_stale(path)?;
@@ -94,24 +107,53 @@ impl Listener {
         let file = SocketFile { path: path.clone(), _lock: lock };
         let socket = std::os::unix::net::UnixListener::from(socket);
         let socket = UnixListener::from_std(socket).map_err(|err| failed("the runtime", err))?;
-        Ok(Self { socket, read_only: endpoint.read_only, _file: Some(file) })
+        let Endpoint { read_only, own_user_only, .. } = *endpoint;
+        Ok(Self { socket, read_only, own_user_only, _file: Some(file) })
     }
 
     /// A listening socket that systemd made. Its unit's name tells which it is; without a name,
-    /// the name of the socket file does.
-    pub(crate) fn inherited(socket: OwnedFd, unit: Option<&str>) -> io::Result<Self> {
+    /// the name of the socket file does. In the daemon of one user (`own_user_only`) it is for
+    /// that user, and so is one that has no file, and no mode, to say whom it is for.
+    pub(crate) fn inherited(
+        socket: OwnedFd,
+        unit: Option<&str>,
+        own_user_only: bool,
+    ) -> io::Result<Self> {
         let socket = std::os::unix::net::UnixListener::from(socket);
+        let address = socket.local_addr()?;
+        let path = address.as_pathname();
         let read_only = match unit {
             Some(unit) => unit.strip_suffix(".socket").unwrap_or(unit).ends_with("-ro"),
-            None => socket
-                .local_addr()?
-                .as_pathname()
+            None => path
                 .and_then(Path::file_name)
                 .is_some_and(|name| name.as_encoded_bytes().ends_with(b"-ro")),
         };
+        let own_user_only = own_user_only || (path.is_none() && !read_only);
+        if let Some(path) = path.filter(|_| !read_only && !own_user_only) {
+            refuse_open_to_all(path)?;
+        }
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: UnixListener::from_std(socket)?, read_only, _file: None })
+        let socket = UnixListener::from_std(socket)?;
+        Ok(Self { socket, read_only, own_user_only, _file: None })
     }
+}
+
+/// Whoever may write to it is root on this host: the mode of the unit is a mistake.
+fn refuse_open_to_all(path: &Path) -> io::Result<()> {
+    const OTHERS_WRITE: u32 = 0o002;
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & OTHERS_WRITE == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "{} is writable for everyone (mode {:03o}), and who may write there is root here: \
+             set SocketMode=0660 and SocketGroup= in its unit",
+            path.display(),
+            mode & 0o777
+        ),
+    ))
 }
 
 /// The permissions are right before the first client can come: nobody can connect to a socket
@@ -172,6 +214,13 @@ pub(crate) struct Limits {
     pub(crate) clients_per_user: usize,
 }
 
+impl Limits {
+    /// Of all users other than root: a tenth is left to root, who can then still look and act.
+    fn clients_but_root(self) -> usize {
+        self.clients.saturating_sub(self.clients.div_ceil(10)).max(1)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self { clients: 500, clients_per_user: 100 }
@@ -190,7 +239,8 @@ pub(crate) async fn serve<S: Service>(
         service,
         sessions,
         room: Arc::new(Semaphore::new(limits.clients)),
-        users: Users { known: Mutex::default(), limit: limits.clients_per_user },
+        users: Arc::new(Users { known: Mutex::default(), limits }),
+        own: rustix::process::geteuid().as_raw(),
         shutdown,
     });
     let mut accepting = JoinSet::new();
@@ -209,7 +259,9 @@ struct Door<S> {
     service: Arc<S>,
     sessions: Arc<Sessions>,
     room: Arc<Semaphore>,
-    users: Users,
+    users: Arc<Users>,
+    /// Whom the daemon itself runs as.
+    own: u32,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -217,6 +269,7 @@ impl<S: Service> Door<S> {
     async fn accept(self: Arc<Self>, listener: Listener) {
         let mut shutdown = self.shutdown.clone();
         loop {
+            let (read_only, own_user_only) = (listener.read_only, listener.own_user_only);
             let next = async {
                 let permit = Arc::clone(&self.room).acquire_owned().await;
                 (permit, listener.socket.accept().await)
@@ -230,7 +283,7 @@ impl<S: Service> Door<S> {
                 Ok((socket, _)) => {
                     let door = Arc::clone(&self);
                     tokio::spawn(async move {
-                        door.welcome(socket, listener.read_only).await;
+                        door.welcome(socket, read_only, own_user_only).await;
                         drop(permit);
                     });
                 }
@@ -242,7 +295,7 @@ impl<S: Service> Door<S> {
         }
     }
 
-    async fn welcome(&self, socket: UnixStream, read_only: bool) {
+    async fn welcome(&self, socket: UnixStream, read_only: bool, own_user_only: bool) {
         let peer = match peer(&socket) {
             Ok(peer) => peer,
             Err(err) => {
@@ -250,11 +303,15 @@ impl<S: Service> Door<S> {
                 return;
             }
         };
-        let Some(_place) = self.users.enter(peer.uid) else {
+        if own_user_only && !may_enter(peer, self.own) {
+            tracing::warn!("user {} has no business with this user's daemon", peer.uid);
+            return;
+        }
+        let Some(place) = self.users.enter(peer.uid) else {
             tracing::warn!("user {} has too many connections; one is refused", peer.uid);
             return;
         };
-        let handle = Arc::new(SessionHandle::new(peer, read_only));
+        let handle = Arc::new(SessionHandle::new(peer, read_only).with_place(place));
         tracing::debug!(session = handle.id, peer.pid, peer.uid, read_only, "connected");
         self.sessions.insert(Arc::clone(&handle));
         let (service, shutdown) = (Arc::clone(&self.service), self.shutdown.clone());
@@ -272,31 +329,43 @@ fn peer(socket: &UnixStream) -> io::Result<Peer> {
     })
 }
 
+/// Into the daemon of one user: that user, and root, who could anyway.
+fn may_enter(peer: Peer, own: u32) -> bool {
+    peer.uid == own || peer.uid == ROOT
+}
+
+const ROOT: u32 = 0;
+
 /// How many connections each user has.
+#[derive(Debug)]
 struct Users {
     known: Mutex<HashMap<u32, usize>>,
-    limit: usize,
+    limits: Limits,
 }
 
 impl Users {
-    fn enter(&self, uid: u32) -> Option<Place<'_>> {
-        const ROOT: u32 = 0;
+    fn enter(self: &Arc<Self>, uid: u32) -> Option<Place> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = known.entry(uid).or_default();
-        if uid != ROOT && *count >= self.limit {
+        let count = known.get(&uid).copied().unwrap_or_default();
+        let others: usize = known.iter().filter(|(uid, _)| **uid != ROOT).map(|(_, n)| n).sum();
+        let is_full =
+            count >= self.limits.clients_per_user || others >= self.limits.clients_but_root();
+        if uid != ROOT && is_full {
             return None;
         }
-        *count = count.saturating_add(1);
-        Some(Place { users: self, uid })
+        known.insert(uid, count.saturating_add(1));
+        Some(Place { users: Arc::clone(self), uid })
     }
 }
 
-struct Place<'a> {
-    users: &'a Users,
+/// One user's connection, until nothing of it is left.
+#[derive(Debug)]
+pub(crate) struct Place {
+    users: Arc<Users>,
     uid: u32,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut known = self.users.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = known.get_mut(&self.uid) {

@@ -39,16 +39,28 @@ use crate::service::{
 };
 use crate::stream::{STREAMS_MAX, Stalled, Streams};
 
-/// Calls of one client that run at once. More wait, and keepalive is still answered.
-const CALLS_MAX: usize = 64;
 /// Calls that wait. With more, nothing is read any more until some have run.
 const BACKLOG_MAX: usize = 256;
-/// What the calls that wait may hold together.
-const BACKLOG_BYTES: usize = MESSAGE_MAX;
-/// The longest message before CONNECT_OPEN, and on a read-only connection, which anyone on the
-/// host may make.
+/// The longest message before CONNECT_OPEN.
 const UNOPENED_LIMIT: usize = 64 * 1024;
-const READ_ONLY_LIMIT: usize = 2 * 1024 * 1024;
+
+/// What one client may have the daemon hold. All it sends and is sent is bounded by these; what
+/// else it may make grow (streams, registrations, events unread) has its bound where it is kept.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    /// The longest message.
+    message: usize,
+    /// Calls that run at once. More wait, and keepalive is still answered.
+    calls: usize,
+    /// Answers not read yet. With more, no further call is read or begun.
+    unread: usize,
+}
+
+/// Whoever may write is trusted with the host.
+const READ_WRITE: Allowance =
+    Allowance { message: MESSAGE_MAX, calls: 64, unread: 4 * 1024 * 1024 };
+/// Anyone on the host may come, and many times.
+const READ_ONLY: Allowance = Allowance { message: 512 * 1024, calls: 16, unread: 1024 * 1024 };
 /// A client that connects must open within this time.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a client that leaves may take to read its last answers.
@@ -59,14 +71,24 @@ struct Session<S> {
     handle: Arc<SessionHandle>,
     service: Arc<S>,
     reader: FrameReader,
-    calls: JoinSet<(Header, Result<Reply, RpcError>)>,
+    calls: JoinSet<Done>,
     backlog: VecDeque<Frame>,
-    backlog_bytes: usize,
+    /// What the arguments of the calls that run and that wait take together: no more is read once
+    /// they exceed one message.
+    held: usize,
     streams: Streams,
     stalled: Option<Stalled>,
     keepalive: Keepalive,
     /// CONNECT_CLOSE was answered.
     closing: bool,
+}
+
+/// A call that has run.
+struct Done {
+    header: Header,
+    /// The length of its arguments.
+    held: usize,
+    result: Result<Reply, RpcError>,
 }
 
 /// Serves one client until it leaves, breaks the protocol, or `shutdown` turns true.
@@ -87,7 +109,7 @@ pub(crate) async fn run<S: Service>(
         reader: FrameReader::default(),
         calls: JoinSet::new(),
         backlog: VecDeque::new(),
-        backlog_bytes: 0,
+        held: 0,
         streams: Streams::default(),
         stalled: None,
         keepalive: Keepalive::new(),
@@ -125,13 +147,14 @@ impl<S: Service> Session<S> {
                 _ = shutdown.wait_for(|&down| down) => return Ok(()),
                 Some(done) = self.calls.join_next() => {
                     // A call's own panic is caught where it is spawned.
-                    if let Ok((header, result)) = done {
+                    if let Ok(Done { header, held, result }) = done {
+                        self.held = self.held.saturating_sub(held);
                         self.finish_call(header, result);
                     }
                     self.start_waiting_calls();
                 }
                 ended = self.streams.ended() => self.streams.forget(ended, &self.handle),
-                () = self.handle.outbox().changed() => {}
+                () = self.handle.outbox().changed() => self.start_waiting_calls(),
                 () = deliver(&mut self.stalled) => self.stalled = None,
                 () = sleep_until(ping_at) => {
                     if !reading {
@@ -164,8 +187,17 @@ impl<S: Service> Session<S> {
     fn may_read(&self) -> bool {
         self.stalled.is_none()
             && self.backlog.len() < BACKLOG_MAX
-            && self.backlog_bytes < BACKLOG_BYTES
-            && !self.handle.outbox().is_full()
+            && self.held <= self.allowance().message
+            && !self.is_behind()
+    }
+
+    fn allowance(&self) -> Allowance {
+        if self.handle.read_only() { READ_ONLY } else { READ_WRITE }
+    }
+
+    /// The client does not read its answers.
+    fn is_behind(&self) -> bool {
+        self.handle.outbox().bytes() > self.allowance().unread
     }
 
     /// Handles the whole frames that have arrived, as far as there is room for them.
@@ -222,18 +254,14 @@ impl<S: Service> Session<S> {
     }
 
     fn queue_call(&mut self, frame: Frame) {
-        if self.calls.len() < CALLS_MAX {
-            self.start_call(frame);
-        } else {
-            self.backlog_bytes = self.backlog_bytes.saturating_add(frame.payload.len());
-            self.backlog.push_back(frame);
-        }
+        self.held = self.held.saturating_add(frame.payload.len());
+        self.backlog.push_back(frame);
+        self.start_waiting_calls();
     }
 
     fn start_waiting_calls(&mut self) {
-        while self.calls.len() < CALLS_MAX {
+        while self.calls.len() < self.allowance().calls && !self.is_behind() {
             let Some(frame) = self.backlog.pop_front() else { break };
-            self.backlog_bytes = self.backlog_bytes.saturating_sub(frame.payload.len());
             self.start_call(frame);
         }
     }
@@ -241,6 +269,7 @@ impl<S: Service> Session<S> {
     /// The call's own task is not in the set: it goes on when the client leaves.
     fn start_call(&mut self, frame: Frame) {
         let header = frame.header;
+        let held = frame.payload.len();
         let call = Call {
             program: header.program,
             procedure: header.procedure,
@@ -254,7 +283,7 @@ impl<S: Service> Session<S> {
                 let message = format!("procedure {} failed inside the daemon", header.procedure);
                 Err(RpcError::new(ERR_INTERNAL, FROM_RPC, message))
             });
-            (header, result)
+            Done { header, held, result }
         });
     }
 
@@ -265,8 +294,7 @@ impl<S: Service> Session<S> {
         }
         match (header.program, Procedure::try_from(header.procedure)) {
             (PROGRAM_REMOTE, Ok(Procedure::CONNECT_OPEN)) => {
-                let limit = if self.handle.read_only() { READ_ONLY_LIMIT } else { MESSAGE_MAX };
-                self.reader.set_limit(limit);
+                self.reader.set_limit(self.allowance().message);
             }
             (PROGRAM_REMOTE, Ok(Procedure::CONNECT_CLOSE)) => self.closing = true,
             _ => {}

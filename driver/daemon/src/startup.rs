@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ use crate::systemd;
 pub(crate) enum StartError {
     #[error("cannot make the directory {}", .0.display())]
     Directory(PathBuf, #[source] io::Error),
+    #[error("{} can be changed by other users: it must belong to the daemon's user", .0.display())]
+    Foreign(PathBuf),
     #[error("{}", .0.chain())]
     Engine(Error),
     #[error(transparent)]
@@ -52,6 +54,7 @@ pub(crate) async fn run<H: Inspect>(
 ) -> Result<(), StartError> {
     let stop = stop_signal()?;
     directory(&config.run_dir, 0o755)?;
+    directory(&config.state_dir, 0o700)?;
     let sessions = Arc::new(Sessions::default());
     let domains = Arc::new(open(config, sessions.clone(), hypervisor)?);
     let found = domains.reconnect().await?;
@@ -118,11 +121,12 @@ async fn autostart<H: Inspect>(domains: Arc<Domains<H>>, marker: PathBuf) {
 }
 
 fn listen(config: &Config) -> Result<Vec<Listener>, StartError> {
+    let own_user_only = config.mode == Mode::Session;
     let inherited = systemd::inherited().map_err(StartError::Inherited)?;
     if !inherited.is_empty() {
         let listeners = inherited
             .into_iter()
-            .map(|one| Listener::inherited(one.socket, one.unit.as_deref()))
+            .map(|one| Listener::inherited(one.socket, one.unit.as_deref(), own_user_only))
             .collect::<io::Result<_>>();
         return listeners.map_err(StartError::Inherited);
     }
@@ -132,12 +136,13 @@ fn listen(config: &Config) -> Result<Vec<Listener>, StartError> {
         Mode::System => (0o660, 0o666),
         Mode::Session => (0o600, 0o600),
     };
-    let mut endpoints = vec![Endpoint { path, mode, group, read_only: false }];
+    let mut endpoints = vec![Endpoint { path, mode, group, read_only: false, own_user_only }];
     endpoints.extend(read_only.map(|path| Endpoint {
         path,
         mode: everyone,
         group: None,
         read_only: true,
+        own_user_only,
     }));
     endpoints.iter().map(|endpoint| Ok(Listener::bind(endpoint)?)).collect()
 }
@@ -158,12 +163,17 @@ fn group_number(table: &str, name: &str) -> Option<u32> {
     })
 }
 
+/// A directory that nobody but us and root may change: whoever else could would put files and
+/// sockets of their own in the place of ours.
 fn directory(path: &Path, mode: u32) -> Result<(), StartError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .map_err(|err| StartError::Directory(path.to_owned(), err))
+    let failed = |err| StartError::Directory(path.to_owned(), err);
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    let meta = fs::metadata(path).map_err(failed)?;
+    let ours = rustix::process::geteuid().as_raw();
+    if (meta.uid() != ours && meta.uid() != 0) || meta.mode() & 0o002 != 0 {
+        return Err(StartError::Foreign(path.to_owned()));
+    }
+    Ok(())
 }
 
 /// Turns true at the first SIGTERM or SIGINT.

@@ -42,7 +42,13 @@ fn serve() -> Served {
     let (domains, sessions) = fake::domains_and_sessions(&directory.path().join("state"));
     let domains = Arc::new(domains);
     let socket = directory.path().join("sock");
-    let endpoint = Endpoint { path: socket.clone(), mode: 0o600, group: None, read_only: false };
+    let endpoint = Endpoint {
+        path: socket.clone(),
+        mode: 0o600,
+        group: None,
+        read_only: false,
+        own_user_only: true,
+    };
     let listener = Listener::bind(&endpoint).unwrap();
     let (stop, stopped) = watch::channel(false);
     let daemon = Arc::new(Daemon::new(domains.clone()));

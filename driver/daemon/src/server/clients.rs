@@ -99,7 +99,8 @@ impl Served {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sock");
-        let endpoint = Endpoint { path, mode: 0o600, group: None, read_only: false };
+        let endpoint =
+            Endpoint { path, mode: 0o600, group: None, read_only: false, own_user_only: true };
         let listener = Listener::bind(&endpoint).unwrap();
         let sessions = Arc::new(Sessions::default());
         let (stop, shutdown) = watch::channel(false);

@@ -20,7 +20,13 @@ impl Service for Echo {
 }
 
 fn endpoint(path: &Path) -> Endpoint {
-    Endpoint { path: path.to_owned(), mode: 0o640, group: None, read_only: false }
+    Endpoint {
+        path: path.to_owned(),
+        mode: 0o640,
+        group: None,
+        read_only: false,
+        own_user_only: true,
+    }
 }
 
 /// Whether AUTH_LIST is answered.
@@ -130,16 +136,61 @@ async fn inherited_sockets_are_told_apart_by_name() {
     ] {
         let path = directory.path().join(file);
         let socket = OwnedFd::from(StdUnixListener::bind(&path).unwrap());
-        let listener = Listener::inherited(socket, unit).unwrap();
+        let listener = Listener::inherited(socket, unit, true).unwrap();
         assert_eq!(listener.read_only, read_only, "{file} {unit:?}");
         drop(listener);
         assert!(path.exists(), "systemd's socket is systemd's to remove");
     }
 }
 
+#[tokio::test]
+async fn a_writable_socket_that_is_open_to_all_is_not_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let inherit = |file: &str, mode: u32| {
+        let path = directory.path().join(file);
+        let socket = OwnedFd::from(StdUnixListener::bind(&path).unwrap());
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        Listener::inherited(socket, None, false)
+    };
+    let refused = inherit("virtsnap-sock", 0o666).unwrap_err();
+    assert!(refused.to_string().contains("SocketMode"), "{refused}");
+    assert!(!inherit("a-sock", 0o660).unwrap().own_user_only);
+    assert!(inherit("virtsnap-sock-ro", 0o666).unwrap().read_only);
+}
+
+#[tokio::test]
+async fn a_socket_without_a_file_is_for_our_own_user() {
+    use std::os::linux::net::SocketAddrExt;
+    let name = format!("virtsnap-test-{}", std::process::id());
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+    let socket = OwnedFd::from(StdUnixListener::bind_addr(&address).unwrap());
+    assert!(Listener::inherited(socket, Some("virtsnapd.socket"), false).unwrap().own_user_only);
+}
+
+#[test]
+fn a_users_own_daemon_is_for_that_user_and_root() {
+    let peer = |uid| Peer { pid: 1, uid, gid: 0 };
+    assert!(may_enter(peer(1000), 1000) && may_enter(peer(0), 1000));
+    assert!(!may_enter(peer(1001), 1000));
+}
+
+fn users(clients: usize, clients_per_user: usize) -> Arc<Users> {
+    let limits = Limits { clients, clients_per_user };
+    Arc::new(Users { known: Mutex::default(), limits })
+}
+
+#[test]
+fn all_users_together_leave_places_to_root() {
+    let users = users(20, 10);
+    let taken: Vec<_> = (0..30).filter_map(|n| users.enter(1000 + n % 3)).collect();
+    assert_eq!(taken.len(), 18);
+    assert!(users.enter(0).is_some());
+    assert!(users.enter(2000).is_none());
+}
+
 #[test]
 fn one_user_gets_so_many_connections_and_root_any() {
-    let users = Users { known: Mutex::default(), limit: 2 };
+    let users = users(500, 2);
     let first = users.enter(1000);
     let second = users.enter(1000);
     assert!(first.is_some() && second.is_some());

@@ -536,6 +536,70 @@ async fn a_client_that_reads_nothing_holds_a_bounded_amount() {
     timeout(PATIENCE, client.session).await.unwrap().unwrap();
 }
 
+/// Sends until nothing is taken any more; gives the number of messages that were. The clock
+/// stands, so its timeout comes when nothing moves.
+async fn flood(client: &Client, message: &[u8], most: usize) -> usize {
+    for sent in 0..most {
+        let sending = client.send(message);
+        if timeout(Duration::from_secs(20), sending).await.is_err() {
+            return sent;
+        }
+    }
+    most
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_in_flight_hold_a_bounded_amount() {
+    let client = Client::opened().await;
+    // DOMAIN_CREATE waits for us: none of these ends.
+    let message = call(Procedure::DOMAIN_CREATE, 1).frame(&vec![0; 8 << 20]).unwrap();
+    let taken = flood(&client, &message, 64).await;
+    // Five exceed one message's limit; one more may be half read.
+    assert!((4..=6).contains(&taken), "{taken} times 8 MiB were taken");
+    client.shutdown.send_replace(true);
+    timeout(PATIENCE, client.session).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_only_client_holds_less() {
+    let mut client = Client::connect();
+    client.call(Procedure::CONNECT_OPEN, 0, &[0, 0, 0, 1]).await;
+    assert_eq!(client.status().await, (0, Status::Ok));
+    assert!(client.handle.read_only());
+    // Console data is not a call; what is no call and no stream is dropped, and takes no memory.
+    let message = call(Procedure::CONNECT_GET_TYPE, 1).frame(&vec![0; 400 << 10]).unwrap();
+    // Nothing is read of the answers: after three of them no more calls are begun.
+    let taken = flood(&client, &message, 64).await;
+    assert!((3..=9).contains(&taken), "{taken} times 400 KiB were taken");
+    assert!(client.handle.outbox().bytes() <= 3 * (401 << 10));
+    drop(client.socket);
+    timeout(PATIENCE, client.session).await.unwrap().unwrap();
+
+    let mut client = Client::connect();
+    client.call(Procedure::CONNECT_OPEN, 0, &[0, 0, 0, 1]).await;
+    client.status().await;
+    let sent = call(Procedure::CONNECT_GET_TYPE, 1).frame(&vec![0; 513 << 10]).unwrap();
+    let length = sent.first_chunk::<4>().unwrap();
+    client.send(length).await;
+    client.closed().await;
+}
+
+#[tokio::test]
+async fn a_byte_at_a_time_and_half_a_message_delay_nobody() {
+    let (mut slow, half) = (Client::opened().await, Client::opened().await);
+    let whole = call(Procedure::CONNECT_GET_TYPE, 7).frame(b"here").unwrap();
+    half.send(&whole[..whole.len() / 2]).await;
+    let mut other = Client::opened().await;
+    for byte in &whole[..whole.len() - 1] {
+        slow.send(&[*byte]).await;
+        other.alive().await;
+    }
+    slow.send(&whole[whole.len() - 1..]).await;
+    assert_eq!(slow.frame().await.payload, b"here");
+    assert!(!half.session.is_finished(), "half a message is no reason to end");
+    other.alive().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_pinged_five_times_and_left() {
     let mut client = Client::opened().await;
