@@ -19,7 +19,7 @@ use virtsnap_engine::testing::World;
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::policy::NAMESPACE;
-use virtsnap_xml::snapshot::{Request, Survivor};
+use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 
 /// A script, one act a line: `start`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks|live|halted] <domainsnapshot>…`, `policy <policy>…`,
@@ -219,4 +219,19 @@ fn gives_up_on_request() {
 #[test]
 fn refuses() {
     check("refusals");
+}
+
+/// What is shown of memory, where an overlay of a shut-off domain is asked for: as libvirt.
+#[test]
+fn memory_is_denied_where_the_client_did() {
+    let world = World::new(&["vda"]);
+    let disk = "<disks><disk name='vda' snapshot='external'/></disks>";
+    for (name, said, recorded) in
+        [("a", "", Memory::Unsaid), ("b", "<memory snapshot='no'/>", Memory::No)]
+    {
+        let xml = format!("<domainsnapshot><name>{name}</name>{said}{disk}</domainsnapshot>");
+        play(&world, &format!("xml {xml}"));
+        let book = world.book().into_inner().unwrap();
+        assert_eq!(book.moments.get(name).unwrap().memory, recorded, "{xml}");
+    }
 }

@@ -220,6 +220,8 @@ fn disk_request(element: &Element) -> Result<DiskRequest> {
             return Err(xml(format!("<source> of network disk '{name}' needs protocol=")));
         }
     }
+    // As libvirt: one that says nothing is as none, and a name is made up.
+    let source = source.filter(|source| source.attributes().next().is_some());
     let format = element
         .child("driver")
         .and_then(|driver| driver.attr("type"))

@@ -47,6 +47,12 @@ fn names_that_would_leave_a_directory_are_refused() {
 }
 
 #[test]
+fn an_empty_source_is_none() {
+    let disk = "<disks><disk name='vda' snapshot='external'><source/></disk></disks>";
+    assert_eq!(request(disk).unwrap().disks[0].source, None);
+}
+
+#[test]
 fn another_root_is_refused() {
     assert_eq!(kind(Request::parse(&element("<domain/>"))), ErrorKind::WrongRoot);
     assert_eq!(kind(Definition::parse(&element("<domain/>"))), ErrorKind::WrongRoot);

@@ -233,7 +233,11 @@ fn scope(
     let says_external = request.disks.iter().any(|disk| disk.snapshot == Some(Location::External));
     match (active, disk_only) {
         (false, true) => Ok((state, Memory::No, Location::External)),
-        (false, false) if says_external => Ok((state, Memory::Unsaid, Location::External)),
+        (false, false) if says_external => {
+            let unsaid = request.memory.is_none();
+            let memory = if unsaid { Memory::Unsaid } else { Memory::No };
+            Ok((state, memory, Location::External))
+        }
         (false, false) => Ok((state, Memory::No, Location::Internal)),
         (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
         (true, false) => Ok(match &request.memory {

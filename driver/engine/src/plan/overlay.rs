@@ -66,8 +66,13 @@ pub(super) fn plan_overlay(
     check_depth(target, &backing, facts)?;
     let kind = disk.source_type.as_deref().unwrap_or("file");
     let Some(overlay) = overlay_path(disk).filter(|_| matches!(kind, "file" | "block")) else {
-        return unsupported(format!(
-            "disk '{target}': an overlay is made in a file or on a block device, not in a {kind}"
+        // libvirt's code for it, whether the domain runs or not (R-19, R-20).
+        return Err(Error::new(
+            Condition::Internal,
+            format!(
+                "disk '{target}': an overlay is made in a file or on a block device, not on \
+                 '{kind}' storage; give a <source file='…'/> or <source dev='…'/>"
+            ),
         ));
     };
     let place = places.get(&overlay).cloned().unwrap_or_else(|| PathKind::Other.into());
