@@ -180,6 +180,9 @@ pub struct Definition {
     pub nvram: Option<KeptState>,
     /// `<tpm>`: what an emulated TPM keeps. As `nvram`.
     pub tpm: Option<KeptState>,
+    /// `<snapshotDeleteInProgress/>` of the whole: its deletion began, and it can only be deleted.
+    /// Ours: libvirt has the word for single disks.
+    pub delete_in_progress: bool,
     /// Elements that we do not know, kept and printed as read.
     pub extra: Vec<Element>,
 }
@@ -304,6 +307,7 @@ impl Definition {
             cookie: None,
             nvram: None,
             tpm: None,
+            delete_in_progress: false,
             extra: Vec::new(),
         }
     }

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
+use crate::merging::Merging;
 use crate::plan::{Conclude, Finish, Pivot, Plan, Step};
-use crate::ports::{Entry, Hypervisor, Journal, PivotError, Records};
+use crate::ports::{Entry, Hypervisor, Journal, MergeError, PivotError, Records};
 
 /// How an operation failed, and which world holds.
 #[derive(Debug)]
@@ -22,6 +23,9 @@ pub enum Failure {
     InDoubt(Error),
     /// The new state holds; recovery completes the rest.
     Unfinished(Error),
+    /// A deletion ended before one of its merges: the state is whole and recorded, its moments are
+    /// marked, and to delete them again is to go on.
+    PutAside(Error),
     /// The new state holds and all is recorded; what was to follow failed.
     NotConcluded(Error),
 }
@@ -31,7 +35,7 @@ impl Failure {
     pub fn needs_recovery(&self) -> bool {
         match self {
             Failure::Stuck { .. } | Failure::InDoubt(_) | Failure::Unfinished(_) => true,
-            Failure::RolledBack(_) | Failure::NotConcluded(_) => false,
+            Failure::RolledBack(_) | Failure::PutAside(_) | Failure::NotConcluded(_) => false,
         }
     }
 }
@@ -56,6 +60,12 @@ impl From<Failure> for Error {
                 "the outcome is unknown until the hypervisor answers again",
             )
             .caused_by(cause),
+            Failure::PutAside(cause) => Error::new(
+                cause.condition,
+                "the deletion has stopped, and its snapshots stay listed as being deleted: delete \
+                 them again to go on with it",
+            )
+            .caused_by(cause),
             Failure::Unfinished(cause) => incomplete(
                 "the operation took effect, but its last steps failed and will be tried again",
                 cause,
@@ -70,6 +80,7 @@ pub(crate) struct Stage<'a, H, R> {
     pub(crate) hypervisor: &'a H,
     pub(crate) records: &'a R,
     pub(crate) book: &'a Mutex<Book>,
+    pub(crate) merging: &'a Merging,
 }
 
 impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
@@ -152,17 +163,42 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
         is_done: impl Fn(usize) -> bool,
         journal: &mut dyn Journal,
     ) -> Result<(), Failure> {
+        self.weigh(plan).await;
         for (n, finish) in plan.finish.iter().enumerate() {
             if is_done(n) {
                 self.book().follow(finish);
+                if finish.is_merge() {
+                    self.merging.next();
+                }
                 continue;
             }
-            self.finish_one(finish).await.map_err(Failure::Unfinished)?;
+            if finish.is_merge() {
+                self.merge(plan, n, finish).await?;
+            } else {
+                self.finish_one(finish).await.map_err(Failure::Unfinished)?;
+            }
             self.book().follow(finish);
             // A lost entry only means that recovery does the step once more.
             drop(journal.record(Entry::Finished(n)));
         }
         Ok(())
+    }
+
+    async fn weigh(&self, plan: &Plan) {
+        let mut weights = Vec::new();
+        for merge in plan.finish.iter().filter(|finish| finish.is_merge()) {
+            weights.push(self.hypervisor.weigh(self.domain, merge).await);
+        }
+        self.merging.begin(weights);
+    }
+
+    async fn merge(&self, plan: &Plan, n: usize, merge: &Finish) -> Result<(), Failure> {
+        let merged = self.hypervisor.merge(self.domain, merge, self.merging).await;
+        self.merging.next();
+        merged.map_err(|failed| match failed {
+            MergeError::NotMerged(err) if plan.may_end_before(n) => Failure::PutAside(err),
+            failed => Failure::Unfinished(failed.into()),
+        })
     }
 
     async fn finish_one(&self, finish: &Finish) -> Result<()> {

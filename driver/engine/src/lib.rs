@@ -11,6 +11,7 @@
 //! - [`plan`]: from a request and facts to data; every refusal happens there;
 //! - [`book`]: what is known of a domain between operations;
 //! - [`snapshots`]: the calls, from a request to a recorded change;
+//! - [`merging`]: how far the merges of a deletion are, and the word that stops them;
 //! - [`execute`], [`recover`]: the only interpreter of a plan, and the fold over its journal;
 //! - `testing`: a simulated world for tests (feature `testing`);
 //! - [`blockjob`]: pull, commit and copy as a client asks for them;
@@ -26,6 +27,7 @@ pub mod error;
 pub mod execute;
 pub mod facts;
 pub mod inspect;
+pub mod merging;
 pub mod moment;
 pub mod options;
 pub mod plan;

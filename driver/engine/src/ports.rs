@@ -11,6 +11,7 @@ use virtsnap_xml::element::Element;
 use crate::domain::{Active, Event, Restore, Save, SaveImage, Start};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format, PathKind, Place, Room, StateFile};
+use crate::merging::Merging;
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -41,6 +42,24 @@ pub enum PivotError {
     Refused(Error),
     /// It may have happened: the connection was lost while the hypervisor may have acted.
     InDoubt(Error),
+}
+
+/// The outcome of a merge that did not end well.
+#[derive(Debug)]
+pub enum MergeError {
+    /// It certainly did not happen and is not going on: each reader reads what it read before, and
+    /// of what was to be written into, nothing but the content that was given up has changed.
+    NotMerged(Error),
+    /// It may have happened, or go on: the connection was lost, or nothing answered.
+    InDoubt(Error),
+}
+
+impl From<MergeError> for Error {
+    fn from(err: MergeError) -> Self {
+        match err {
+            MergeError::NotMerged(err) | MergeError::InDoubt(err) => err,
+        }
+    }
 }
 
 fn unsupported<T>(what: &str) -> Result<T> {
@@ -182,6 +201,22 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn pivoted(&self, domain: Uuid, pivot: &Pivot) -> impl Future<Output = Result<bool>> + Send;
     /// `SetConfig` and `Record` go to [`Records`], never here.
     fn finish(&self, domain: Uuid, finish: &Finish) -> impl Future<Output = Result<()>> + Send;
+    /// `Commit` and `Stream`, which may take hours: it ends when `merging` is stopped, when nothing
+    /// moves any more, and when a guest writes faster than can be merged.
+    fn merge(
+        &self,
+        domain: Uuid,
+        merge: &Finish,
+        merging: &Merging,
+    ) -> impl Future<Output = Result<(), MergeError>> + Send {
+        let _ = merging;
+        async move { self.finish(domain, merge).await.map_err(MergeError::InDoubt) }
+    }
+    /// About how many bytes a merge moves; 0: that is not known.
+    fn weigh(&self, domain: Uuid, merge: &Finish) -> impl Future<Output = u64> + Send {
+        let _ = (domain, merge);
+        async { 0 }
+    }
     fn conclude(
         &self,
         domain: Uuid,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use uuid::Uuid;
 use virtsnap_xml::domain::to_inactive;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Request};
@@ -15,11 +16,12 @@ use crate::blockjob::{self, NewBlockJob};
 use crate::book::Book;
 use crate::domain::StartFrom;
 use crate::error::{Condition, Error, Origin, Result};
-use crate::execute::Stage;
+use crate::execute::{Failure, Stage};
 use crate::facts::{DomainFacts, Format, MemoryFile, PathKind, StateFacts};
+use crate::merging::Merging;
 use crate::options::{DeleteOptions, New, RevertOptions, RevertState};
 use crate::plan::delete::Doomed;
-use crate::plan::{self, Conclude, Plan};
+use crate::plan::{self, Conclude, Operation, Plan};
 use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
 
 /// Creates, reverts to and deletes snapshots.
@@ -28,11 +30,13 @@ pub struct Snapshots<H, R, J> {
     hypervisor: Arc<H>,
     records: Arc<R>,
     journals: Arc<J>,
+    /// Of each domain's last deletion.
+    merging: Mutex<BTreeMap<Uuid, Arc<Merging>>>,
 }
 
 impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     pub fn new(hypervisor: Arc<H>, records: Arc<R>, journals: Arc<J>) -> Self {
-        Self { hypervisor, records, journals }
+        Self { hypervisor, records, journals, merging: Mutex::default() }
     }
 
     /// virDomainSnapshotCreateXML without REDEFINE. Returns the moment as it was recorded.
@@ -153,6 +157,10 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<()> {
+        let merging = self.begin_merging(lock(book).uuid);
+        if self.resume_deletion(book, name, &merging).await? {
+            return Ok(());
+        }
         self.settle(book).await?;
         let moments = lock(book).moments.clone();
         let doomed = plan::delete::doomed(name, options.scope, &moments)?;
@@ -164,7 +172,40 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         let facts = self.facts(book).await?;
         let plan = plan::delete::delete(&doomed, options, &facts, &moments)?;
-        self.run(book, &plan, &facts).await
+        self.run_merging(book, &plan, &facts, &merging).await
+    }
+
+    /// How far the merges of the deletion that holds the domain are, or of the last one that did;
+    /// none has been begun by this daemon.
+    pub fn merging(&self, domain: Uuid) -> Option<Arc<Merging>> {
+        lock_all(&self.merging).get(&domain).cloned()
+    }
+
+    fn begin_merging(&self, domain: Uuid) -> Arc<Merging> {
+        let merging = Arc::new(Merging::default());
+        lock_all(&self.merging).insert(domain, Arc::clone(&merging));
+        merging
+    }
+
+    /// A deletion of the moment that was left unfinished is all that was asked for.
+    async fn resume_deletion(
+        &self,
+        book: &Mutex<Book>,
+        name: &str,
+        merging: &Merging,
+    ) -> Result<bool> {
+        let domain = lock(book).uuid;
+        for unfinished in self.journals.unfinished()? {
+            let is_it = match &unfinished.plan.operation {
+                Operation::Delete { moments } => moments.iter().any(|moment| moment == name),
+                Operation::Create { .. } | Operation::Revert { .. } => false,
+            };
+            if unfinished.domain == domain && is_it {
+                self.recover_with(book, &unfinished, merging).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The moments go, the images stay: they are the user's from now on.
@@ -190,17 +231,23 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     /// Completes or undoes what a crash left, for a book that was just loaded. Call it at start-up
     /// for each of [`Journals::unfinished`], after the hypervisor has found its domains again.
     pub async fn recover(&self, book: &Mutex<Book>, unfinished: &Unfinished) -> Result<()> {
-        let mut journal = self.journals.resume(unfinished.domain)?;
-        let stage = self.stage(book);
-        match stage.recover(unfinished, journal.as_mut()).await {
-            Ok(()) => journal.close(),
-            Err(failure) => {
-                if !failure.needs_recovery() {
-                    journal.close()?;
-                }
-                Err(failure.into())
-            }
+        let merging = self.begin_merging(unfinished.domain);
+        Ok(self.recover_with(book, unfinished, &merging).await?)
+    }
+
+    async fn recover_with(
+        &self,
+        book: &Mutex<Book>,
+        unfinished: &Unfinished,
+        merging: &Merging,
+    ) -> Result<(), Failure> {
+        let open = self.journals.resume(unfinished.domain);
+        let mut journal = open.map_err(Failure::Unfinished)?;
+        let recovered = self.stage(book, merging).recover(unfinished, journal.as_mut()).await;
+        if recovered.as_ref().err().is_none_or(|failure| !failure.needs_recovery()) {
+            journal.close().map_err(Failure::Unfinished)?;
         }
+        recovered
     }
 
     /// Refuses a block job of the client's that would destroy a snapshot. The caller holds the
@@ -214,23 +261,39 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     /// An operation that was left unfinished comes first: nothing is planned on a world in doubt,
     /// and no guest is started on images or a definition that recovery is still to change. Whoever
     /// starts or redefines the domain calls this before, with its job.
+    ///
+    /// Nobody waits here for merges: a deletion that has some left is put aside, and its moments
+    /// stay marked until they are deleted again.
     pub async fn settle(&self, book: &Mutex<Book>) -> Result<()> {
         let domain = lock(book).uuid;
         for unfinished in self.journals.unfinished()? {
             if unfinished.domain == domain {
-                self.recover(book, &unfinished).await.map_err(|err| {
-                    Error::new(
-                        Condition::OperationFailed,
-                        "an earlier operation on this domain's snapshots could not be completed",
-                    )
-                    .caused_by(err)
-                })?;
+                match self.recover_with(book, &unfinished, &Merging::stopped()).await {
+                    Ok(()) | Err(Failure::PutAside(_)) => {}
+                    Err(failure) => {
+                        return Err(Error::new(
+                            Condition::OperationFailed,
+                            "an earlier operation on this domain's snapshots could not be completed",
+                        )
+                        .caused_by(Error::from(failure)));
+                    }
+                }
             }
         }
         Ok(())
     }
 
     async fn run(&self, book: &Mutex<Book>, plan: &Plan, facts: &DomainFacts) -> Result<()> {
+        self.run_merging(book, plan, facts, &Merging::default()).await
+    }
+
+    async fn run_merging(
+        &self,
+        book: &Mutex<Book>,
+        plan: &Plan,
+        facts: &DomainFacts,
+        merging: &Merging,
+    ) -> Result<()> {
         let domain = lock(book).uuid;
         let needs = plan::room::needs(plan, facts);
         let mut rooms = BTreeMap::new();
@@ -241,7 +304,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         plan::room::check(&needs, &rooms)?;
         tracing::debug!(%domain, "{plan}");
         let mut journal = self.journals.begin(domain, plan)?;
-        match self.stage(book).execute(plan, journal.as_mut()).await {
+        match self.stage(book, merging).execute(plan, journal.as_mut()).await {
             Ok(()) => journal.close(),
             Err(failure) => {
                 tracing::warn!(%domain, operation = ?plan.operation, ?failure, "failed");
@@ -253,9 +316,9 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
     }
 
-    fn stage<'a>(&'a self, book: &'a Mutex<Book>) -> Stage<'a, H, R> {
+    fn stage<'a>(&'a self, book: &'a Mutex<Book>, merging: &'a Merging) -> Stage<'a, H, R> {
         let domain = lock(book).uuid;
-        Stage { domain, hypervisor: &self.hypervisor, records: &self.records, book }
+        Stage { domain, hypervisor: &self.hypervisor, records: &self.records, book, merging }
     }
 
     async fn facts(&self, book: &Mutex<Book>) -> Result<DomainFacts> {
@@ -374,6 +437,10 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         Ok(free)
     }
+}
+
+fn lock_all<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {

@@ -526,7 +526,7 @@ fn what_a_user_prepared_is_used_or_left_as_it_was() {
     }
 }
 
-/// An operation that could not be completed is completed by the next one.
+/// An operation that could not be completed is settled by the next one, which waits for no merge.
 #[test]
 fn an_unfinished_operation_comes_before_the_next() {
     let world = situation(&[Write(1), External(0), Write(2)]);
@@ -540,8 +540,12 @@ fn an_unfinished_operation_comes_before_the_next() {
     let expected = world.content("vda");
     apply(&world, &book, External(1), 0).unwrap();
     assert_eq!(world.content("vda"), expected);
+    assert!(!world.has_journal());
+    assert!(world.book().into_inner().unwrap().moments.get("s0").unwrap().delete_in_progress);
+    apply(&world, &book, Delete(0, ONE), 0).unwrap();
+    assert_eq!(world.content("vda"), expected);
     assert!(world.book().into_inner().unwrap().moments.get("s0").is_none());
-    assert_tidy(&world, "after the next operation");
+    assert_tidy(&world, "after the next deletion");
 }
 
 /// A guest that starts between an operation's failure and its completion keeps all it writes.

@@ -13,7 +13,7 @@ use crate::element::Element;
 type Result<T> = std::result::Result<T, SnapshotXmlError>;
 
 /// What stands directly in `<domainsnapshot>` and has its own field.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "name",
     "description",
     "state",
@@ -27,6 +27,7 @@ const KNOWN: [&str; 14] = [
     "cookie",
     "nvram",
     "tpm",
+    "snapshotDeleteInProgress",
     "active",
 ];
 
@@ -96,6 +97,7 @@ impl Definition {
             cookie: root.child("cookie").filter(|_| !state.is_offline()).cloned(),
             nvram: kept_state(root, "nvram")?,
             tpm: kept_state(root, "tpm")?,
+            delete_in_progress: root.child("snapshotDeleteInProgress").is_some(),
             extra: root.elements().filter(|e| !KNOWN.contains(&e.name())).cloned().collect(),
             name,
             state,

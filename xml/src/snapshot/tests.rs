@@ -271,8 +271,9 @@ fn what_we_do_not_know_is_kept() {
     let text = "<name>n</name><state>running</state><creationTime>1</creationTime>\
                 <memory snapshot='no'/><disks><disk name='a' snapshot='internal' tag='t'>\
                 <snapshotDeleteInProgress/><on_delete keep='overlay'/></disk></disks>\
-                <novelty x='1'/>";
+                <snapshotDeleteInProgress/><novelty x='1'/>";
     let read = definition(text).unwrap();
+    assert!(read.delete_in_progress);
     assert_eq!(read.extra, [Element::new("novelty").with_attr("x", "1")]);
     assert_eq!(read.disks[0].tag.as_deref(), Some("t"));
     assert!(read.disks[0].delete_in_progress);
@@ -355,6 +356,7 @@ fn some_definition() -> impl Strategy<Value = Definition> {
                 cookie: None,
                 nvram,
                 tpm,
+                delete_in_progress: creation_time % 2 == 0,
                 extra: Vec::new(),
             }
         },

@@ -29,7 +29,8 @@ impl Definition {
         let nvram = self.nvram.as_ref().map(|kept| kept_state("nvram", kept));
         let tpm = self.tpm.as_ref().map(|kept| kept_state("tpm", kept));
         let parts = [self.domain.clone(), inactive, self.cookie.clone(), nvram, tpm];
-        for part in parts.into_iter().flatten().chain(self.extra.iter().cloned()) {
+        let deleting = self.delete_in_progress.then(|| Element::new("snapshotDeleteInProgress"));
+        for part in parts.into_iter().flatten().chain(deleting).chain(self.extra.iter().cloned()) {
             root.push(part);
         }
         root

@@ -57,6 +57,12 @@ fn move_one(
     if directory.join("journal.jsonl").exists() {
         return refused("an operation is unfinished: start virtsnapd, which settles it");
     }
+    if let Some(moment) = book.moments.iter().find(|moment| moment.delete_in_progress) {
+        // libvirt would go back to what is half overwritten.
+        let name = &moment.name;
+        let why = format!("the deletion of snapshot '{name}' has begun: delete it again to end it");
+        return refused(&why);
+    }
     let path = libvirt.definition(&book.name);
     check_free(&path, book.uuid, exchange.replace)?;
 

@@ -11,7 +11,11 @@
 //! over to the user. An overlay that the user made for a snapshot is merged like ours, but its file
 //! stays.
 //!
-//! The pivot is the record: from then on the moments are given up, and a crash is completed.
+//! The pivot is the record: from then on the moments are given up, and a crash is completed. But a
+//! merge may take hours, and be stopped, or meet a full disk. So the moments are marked first, and
+//! after each merge what it changed is recorded, before the next begins: between any two the world
+//! is whole, and a deletion that ended there is planned anew
+//! ([decision 12](../../../../docs/decisions/0012-deletions-that-stop.md)).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -94,7 +98,14 @@ pub fn delete(
     interrupted::check_delete(&gone, &after.kept)?;
     after.unmark();
     let wishes = Wishes::new(options.consolidate, &gone, policy::of(facts)?.keep);
-    for (run, target) in after.runs(&gone, &deleted_tags, options, facts)? {
+    let runs = after.runs(&gone, &deleted_tags, options, facts)?;
+    if !runs.is_empty() {
+        finish.insert(0, Finish::Record(after.marks(moments)));
+    }
+    for (n, (run, target)) in runs.into_iter().enumerate() {
+        if n > 0 {
+            after.end_part(moments, &mut finish);
+        }
         match wishes.survivor(&run, &target, facts)? {
             Survivor::Base => after.commit(&run, &target, facts, &mut finish),
             Survivor::Overlay => after.stream(&run, target, &mut finish),
@@ -145,6 +156,13 @@ struct After {
     change: MomentChange,
     live: Option<Element>,
     config: Option<Element>,
+    /// The moments that go, as they are while they are still listed.
+    going: Vec<Definition>,
+    /// What earlier parts of the plan set.
+    set_live: Option<Element>,
+    set_config: Option<Element>,
+    /// Kept moments that the present part changes.
+    redirected: BTreeSet<String>,
 }
 
 impl After {
@@ -173,6 +191,48 @@ impl After {
             change: doomed.change.clone(),
             live: facts.live.clone(),
             config: facts.config.clone(),
+            going: doomed
+                .names
+                .iter()
+                .filter_map(|name| moments.get(name))
+                .map(|def| Definition { delete_in_progress: true, ..def.clone() })
+                .collect(),
+            set_live: facts.live.clone(),
+            set_config: facts.config.clone(),
+            redirected: BTreeSet::new(),
+        }
+    }
+
+    /// Before the first merge: from here on what goes is only good to be deleted.
+    fn marks(&self, moments: &MomentList) -> MomentChange {
+        let current = moments.current().map(str::to_owned);
+        MomentChange { write: self.going.clone(), forget: Vec::new(), current }
+    }
+
+    /// Records what one merge changed, so that the deletion could end here.
+    fn end_part(&mut self, moments: &MomentList, finish: &mut Vec<Finish>) {
+        self.set_definitions(finish);
+        let mut change = self.marks(moments);
+        for name in std::mem::take(&mut self.redirected) {
+            let now = self.kept.iter().find(|def| def.name == name);
+            // In its place in the tree as it still is.
+            change.write.extend(moments.get(&name).zip(now).map(|(old, now)| Definition {
+                domain: now.domain.clone(),
+                inactive_domain: now.inactive_domain.clone(),
+                ..old.clone()
+            }));
+        }
+        finish.push(Finish::Record(change));
+    }
+
+    fn set_definitions(&mut self, finish: &mut Vec<Finish>) {
+        if self.live != self.set_live {
+            self.set_live.clone_from(&self.live);
+            finish.extend(self.live.clone().map(Finish::SetLive));
+        }
+        if self.config != self.set_config {
+            self.set_config.clone_from(&self.config);
+            finish.extend(self.config.clone().map(Finish::SetConfig));
         }
     }
 
@@ -276,32 +336,37 @@ impl After {
                 redirect(domain, target, source);
             }
         }
+        for moment in &mut self.going {
+            redirect_moment(moment, target, top, source);
+        }
         for moment in &mut self.kept {
-            if image_of(moment, target).as_deref() == Some(top)
-                && let Some(domain) = &mut moment.domain
-            {
-                redirect(domain, target, source);
-                if let Some(inactive) = &mut moment.inactive_domain
-                    && definition::image(inactive, target).as_deref() == Some(top)
-                {
-                    redirect(inactive, target, source);
-                }
-                let name = moment.name.clone();
-                self.change.write.retain(|def| def.name != name);
+            if redirect_moment(moment, target, top, source) {
+                self.redirected.insert(moment.name.clone());
+                self.change.write.retain(|def| def.name != moment.name);
                 self.change.write.push(moment.clone());
             }
         }
     }
 
-    fn finish(self, facts: &DomainFacts, finish: &mut Vec<Finish>) {
+    fn finish(mut self, facts: &DomainFacts, finish: &mut Vec<Finish>) {
         let garbage = self.layers.garbage(&facts.owned, &self.roots(facts)).unwrap_or_default();
-        if self.live != facts.live {
-            finish.extend(self.live.map(Finish::SetLive));
-        }
-        if self.config != facts.config {
-            finish.extend(self.config.map(Finish::SetConfig));
-        }
+        self.set_definitions(finish);
         finish.push(Finish::Record(self.change));
         finish.extend(garbage.into_iter().map(Finish::RemoveImage));
     }
+}
+
+/// Whether the disk of the moment was on `top`, and is on `source` now.
+fn redirect_moment(moment: &mut Definition, target: &str, top: &Path, source: Source<'_>) -> bool {
+    if image_of(moment, target).as_deref() != Some(top) {
+        return false;
+    }
+    let Some(domain) = &mut moment.domain else { return false };
+    redirect(domain, target, source);
+    if let Some(inactive) = &mut moment.inactive_domain
+        && definition::image(inactive, target).as_deref() == Some(top)
+    {
+        redirect(inactive, target, source);
+    }
+    true
 }

@@ -1,6 +1,10 @@
-//! What libvirt's driver leaves when it dies while it deletes an external snapshot.
+//! Deletions that began and did not end: ours, and those of libvirt's driver.
 //!
-//! It merges the overlay above into the file that the doomed snapshot froze, and marks the disk in
+//! Ours marks each moment that goes, as a whole, before the first merge, and takes the marked ones
+//! from the list when all is merged. In between its layers are half overwritten: it can only be
+//! deleted, which goes on where it was left.
+//!
+//! libvirt's driver merges the overlay above into the file that the doomed snapshot froze, and marks the disk in
 //! the *parent*, whose overlay that file is (`<snapshotDeleteInProgress/>`). From then on the
 //! content of the doomed one is neither old nor new: it can only be deleted, which ends the merge.
 //! Until then the marked one cannot be deleted, as under libvirt.
@@ -17,6 +21,16 @@ use crate::moment::MomentList;
 /// # Errors
 /// `OperationInvalid` when a layer of the moment is half overwritten.
 pub(super) fn check_revert(moment: &Definition, moments: &MomentList) -> Result<()> {
+    if moment.delete_in_progress {
+        return Err(Error::new(
+            Condition::OperationInvalid,
+            format!(
+                "the deletion of snapshot '{}' has begun, and what it held is no longer whole: \
+                 delete it again to end that",
+                moment.name
+            ),
+        ));
+    }
     for disk in &moment.disks {
         let Some(image) = image_of(moment, &disk.name) else { continue };
         if moments.iter().any(|other| is_marked(other, &disk.name, &image)) {

@@ -183,6 +183,36 @@ pub enum Finish {
     HandOver(PathBuf),
 }
 
+impl Plan {
+    /// A deletion is a row of merges, and after each what it changed is recorded, with the marks of
+    /// the moments that go. Where all is recorded, the rest need not follow: whoever deletes the
+    /// marked moments again plans it anew.
+    pub fn may_end_before(&self, n: usize) -> bool {
+        let mut is_recorded = false;
+        for finish in self.finish.iter().take(n) {
+            match finish {
+                Finish::Record(_) => is_recorded = true,
+                Finish::Commit { .. }
+                | Finish::Repoint { .. }
+                | Finish::SetLive(_)
+                | Finish::SetConfig(_) => is_recorded = false,
+                // What these leave is as good before the record as after it.
+                Finish::Stream { .. } | Finish::DeleteSnapshot { .. } | Finish::RemoveImage(_) => {}
+                _ => return false,
+            }
+        }
+        let is_merge = self.finish.get(n).is_some_and(Finish::is_merge);
+        is_recorded && is_merge && matches!(self.operation, Operation::Delete { .. })
+    }
+}
+
+impl Finish {
+    /// Moves as much data as disks hold, and may take long.
+    pub fn is_merge(&self) -> bool {
+        matches!(self, Finish::Commit { .. } | Finish::Stream { .. })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResumeReason {
     Unpaused,

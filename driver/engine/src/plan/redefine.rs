@@ -41,6 +41,7 @@ pub fn redefine(
         // A client that does not know of them leaves them out.
         moment.nvram = moment.nvram.or_else(|| old.nvram.clone());
         moment.tpm = moment.tpm.or_else(|| old.tpm.clone());
+        moment.delete_in_progress |= old.delete_in_progress;
     }
     moment.disks = all_disks(&moment)?;
     let current =

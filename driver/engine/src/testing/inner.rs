@@ -95,6 +95,10 @@ pub(super) struct Inner {
     pub(super) calls: usize,
     pub(super) trouble: Option<(usize, Trouble)>,
     pub(super) dead: bool,
+    /// Merges until one stops half way; none: all go on.
+    pub(super) merges_left: Option<usize>,
+    /// Active layers that were committed under a guest, with their bases: noted beside them.
+    pub(super) committed: BTreeMap<PathBuf, PathBuf>,
 }
 impl Guest {
     pub(super) fn boot(live: Element, memory: u64) -> Self {
@@ -446,6 +450,7 @@ impl Inner {
                 }
             }
             Finish::RemoveImage(path) => {
+                self.committed.remove(path);
                 self.images.remove(path);
             }
             Finish::KeepImage(path) | Finish::HandOver(path) => {
@@ -457,6 +462,9 @@ impl Inner {
     }
 
     fn commit(&mut self, disk: &str, top: &Path, base: &Path) -> Result<()> {
+        if self.committed.get(top).map(PathBuf::as_path) == Some(base) {
+            return Ok(());
+        }
         let mut merged = Vec::new();
         let mut at = top.to_owned();
         while at != base {
@@ -476,6 +484,7 @@ impl Inner {
             && guest.active.get(disk).map(PathBuf::as_path) == Some(top)
         {
             guest.active.insert(disk.to_owned(), base.to_owned());
+            self.committed.insert(top.to_owned(), base.to_owned());
         }
         Ok(())
     }
@@ -492,6 +501,42 @@ impl Inner {
         image.data = data;
         image.backing = base.map(Path::to_owned);
         Ok(())
+    }
+
+    /// Whether the merge that is about to begin ends half way, without having happened. What it
+    /// was to write into is half overwritten then.
+    pub(super) fn stops(&mut self, merge: &Finish, is_stopped: bool) -> bool {
+        let is_refused = match &mut self.merges_left {
+            None => false,
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+        };
+        if self.dead || self.is_merged(merge) || !(is_stopped || is_refused) {
+            return false;
+        }
+        if let Finish::Commit { top, base, .. } = merge
+            && let Some((cluster, value)) =
+                self.images.get(top).and_then(|top| top.data.first_key_value())
+        {
+            let (cluster, value) = (*cluster, *value);
+            if let Some(base) = self.images.get_mut(base) {
+                base.data.insert(cluster, value);
+            }
+        }
+        true
+    }
+
+    /// The guest writes to the base since, or what is merged has been removed.
+    fn is_merged(&self, merge: &Finish) -> bool {
+        match merge {
+            Finish::Commit { top, base, .. } => {
+                !self.images.contains_key(top) || self.committed.get(top) == Some(base)
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn facts(&self, subject: &Subject) -> DomainFacts {

@@ -318,6 +318,11 @@ impl World {
         inner.trouble = None;
     }
 
+    /// After so many more merges each one stops half way; none: all go on.
+    pub fn stop_merges_after(&self, merges: Option<usize>) {
+        self.lock().merges_left = merges;
+    }
+
     /// Was the trouble that was armed met?
     pub fn was_struck(&self) -> bool {
         let inner = self.lock();
@@ -345,6 +350,8 @@ impl World {
             calls: 0,
             trouble: None,
             dead: false,
+            merges_left: None,
+            committed: inner.committed.clone(),
         };
         World { uuid: self.uuid, inner: Arc::new(Mutex::new(copy)) }
     }

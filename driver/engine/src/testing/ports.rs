@@ -11,9 +11,10 @@ use super::{NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, PathKind, Place, Room, StateFile};
+use crate::merging::Merging;
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, ResumeReason, Step};
 use crate::ports::{
-    Entry, Hypervisor, Journal, Journals, PivotError, Records, Subject, Unfinished,
+    Entry, Hypervisor, Journal, Journals, MergeError, PivotError, Records, Subject, Unfinished,
 };
 
 impl Hypervisor for World {
@@ -98,7 +99,10 @@ impl Hypervisor for World {
     }
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
-        Ok(self.lock().facts(subject))
+        let mut inner = self.lock();
+        // No operation is under way: nobody needs the notes any more.
+        inner.committed.clear();
+        Ok(inner.facts(subject))
     }
 
     async fn probe(&self, path: &Path) -> Result<PathKind> {
@@ -158,6 +162,23 @@ impl Hypervisor for World {
 
     async fn finish(&self, _domain: Uuid, finish: &Finish) -> Result<()> {
         self.call(|inner| inner.finish(finish))
+    }
+
+    async fn merge(
+        &self,
+        domain: Uuid,
+        merge: &Finish,
+        merging: &Merging,
+    ) -> Result<(), MergeError> {
+        if self.lock().stops(merge, merging.is_stopped()) {
+            let stopped = Error::new(Condition::Aborted, "the merge was stopped");
+            return Err(MergeError::NotMerged(stopped));
+        }
+        self.finish(domain, merge).await.map_err(MergeError::InDoubt)
+    }
+
+    async fn weigh(&self, _domain: Uuid, _merge: &Finish) -> u64 {
+        100
     }
 
     async fn conclude(&self, _domain: Uuid, conclude: &Conclude) -> Result<()> {
