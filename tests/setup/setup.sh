@@ -25,6 +25,7 @@ busybox-static is the test guest's user space
 python3-libvirt the second client of the tests
 ovmf UEFI firmware
 swtpm TPM emulator
+strace the tests watch what is synced, and when
 LIST
     # Split off from qemu-system-x86 in newer suites only.
     if candidate qemu-system-modules-spice; then

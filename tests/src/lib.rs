@@ -15,6 +15,7 @@ pub mod images;
 pub mod matrix;
 pub mod oracle;
 pub mod programs;
+pub mod trace;
 pub mod virsh;
 pub mod world;
 

@@ -200,7 +200,10 @@ impl Note {
     }
 
     fn forget(&self) {
-        match fs::remove_file(&self.path) {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let removed =
+            fs::remove_file(&self.path).and_then(|()| fs::File::open(directory)?.sync_all());
+        match removed {
             Ok(()) => {}
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => tracing::warn!(file = %self.path.display(), %err, "a note stays behind"),

@@ -45,6 +45,8 @@ use virtsnap_engine::plan::{MomentChange, Plan};
 use virtsnap_engine::ports::{Journal, Journals, Records, Unfinished};
 use virtsnap_xml::element::Element;
 
+/// Removes a file; one that is not there is removed.
+pub use crate::atomic::remove as remove_durably;
 /// Writes a whole file: after a crash it has its old content or the new one.
 pub use crate::atomic::replace as write_durably;
 use crate::journal::JournalFile;

@@ -8,6 +8,7 @@ mod clients;
 mod consumers;
 mod defects;
 mod domain;
+mod durability;
 mod events;
 mod exchange;
 mod extensions;

@@ -7,6 +7,7 @@ use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, S
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::plan;
 use virtsnap_engine::ports::Hypervisor;
+use virtsnap_store::remove_durably;
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
@@ -152,17 +153,14 @@ impl<H: Hypervisor> Domains<H> {
         self.discard_managed(domain)
     }
 
-    /// The memory must not meet the disks again. Gone is done.
+    /// The memory must not meet the disks again, not even after a loss of power. Gone is done.
     pub(crate) fn discard_managed(&self, domain: &Domain) -> Result<()> {
         let file = self.table.store().managed_save(domain.uuid)?;
-        match std::fs::remove_file(&file) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-                let errno = err.raw_os_error().unwrap_or_default();
-                let message = format!("cannot remove the managed save '{}'", file.display());
-                return Err(Error::new(Condition::System(errno), message).caused_by(err));
-            }
-            _ => {}
-        }
+        remove_durably(&file).map_err(|err| {
+            let errno = err.raw_os_error().unwrap_or_default();
+            let message = format!("cannot remove the managed save '{}'", file.display());
+            Error::new(Condition::System(errno), message).caused_by(err)
+        })?;
         domain.book().has_managed_save = false;
         Ok(())
     }

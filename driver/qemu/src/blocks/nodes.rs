@@ -194,6 +194,15 @@ pub(crate) async fn reopen(
     Ok(())
 }
 
+/// What QEMU still keeps of a layer in its memory goes to the disk.
+///
+/// A reopen with nothing changed does that, and is the one command that says when it failed.
+pub(crate) async fn flush(instance: &Instance, chain: &Chain, depth: usize) -> Result<()> {
+    let is_backing = depth > 0;
+    let read_only = is_backing || options(&instance.live(), &chain.target).read_only;
+    reopen(instance, chain, depth, read_only).await
+}
+
 /// How the images of a disk are opened. A definition that came so far has been checked.
 pub(crate) fn options(live: &Element, target: &str) -> DiskOptions {
     let Some(disk) = domain::disk(live, target) else { return DiskOptions::default() };

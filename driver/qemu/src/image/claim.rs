@@ -165,7 +165,9 @@ impl Writing {
         if self.is_new {
             return self.claim.publish().inspect_err(|_| self.claim.drop());
         }
-        self.file.sync_all().map_err(|err| system("write", &self.claim.last, err))
+        self.file.sync_all().map_err(|err| system("write", &self.claim.last, err))?;
+        // Its name may be as new as its content.
+        sync_directory(&self.claim.directory)
     }
 }
 
@@ -190,7 +192,10 @@ pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
         let gone = match fs::symlink_metadata(&claim.last) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(err) => Err(system("look at", &claim.last, err)),
-            Ok(meta) if meta.is_file() => unlink(&claim.last),
+            // Nobody looks for it again once it is told to be gone.
+            Ok(meta) if meta.is_file() => {
+                unlink(&claim.last).and_then(|()| sync_directory(&claim.directory))
+            }
             // Its host's, whatever stands on it.
             Ok(_) if is_block_device(&claim.last) => Ok(()),
             Ok(_) => Err(failure(
@@ -278,10 +283,14 @@ pub async fn take_foreign_tag(
     image: &Path,
     tag: &str,
 ) -> Result<bool> {
-    let (marker, _) = lasting(state_dir, domain, image, "foreign")?;
+    let (marker, directory) = lasting(state_dir, domain, image, "foreign")?;
     let tag = tag.to_owned();
     blocking(move || match fs::read(&marker) {
-        Ok(said) => unlink(&marker).map(|()| said == tag.as_bytes()),
+        Ok(said) => {
+            unlink(&marker)?;
+            sync_directory(&directory)?;
+            Ok(said == tag.as_bytes())
+        }
         Err(err) if gone(&err) => Ok(false),
         Err(err) => Err(system("read", &marker, err)),
     })

@@ -50,6 +50,13 @@ impl Qemu {
             let what = format!("disk '{target}' still stands on '{}'", top.display());
             return Err(Error::new(Condition::OperationFailed, what));
         }
+        // The base has the data, and the layer above it another name in its header.
+        if let Some(below) = depth(&chain, base) {
+            nodes::flush(&instance, &chain, below).await?;
+            if let Some(above) = below.checked_sub(1) {
+                nodes::flush(&instance, &chain, above).await?;
+            }
+        }
         nodes::sweep(&instance).await
     }
 
@@ -111,17 +118,21 @@ impl Qemu {
         };
         let id = job::id("merge", target);
         let chain = nodes::follow(&instance, target, &[]).await?;
-        if job::find(&instance.qmp, &id).await?.is_none() {
-            if is_streamed(&chain, top, base) {
-                return nodes::sweep(&instance).await;
+        let is_adopted = job::find(&instance.qmp, &id).await?.is_some();
+        if is_adopted || !is_streamed(&chain, top, base) {
+            if !is_adopted {
+                self.start_stream(&instance, &chain, &id, top, base).await?;
             }
-            self.start_stream(&instance, &chain, &id, top, base).await?;
+            let act = Act { target, id: &id, top, base: None, is_active: false };
+            self.drive(&instance, act).await?;
         }
-        self.drive(&instance, Act { target, id: &id, top, base: None, is_active: false }).await?;
         let chain = nodes::follow(&instance, target, &[]).await?;
         if !is_streamed(&chain, top, base) {
             let what = format!("disk '{target}': '{}' was not made independent", top.display());
             return Err(Error::new(Condition::OperationFailed, what));
+        }
+        if let Some(at) = depth(&chain, top) {
+            nodes::flush(&instance, &chain, at).await?;
         }
         nodes::sweep(&instance).await
     }
@@ -251,7 +262,10 @@ impl Qemu {
             "backing-file": backing.to_string_lossy(),
         });
         instance.qmp.execute("change-backing-file", arguments).await?;
-        Ok(())
+        match depth(&top, image) {
+            Some(at) => nodes::flush(instance, &top, at).await,
+            None => Ok(()),
+        }
     }
 }
 
