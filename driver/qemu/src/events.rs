@@ -24,7 +24,7 @@ pub(crate) const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
 /// What follows from an event beyond telling it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+pub(crate) enum Next {
     /// Put away what stood behind devices that are gone.
     PutAway,
     Nothing,
@@ -100,7 +100,7 @@ async fn restart(instance: &Instance) {
     }
 }
 
-fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next {
+pub(crate) fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next {
     match event.name.as_str() {
         "STOP" | "RESUME" if inner.is_stepping => {}
         "STOP" => stopped(inner, told),

@@ -14,7 +14,8 @@
 //! - `client_jobs`: pull, commit and copy as a client asks for them;
 //! - `save_image`: memory in a file, in libvirt's format; `migration`: QEMU's side of that;
 //!   `saving`: guests that end with a save;
-//! - `facts`, `steps`: what a plan is made from, and its acts.
+//! - `facts`, `steps`: what a plan is made from, and its acts;
+//! - `fuzzing`: a door to the readers above for the fuzz targets.
 
 mod agent;
 pub mod argv;
@@ -26,6 +27,8 @@ pub mod complete;
 pub mod confine;
 mod events;
 mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hotplug;
 pub mod hypervisor;
 pub mod image;

@@ -122,11 +122,15 @@ impl Status {
         if size > MAX_SIZE {
             return Err(invalid("too large"));
         }
-        let status: Self = serde_json::from_slice(&fs::read(&path)?)?;
+        Self::from_bytes(&fs::read(&path)?).map(Some)
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
+        let status: Self = serde_json::from_slice(bytes)?;
         if status.version != VERSION {
             return Err(invalid("of another version"));
         }
-        Ok(Some(status))
+        Ok(status)
     }
 
     /// Every directory under `run` that holds a domain's status.

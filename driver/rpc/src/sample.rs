@@ -110,7 +110,3 @@ pub(crate) fn round_trip<T: Sample + Xdr + PartialEq + Debug>(name: &str) {
         }
     }
 }
-
-pub(crate) fn recode<T: Xdr>(payload: &[u8]) -> crate::xdr::Result<Vec<u8>> {
-    T::from_bytes(payload)?.to_bytes()
-}

@@ -109,20 +109,18 @@ pub(crate) fn read(path: &Path) -> Result<(Unfinished, usize)> {
     if size > MAX_BYTES {
         return Err(unreadable(format!("it has {size} bytes")));
     }
-    let bytes = fs::read(path).map_err(failed("read the journal", path))?;
-    let mut lines = Lines { rest: &bytes, at: 0 };
-    let head = match lines.next() {
-        Some(Ok(json)) => json,
-        Some(Err(what)) => return Err(unreadable(what)),
-        None => return Err(unreadable("it has no first line".to_owned())),
-    };
-    let head: HeadV1 = v1::from_json(head).map_err(unreadable)?;
-    let plan = Plan::try_from(head.plan).map_err(|err| unreadable(err.to_string()))?;
+    parse(&fs::read(path).map_err(failed("read the journal", path))?).map_err(unreadable)
+}
+
+/// The content of a journal, or what is wrong with it.
+fn parse(bytes: &[u8]) -> std::result::Result<(Unfinished, usize), String> {
+    let mut lines = Lines { rest: bytes, at: 0 };
+    let head = lines.next().unwrap_or_else(|| Err("it has no first line".to_owned()))?;
+    let head: HeadV1 = v1::from_json(head)?;
+    let plan = Plan::try_from(head.plan).map_err(|err| err.to_string())?;
     let mut entries = Vec::new();
     while let Some(next) = lines.next() {
-        let json = next.map_err(unreadable)?;
-        let entry: EntryV1 =
-            serde_json::from_slice(json).map_err(|err| unreadable(err.to_string()))?;
+        let entry: EntryV1 = serde_json::from_slice(next?).map_err(|err| err.to_string())?;
         entries.push(Entry::from(entry));
     }
     Ok((Unfinished { domain: head.domain, plan, entries }, lines.at))
@@ -166,6 +164,35 @@ fn line(content: &impl Serialize) -> Result<String> {
         Error::new(Condition::Internal, "the journal cannot hold a plan").caused_by(err)
     })?;
     Ok(format!("{:016x} {json}\n", checksum(json.as_bytes())))
+}
+
+/// What the fuzz targets drive: the reader of journals, and the writer it has to agree with.
+#[doc(hidden)]
+pub mod fuzzing {
+    use super::*;
+
+    /// The operation in a journal, and where its last whole line ends.
+    pub fn parse(bytes: &[u8]) -> Option<(Unfinished, usize)> {
+        super::parse(bytes).ok()
+    }
+
+    /// A line with its checksum.
+    pub fn seal(json: &[u8]) -> Vec<u8> {
+        let mut line = format!("{:016x} ", checksum(json)).into_bytes();
+        line.extend_from_slice(json);
+        line.push(b'\n');
+        line
+    }
+
+    /// The journal that this operation would leave.
+    pub fn write(unfinished: &Unfinished) -> Result<Vec<u8>> {
+        let plan = PlanV1::from(&unfinished.plan);
+        let mut text = line(&Versioned::new(HeadV1 { domain: unfinished.domain, plan }))?;
+        for entry in &unfinished.entries {
+            text.push_str(&line(&EntryV1::from(*entry))?);
+        }
+        Ok(text.into_bytes())
+    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ pub use crate::atomic::remove as remove_durably;
 /// Writes a whole file: after a crash it has its old content or the new one.
 pub use crate::atomic::replace as write_durably;
 use crate::journal::JournalFile;
+#[doc(hidden)]
+pub use crate::journal::fuzzing;
 use crate::shelf::Shelf;
 
 /// The store of one daemon. While it is open, no other process can open it.

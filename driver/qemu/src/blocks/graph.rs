@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::qmp::{Qmp, QmpError};
 
 /// More than any chain is deep, filters and all.
-const MAX_STEPS: usize = 1000;
+pub(crate) const MAX_STEPS: usize = 1000;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Graph {
@@ -33,7 +33,7 @@ impl Graph {
             .ok_or_else(|| QmpError::Protocol("an unknown form of block graph".to_owned()))
     }
 
-    fn parse(answer: &Value) -> Option<Self> {
+    pub(crate) fn parse(answer: &Value) -> Option<Self> {
         let mut graph = Self::default();
         for node in answer.get("nodes")?.as_array()? {
             let name = node.get("name")?.as_str()?.to_owned();
@@ -46,6 +46,10 @@ impl Graph {
             graph.edges.entry(edge.get("parent")?.as_u64()?).or_default().push((name, child));
         }
         Some(graph)
+    }
+
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.nodes.values().map(|node| node.name.clone()).collect()
     }
 
     /// Of the nodes in `known`, the chain that a device stands on, topmost first; filters between

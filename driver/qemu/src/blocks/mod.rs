@@ -4,7 +4,7 @@
 //! - `graph`: who stands on whom;
 //! - `job`: jobs that outlive the one who started them.
 
-mod graph;
+pub(crate) mod graph;
 pub(crate) mod job;
 pub(crate) mod nodes;
 

@@ -162,7 +162,10 @@ impl QemuImg {
     }
 }
 
-fn id_of<'a>(snapshots: &'a [InternalSnapshot], tag: &str) -> Result<&'a str, &'static str> {
+pub(crate) fn id_of<'a>(
+    snapshots: &'a [InternalSnapshot],
+    tag: &str,
+) -> Result<&'a str, &'static str> {
     let mut found = snapshots.iter().filter(|snapshot| snapshot.tag == tag);
     let Some(first) = found.next() else { return Err("does not have") };
     let same_id = snapshots.iter().filter(|snapshot| snapshot.id == first.id).count();

@@ -22,13 +22,13 @@ impl QmpEvent {
 
 /// An error as the monitor words it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) class: String,
-    pub(super) desc: String,
+pub(crate) struct Refusal {
+    pub(crate) class: String,
+    pub(crate) desc: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Message {
+pub(crate) enum Message {
     Greeting,
     Event(QmpEvent),
     Reply {
@@ -41,7 +41,7 @@ pub(super) enum Message {
 
 impl Message {
     /// None where the line is no JSON object.
-    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(line: &[u8]) -> Option<Self> {
         let Ok(Value::Object(mut object)) = serde_json::from_slice(line) else { return None };
         if let Some(Value::String(name)) = object.remove("event") {
             return Some(Message::Event(event(name, &mut object)));

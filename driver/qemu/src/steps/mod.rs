@@ -16,7 +16,7 @@ mod memory;
 mod merge;
 mod overlays;
 mod state_files;
-mod vmstate;
+pub(crate) mod vmstate;
 
 pub(crate) use vmstate::{attach_vm_state_image, detach_vm_state, may_be_in_vmstate_job};
 

@@ -370,7 +370,7 @@ async fn run(
 
 /// The images of a job under way.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Note {
+pub(crate) struct Note {
     tag: String,
     pub(super) images: Vec<PathBuf>,
 }
@@ -379,6 +379,10 @@ impl Note {
     pub(super) fn new(tag: &str, layers: &[(Layer, PathBuf)]) -> Self {
         let images = layers.iter().map(|(_, image)| image.clone()).collect();
         Self { tag: tag.to_owned(), images }
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
     }
 }
 
@@ -411,7 +415,7 @@ impl NoteFile {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(err) => return Err(system("read", &self.path, err)),
         };
-        let note: Note = serde_json::from_slice(&bytes).map_err(|err| {
+        let note = Note::from_bytes(&bytes).map_err(|err| {
             let what = format!("'{}' is damaged", self.path.display());
             failure(Condition::Internal, what).caused_by(err)
         })?;

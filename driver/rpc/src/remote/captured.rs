@@ -5,34 +5,14 @@
 use std::fs;
 use std::path::Path;
 
-use super::{connect, domain, event, other, qemu, snapshot};
+use super::{Part, recode, recoded};
 use crate::framing::FrameReader;
 use crate::message::{MessageType, PROGRAM_REMOTE, Status, WireError};
 use crate::procedure::{Procedure, QemuProcedure};
-use crate::sample::recode;
-use crate::xdr::Result;
 
 fn bytes(hex: &str) -> Vec<u8> {
     assert_eq!(hex.len() % 2, 0, "odd number of digits");
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
-}
-
-fn call(program: u32, procedure: u32, reply: bool, payload: &[u8]) -> Option<Result<Vec<u8>>> {
-    [
-        connect::samples::recode,
-        domain::samples::recode,
-        event::samples::recode,
-        other::samples::recode,
-        qemu::samples::recode,
-        snapshot::samples::recode,
-    ]
-    .iter()
-    .find_map(|recode| recode(program, procedure, reply, payload))
-}
-
-fn message(program: u32, procedure: u32, payload: &[u8]) -> Option<Result<Vec<u8>>> {
-    event::event_samples::recode(program, procedure, payload)
-        .or_else(|| qemu::event_samples::recode(program, procedure, payload))
 }
 
 fn name(program: u32, procedure: u32) -> String {
@@ -62,24 +42,24 @@ fn captured_frames_come_out_as_they_went_in() {
             assert_eq!(header.frame(&frame.payload).unwrap(), wire, "{stem} {kind}");
             assert_eq!(name(header.program, header.procedure), stem);
             let (program, procedure) = (header.program, header.procedure);
-            let recoded = match (kind, header.kind().unwrap(), header.status().unwrap()) {
+            let result = match (kind, header.kind().unwrap(), header.status().unwrap()) {
                 ("call", MessageType::Call, Status::Ok) => {
-                    call(program, procedure, false, &frame.payload)
+                    recode(program, procedure, Part::Arguments, &frame.payload)
                 }
                 ("reply", MessageType::Reply, Status::Ok) => {
-                    call(program, procedure, true, &frame.payload)
+                    recode(program, procedure, Part::Result, &frame.payload)
                 }
                 ("event", MessageType::Message, Status::Ok) => {
-                    message(program, procedure, &frame.payload)
+                    recode(program, procedure, Part::Event, &frame.payload)
                 }
                 ("error", MessageType::Reply, Status::Error) => {
-                    Some(recode::<WireError>(&frame.payload))
+                    Some(recoded::<WireError>(&frame.payload))
                 }
                 other => panic!("{stem}: {other:?}"),
             };
-            let recoded = recoded.unwrap_or_else(|| panic!("{stem}: no struct for it"));
-            let recoded = recoded.unwrap_or_else(|err| panic!("{stem} {kind}: {err}"));
-            assert_eq!(recoded, frame.payload, "{stem} {kind}");
+            let result = result.unwrap_or_else(|| panic!("{stem}: no struct for it"));
+            let again = result.unwrap_or_else(|err| panic!("{stem} {kind}: {err}"));
+            assert_eq!(again, frame.payload, "{stem} {kind}");
             frames += 1;
         }
     }
