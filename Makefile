@@ -7,6 +7,8 @@
 #   make conformance
 #                 compare every recorded outcome of libvirt 11.3.0 with a live virtsnapd
 #   make matrix   every cell of states, memory, disks, storage and flags, on a real QEMU
+#   make fuzz SECONDS=60
+#                 every fuzz target for so long (tests/fuzz/run.sh; TARGETS="xdr xml" for some)
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -17,7 +19,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: help demo test conformance matrix setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -43,6 +45,10 @@ demo: guest
 
 test: agent-guest
 	@tests/setup/test.sh
+
+# SECONDS is for each target. CI runs each for a few.
+fuzz: setup
+	@tests/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
 
 UNITS = virtsnapd.service virtsnapd.socket virtsnapd-ro.socket
 install:

@@ -18,6 +18,7 @@ libvirt-clients virsh, the client that the demo and the tests drive
 libvirt-dev what the Rust client of the tests links with
 gcc linker, and compiler of the test guest's worker
 libc6-dev its static C library
+g++ builds libFuzzer, which drives the fuzz targets
 pkg-config finds libvirt-dev
 libxml2-dev libxml2: the daemon validates snapshot XML with it
 cpio packs the test guest's initramfs

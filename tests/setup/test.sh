@@ -7,9 +7,14 @@ started=$SECONDS
 report() { echo "test: $1 after $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"; }
 
 echo "test: cargo test --workspace"
-if "$cargo" test --locked --workspace --no-fail-fast; then
+if ! "$cargo" test --locked --workspace --no-fail-fast; then
+    report "FAILED"
+    exit 1
+fi
+# Four seconds for each fuzz target: a minute for all of them.
+if tests/fuzz/run.sh 4; then
     report "all passed"
 else
-    report "FAILED"
+    report "FAILED: fuzzing"
     exit 1
 fi

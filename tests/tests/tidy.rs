@@ -75,6 +75,17 @@ fn dependencies_point_one_way() {
                 "virtsnap-xml",
             ],
         ),
+        (
+            "virtsnap-fuzz",
+            &[
+                "virtsnap-engine",
+                "virtsnap-qemu",
+                "virtsnap-relaxng",
+                "virtsnap-rpc",
+                "virtsnap-store",
+                "virtsnap-xml",
+            ],
+        ),
         // It drives programs, and links nothing of ours.
         ("virtsnap-tests", &[]),
     ]);

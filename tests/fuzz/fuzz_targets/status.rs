@@ -1,0 +1,4 @@
+//! The target `status` as a program.
+#![no_main]
+
+virtsnap_fuzz::program!("status");
