@@ -38,6 +38,9 @@ pub struct DomainFacts {
     /// which the domain goes back.
     pub state_files: Vec<StateFacts>,
     pub agent: AgentState,
+    /// Why the hypervisor would not save the memory of the running guest, in its words; none if it
+    /// would.
+    pub memory_blockers: Vec<String>,
     pub has_managed_save: bool,
     /// Some moment's record cannot be read: what it needs is not known.
     pub has_unreadable_moments: bool,

@@ -26,7 +26,7 @@ use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
-/// `reuse <domainsnapshot>…`, `room BYTES`, `memory KIB`. Returns the plans, and the refusals
+/// `reuse <domainsnapshot>…`, `room BYTES`, `memory KIB`, `blocked WHY`. Returns the plans, and the refusals
 /// where one was.
 fn play(world: &World, script: &str) -> String {
     let shared = Arc::new(world.clone());
@@ -72,6 +72,7 @@ async fn act(
             set(book.lock().unwrap().config.as_mut().unwrap());
             world.edit(set);
         }
+        "blocked" => world.block_memory(rest),
         "prepare" => world.prepare(name, Some(how).filter(|backing| !backing.is_empty())),
         "reuse" => {
             options.scope = Scope::DiskOnly { quiesce: false };

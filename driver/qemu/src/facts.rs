@@ -48,7 +48,9 @@ impl Qemu {
             None => Vec::new(),
         };
         let mut images = Images::new();
+        let mut memory_blockers = Vec::new();
         if let Some(instance) = &instance {
+            memory_blockers = migration::blockers(&instance.qmp).await?;
             migration::leave_inactive(instance).await?;
             live_images(instance, &mut images).await?;
             mark_jobs(instance, &mut disks).await?;
@@ -94,6 +96,7 @@ impl Qemu {
             foreign_readers,
             state_files: Vec::new(),
             agent,
+            memory_blockers,
             has_managed_save: false,
             has_unreadable_moments: false,
             now: now(),

@@ -56,6 +56,8 @@ pub(crate) struct Progress {
     pub(crate) downtime: Option<u64>,
     pub(crate) setup_time: Option<u64>,
     pub(crate) ram: Ram,
+    /// Why there could be none: devices whose state QEMU cannot save, or not just now.
+    blocked_reasons: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -82,6 +84,12 @@ impl Progress {
 pub(crate) async fn progress(qmp: &Qmp) -> Result<Progress, QmpError> {
     let answer = qmp.execute_within("query-migrate", Value::Null, STALL).await?;
     serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
+}
+
+/// What keeps QEMU from saving the guest's memory. Before QEMU 6 it does not say, and refuses when it
+/// is asked to.
+pub(crate) async fn blockers(qmp: &Qmp) -> Result<Vec<String>, QmpError> {
+    Ok(progress(qmp).await?.blocked_reasons)
 }
 
 /// Writes the guest's memory and device state into the pipe. The guest is stopped then.

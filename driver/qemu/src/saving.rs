@@ -15,6 +15,7 @@ use virtsnap_engine::domain::{
     Active, PausedReason, Restore, RunningReason, Save, SaveImage, ShutOffReason, State,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::plan::saveable;
 use virtsnap_xml::element::Element;
 
 use crate::hypervisor::Qemu;
@@ -29,6 +30,7 @@ impl Qemu {
         let format = writable(&save.format)?;
         plain_path(&save.file)?;
         refuse_layer(self, &save.file)?;
+        check_saveable(&instance).await?;
         let was_running = matches!(instance.state(), State::Running(_));
         let definition = save.definition.to_string();
         let running = save.running.unwrap_or(was_running);
@@ -94,8 +96,18 @@ impl Qemu {
         definition: Element,
         restore: Restore,
     ) -> Result<Active> {
-        self.start_saved(definition, restore).await
+        // What was saved may have gone on, or come back before.
+        self.start_saved(with_new_generation(definition), restore).await
     }
+}
+
+/// A guest that goes back in time gets another generation id, by which it knows: as libvirt, in the
+/// live definition alone.
+pub(crate) fn with_new_generation(mut definition: Element) -> Element {
+    if let Some(generation) = definition.child_mut("genid") {
+        generation.set_text(Uuid::new_v4().to_string());
+    }
+    definition
 }
 
 /// Formats that we write.
@@ -110,6 +122,15 @@ fn writable(name: &str) -> Result<Format> {
             let what = format!("'{name}' is no format of save images");
             Err(failure(Condition::OperationFailed, what))
         }
+    }
+}
+
+/// Before the guest is stopped for nothing.
+async fn check_saveable(instance: &Instance) -> Result<()> {
+    saveable::check(&instance.live(), &migration::blockers(&instance.qmp).await?)?;
+    match instance.lock().jobs.keys().next() {
+        None => Ok(()),
+        Some(target) => Err(saveable::busy(target)),
     }
 }
 
@@ -219,5 +240,22 @@ impl Note {
             Some((domain, PathBuf::from(std::ffi::OsString::from_vec(file))))
         };
         entries.flatten().filter_map(|entry| note(entry.path())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_goes_back_has_another_generation() {
+        let old = Uuid::new_v4().to_string();
+        let mut domain = Element::new("domain");
+        assert_eq!(with_new_generation(domain.clone()), domain);
+        domain.push(Element::new("genid").with_text(old.clone()));
+        let new = with_new_generation(domain);
+        let new = new.child("genid").unwrap().text();
+        assert_ne!(new, old);
+        new.parse::<Uuid>().unwrap();
     }
 }

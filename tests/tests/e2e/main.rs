@@ -3,6 +3,7 @@
 //! Each module is a promise; its tests read like the session of somebody at a terminal.
 
 mod access;
+mod blockers;
 mod blockjobs;
 mod clients;
 mod consumers;
@@ -14,6 +15,7 @@ mod exchange;
 mod extensions;
 mod external;
 mod firmware;
+mod generation;
 mod guests;
 mod hazards;
 mod hotplug;
@@ -24,6 +26,7 @@ mod mixes;
 mod network;
 mod places;
 mod quiesce;
+mod refusals;
 mod save;
 mod survive;
 mod transient;

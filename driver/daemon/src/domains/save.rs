@@ -8,7 +8,6 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::plan;
 use virtsnap_engine::ports::Hypervisor;
 use virtsnap_store::remove_durably;
-use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
@@ -33,12 +32,6 @@ impl<H: Hypervisor> Domains<H> {
         let active = self.running(domain)?;
         if asked.file.is_none() && !domain.is_persistent() {
             return Err(invalid("cannot do managed save for transient domain"));
-        }
-        if let Some(disk) = domain::disks(&active.live).find(|disk| disk.is_transient()) {
-            return Err(invalid(format!(
-                "disk '{}' is transient: what the guest wrote to it would be gone when it comes back",
-                disk.target()
-            )));
         }
         let file = match &asked.file {
             Some(file) => {

@@ -17,7 +17,7 @@ use super::definition::{self, Source, push_overlay, redirect};
 use super::live::{self, Parts};
 use super::overlay::plan_overlay;
 use super::policy;
-use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, state_files};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, saveable, state_files};
 use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Origin, Result};
 use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts, PathKind, Place};
@@ -122,7 +122,7 @@ pub fn plan(
     let memory_is = memory.as_ref().map_or(PathKind::Missing, kind_of);
     live::check_memory_path(&moment, options, facts, memory_is)?;
     if moment.memory.is_saved() {
-        check_saveable(facts)?;
+        saveable::check_facts(facts)?;
     }
     if active {
         live::arrange(&moment, parts, options, facts, &mut plan)?;
@@ -315,29 +315,6 @@ fn check_selection(
                 format!("disk '{}' is busy with a block job", disk.name),
             ));
         }
-    }
-    Ok(())
-}
-
-/// Memory that does not fit what is left when the guest has ended, or that QEMU does not save.
-fn check_saveable(facts: &DomainFacts) -> Result<()> {
-    let refuse = |what: String| Err(Error::new(Condition::OperationInvalid, what));
-    if let Some(disk) = facts.disks.iter().find(|disk| disk.transient) {
-        return refuse(format!(
-            "disk '{}' is transient: what the guest wrote to it goes with the guest, and its \
-             memory cannot come back without it",
-            disk.target
-        ));
-    }
-    let devices = facts.live.as_ref().and_then(|live| live.child("devices"));
-    let mut shared = devices.into_iter().flat_map(|devices| devices.children("shmem"));
-    if let Some(peer) = shared.find(|shmem| shmem.attr("role") != Some("master")) {
-        return refuse(format!(
-            "the shared memory '{}' belongs to its other users too, and QEMU does not save a guest \
-             that is one peer among them; take a snapshot of the disks alone, or make it \
-             role='master'",
-            peer.attr("name").unwrap_or_default()
-        ));
     }
     Ok(())
 }

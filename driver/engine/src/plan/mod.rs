@@ -22,6 +22,7 @@ pub mod redefine;
 pub mod revert;
 pub mod room;
 pub mod route;
+pub mod saveable;
 mod show;
 pub mod state_files;
 

@@ -92,6 +92,7 @@ pub(super) struct Inner {
     pub(super) now: i64,
     /// Bytes that can still be written; none: without end.
     pub(super) room: Option<u64>,
+    pub(super) memory_blockers: Vec<String>,
     pub(super) calls: usize,
     pub(super) trouble: Option<(usize, Trouble)>,
     pub(super) dead: bool,
@@ -599,6 +600,7 @@ impl Inner {
             foreign_readers,
             state_files: Vec::new(),
             agent: AgentState::Connected,
+            memory_blockers: self.memory_blockers.clone(),
             has_managed_save: false,
             has_unreadable_moments: false,
             now: self.now,

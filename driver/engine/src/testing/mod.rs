@@ -183,6 +183,11 @@ impl World {
         self.lock().room = Some(bytes);
     }
 
+    /// A device is there whose state cannot be saved, and why.
+    pub fn block_memory(&self, why: &str) {
+        self.lock().memory_blockers.push(why.to_owned());
+    }
+
     /// A user prepares a file: an overlay on `backing`, or an empty one.
     pub fn prepare(&self, path: &str, backing: Option<&str>) {
         let image = Image {
@@ -347,6 +352,7 @@ impl World {
             plans: Vec::new(),
             now: inner.now,
             room: inner.room,
+            memory_blockers: inner.memory_blockers.clone(),
             calls: 0,
             trouble: None,
             dead: false,
