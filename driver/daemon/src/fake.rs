@@ -158,6 +158,10 @@ impl Hypervisor for FakeHypervisor {
         not_here()
     }
 
+    async fn release(&self, _: Uuid, _: &Conclude) -> Result<()> {
+        not_here()
+    }
+
     async fn conclude(&self, _: Uuid, _: &Conclude) -> Result<()> {
         not_here()
     }

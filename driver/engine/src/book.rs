@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
+use virtsnap_xml::snapshot::Definition;
 
+use crate::error::Result;
 use crate::moment::MomentList;
 use crate::plan::Finish;
+use crate::unfinished::Left;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Book {
@@ -21,9 +24,23 @@ pub struct Book {
     pub has_managed_save: bool,
     /// There are moments beside these, whose records cannot be read.
     pub has_unreadable_moments: bool,
+    /// An operation that could not be finished.
+    pub left: Option<Left>,
 }
 
 impl Book {
+    /// A moment as a client is shown it: with what is unfinished.
+    ///
+    /// # Errors
+    /// `NoSnapshot` when there is none of that name.
+    pub fn shown(&self, name: &str) -> Result<Definition> {
+        let mut moment = self.moments.expect(name)?.clone();
+        if let Some(left) = &self.left {
+            left.mark(&mut moment);
+        }
+        Ok(moment)
+    }
+
     /// Follows a finish step that was done.
     pub(crate) fn follow(&mut self, finish: &Finish) {
         match finish {

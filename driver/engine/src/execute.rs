@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 use crate::merging::Merging;
-use crate::plan::{Conclude, Finish, Pivot, Plan, Step};
+use crate::plan::{Finish, Pivot, Plan, Step};
 use crate::ports::{Entry, Hypervisor, Journal, MergeError, PivotError, Records};
 
 /// How an operation failed, and which world holds.
@@ -36,6 +36,18 @@ impl Failure {
         match self {
             Failure::Stuck { .. } | Failure::InDoubt(_) | Failure::Unfinished(_) => true,
             Failure::RolledBack(_) | Failure::PutAside(_) | Failure::NotConcluded(_) => false,
+        }
+    }
+
+    /// What went wrong, in one line.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Failure::Stuck { cause, .. }
+            | Failure::RolledBack(cause)
+            | Failure::InDoubt(cause)
+            | Failure::Unfinished(cause)
+            | Failure::PutAside(cause)
+            | Failure::NotConcluded(cause) => cause.chain(),
         }
     }
 }
@@ -67,7 +79,8 @@ impl From<Failure> for Error {
             )
             .caused_by(cause),
             Failure::Unfinished(cause) => incomplete(
-                "the operation took effect, but its last steps failed and will be tried again",
+                "the operation took effect, but its last steps failed: repeat it, when the cause \
+                 is mended, to complete it",
                 cause,
             ),
         }
@@ -105,7 +118,7 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
             Err(PivotError::InDoubt(cause)) => return Err(Failure::InDoubt(cause)),
         }
         self.finish(plan, |_| false, journal).await?;
-        self.conclude(plan).await
+        self.conclude(plan, |_| false, journal).await
     }
 
     async fn act(&self, n: usize, step: &Step, journal: &mut dyn Journal) -> Result<()> {
@@ -234,10 +247,39 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
         }
     }
 
-    pub(crate) async fn conclude(&self, plan: &Plan) -> Result<(), Failure> {
-        for conclude in &plan.conclude {
-            let Conclude::Start { .. } = conclude;
-            self.hypervisor.conclude(self.domain, conclude).await.map_err(Failure::NotConcluded)?;
+    /// What comes up stands still until the journal has it: so no crash brings it up twice, and
+    /// memory never meets disks that its guest has written to since.
+    pub(crate) async fn conclude(
+        &self,
+        plan: &Plan,
+        is_up: impl Fn(usize) -> bool,
+        journal: &mut dyn Journal,
+    ) -> Result<(), Failure> {
+        let is_active = || self.hypervisor.active(self.domain).is_some();
+        for (n, conclude) in plan.conclude.iter().enumerate() {
+            if is_up(n) && !is_active() {
+                tracing::info!(domain = %self.domain, "it came up, and has ended since");
+                continue;
+            }
+            if !is_up(n) {
+                if let Err(err) = self.hypervisor.conclude(self.domain, conclude).await {
+                    if !is_active() {
+                        return Err(Failure::NotConcluded(err));
+                    }
+                    tracing::warn!(domain = %self.domain, "it is up, but: {}", err.chain());
+                }
+                // Lost, it matters only if we die and the guest ends, both before the journal goes.
+                if let Err(err) = journal.record(Entry::Up(n)) {
+                    tracing::warn!(domain = %self.domain, "journal: {}", err.chain());
+                }
+            }
+            if let Err(err) = self.hypervisor.release(self.domain, conclude).await {
+                // A guest must not be left standing.
+                return Err(match is_active() {
+                    true => Failure::Unfinished(err),
+                    false => Failure::NotConcluded(err),
+                });
+            }
         }
         Ok(())
     }

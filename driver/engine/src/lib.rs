@@ -14,6 +14,7 @@
 //! - [`merging`]: how far the merges of a deletion are, and the word that stops them;
 //! - [`execute`], [`recover`]: the only interpreter of a plan, and the fold over its journal;
 //! - `testing`: a simulated world for tests (feature `testing`);
+//! - [`unfinished`]: an operation that could not be ended, shown, refused and resumed;
 //! - [`blockjob`]: pull, commit and copy as a client asks for them;
 //! - [`inspect`]: questions about a running guest that no snapshot needs;
 //! - [`ports`]: the traits that backends, the store and the daemon implement.
@@ -36,3 +37,4 @@ pub mod recover;
 pub mod snapshots;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod unfinished;

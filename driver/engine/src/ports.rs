@@ -217,11 +217,16 @@ pub trait Hypervisor: Send + Sync + 'static {
         let _ = (domain, merge);
         async { 0 }
     }
+    /// All of it but the last: the domain is up, and its vCPUs are still stopped. Done before is
+    /// done; on failure nothing is left behind.
     fn conclude(
         &self,
         domain: Uuid,
         conclude: &Conclude,
     ) -> impl Future<Output = Result<()>> + Send;
+    /// The last: what came up runs, if it is to. Done before is done; fails if it is down.
+    fn release(&self, domain: Uuid, conclude: &Conclude)
+    -> impl Future<Output = Result<()>> + Send;
 }
 
 /// Definitions and moments of domains, durable when a call returns.
@@ -267,6 +272,8 @@ pub enum Entry {
     Pivoted,
     /// `finish[n]` is done.
     Finished(usize),
+    /// By `conclude[n]` the domain is up, and is about to run: it is not started a second time.
+    Up(usize),
 }
 
 impl<T: EventSink> EventSink for Arc<T> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Condition, Error};
 use crate::execute::{Failure, Stage};
-use crate::plan::Pivot;
+use crate::plan::{Pivot, Plan};
 use crate::ports::{Entry, Hypervisor, Journal, Records, Unfinished};
 
 /// What a journal tells.
@@ -14,13 +14,14 @@ pub enum Verdict {
     Unwind(BTreeSet<usize>),
     /// It may have: ask, then unwind these or complete.
     Ask(BTreeSet<usize>),
-    /// It happened: finish, except for these, which are done.
-    Complete(BTreeSet<usize>),
+    /// It happened: finish, except for `finished`, which are done; then conclude. What is `up` may
+    /// have run, and is not started again.
+    Complete { finished: BTreeSet<usize>, up: BTreeSet<usize> },
 }
 
 pub fn verdict(entries: &[Entry]) -> Verdict {
     let mut pending = BTreeSet::new();
-    let mut finished = BTreeSet::new();
+    let (mut finished, mut up) = (BTreeSet::new(), BTreeSet::new());
     let (mut in_doubt, mut pivoted) = (false, false);
     for entry in entries {
         match *entry {
@@ -38,13 +39,24 @@ pub fn verdict(entries: &[Entry]) -> Verdict {
                 pivoted = true;
                 finished.insert(n);
             }
+            Entry::Up(n) => {
+                pivoted = true;
+                up.insert(n);
+            }
         }
     }
     match (pivoted, in_doubt) {
-        (true, _) => Verdict::Complete(finished),
+        (true, _) => Verdict::Complete { finished, up },
         (false, true) => Verdict::Ask(pending),
         (false, false) => Verdict::Unwind(pending),
     }
+}
+
+/// Which world holds after recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Undone,
+    Completed,
 }
 
 impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
@@ -53,11 +65,13 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
         &self,
         unfinished: &Unfinished,
         journal: &mut dyn Journal,
-    ) -> Result<(), Failure> {
+    ) -> Result<Settled, Failure> {
         let plan = &unfinished.plan;
         let steps = match verdict(&unfinished.entries) {
             Verdict::Unwind(steps) => steps,
-            Verdict::Complete(done) => return self.complete(unfinished, &done, journal).await,
+            Verdict::Complete { finished, up } => {
+                return self.complete(plan, &finished, &up, journal).await;
+            }
             Verdict::Ask(steps) => {
                 let pivoted = plan.pivot != Pivot::Record
                     && self
@@ -67,7 +81,8 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
                         .map_err(Failure::InDoubt)?;
                 if pivoted {
                     drop(journal.record(Entry::Pivoted));
-                    return self.complete(unfinished, &BTreeSet::new(), journal).await;
+                    let none = BTreeSet::new();
+                    return self.complete(plan, &none, &none, journal).await;
                 }
                 steps
             }
@@ -77,19 +92,21 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
             "the operation was interrupted before it took effect, and was undone",
         );
         match self.unwind(plan, steps, journal, cause).await {
-            Failure::RolledBack(_) => Ok(()),
+            Failure::RolledBack(_) => Ok(Settled::Undone),
             stuck => Err(stuck),
         }
     }
 
     async fn complete(
         &self,
-        unfinished: &Unfinished,
-        done: &BTreeSet<usize>,
+        plan: &Plan,
+        finished: &BTreeSet<usize>,
+        up: &BTreeSet<usize>,
         journal: &mut dyn Journal,
-    ) -> Result<(), Failure> {
-        self.finish(&unfinished.plan, |n| done.contains(&n), journal).await?;
-        self.conclude(&unfinished.plan).await
+    ) -> Result<Settled, Failure> {
+        self.finish(plan, |n| finished.contains(&n), journal).await?;
+        self.conclude(plan, |n| up.contains(&n), journal).await?;
+        Ok(Settled::Completed)
     }
 }
 
@@ -127,6 +144,14 @@ mod tests {
     #[test]
     fn after_the_pivot_we_only_go_forward() {
         let entries = [Entry::Acting(0), Entry::Pivoting, Entry::Pivoted, Entry::Finished(1)];
-        assert_eq!(verdict(&entries), Verdict::Complete(set(&[1])));
+        let (finished, up) = (set(&[1]), set(&[]));
+        assert_eq!(verdict(&entries), Verdict::Complete { finished, up });
+    }
+
+    #[test]
+    fn what_came_up_is_not_started_again() {
+        let entries = [Entry::Pivoted, Entry::Finished(0), Entry::Up(0)];
+        let (finished, up) = (set(&[0]), set(&[0]));
+        assert_eq!(verdict(&entries), Verdict::Complete { finished, up });
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 use virtsnap_xml::domain::to_inactive;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, Request};
+use virtsnap_xml::snapshot::{Definition, Memory, Request};
 
 use crate::blockjob::{self, NewBlockJob};
 use crate::book::Book;
@@ -19,10 +19,12 @@ use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::{Failure, Stage};
 use crate::facts::{DomainFacts, Format, MemoryFile, PathKind, StateFacts};
 use crate::merging::Merging;
-use crate::options::{DeleteOptions, New, RevertOptions, RevertState};
+use crate::options::{DeleteOptions, New, RevertOptions, RevertState, Scope};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Conclude, Operation, Plan};
-use crate::ports::{Hypervisor, Journals, Records, Subject, Unfinished};
+use crate::ports::{Hypervisor, Journal, Journals, Records, Subject, Unfinished};
+use crate::recover::Settled;
+use crate::unfinished::{Call, Left};
 
 /// Creates, reverts to and deletes snapshots.
 #[derive(Debug)]
@@ -46,7 +48,13 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         request: &Request,
         options: &New,
     ) -> Result<Definition> {
-        self.settle(book).await?;
+        let call = Call::Create(request.name.as_deref());
+        if let Some(Operation::Create { moment }) = self.settle_for(book, call).await?
+            && let Some(made) = lock(book).moments.get(&moment)
+            && is_as_asked(made, request, options)
+        {
+            return Ok(made.clone());
+        }
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let draft = plan::create::draft(request, options, &facts, &moments)?;
@@ -109,7 +117,11 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         name: &str,
         options: &RevertOptions,
     ) -> Result<()> {
-        self.settle(book).await?;
+        let completed = self.settle_for(book, Call::Revert(name)).await?;
+        if completed.is_some() && lock(book).moments.get(name).is_none() {
+            // It was used up by that.
+            return Ok(());
+        }
         lock(book).moments.expect(name)?;
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
@@ -201,8 +213,10 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
                 Operation::Create { .. } | Operation::Revert { .. } => false,
             };
             if unfinished.domain == domain && is_it {
-                self.recover_with(book, &unfinished, merging).await?;
-                return Ok(true);
+                return match self.recover_with(book, &unfinished, merging).await? {
+                    Settled::Completed => Ok(true),
+                    Settled::Undone => Ok(false),
+                };
             }
         }
         Ok(false)
@@ -230,9 +244,12 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
 
     /// Completes or undoes what a crash left, for a book that was just loaded. Call it at start-up
     /// for each of [`Journals::unfinished`], after the hypervisor has found its domains again.
+    ///
+    /// # Errors
+    /// What hinders it; then the book knows what is left.
     pub async fn recover(&self, book: &Mutex<Book>, unfinished: &Unfinished) -> Result<()> {
         let merging = self.begin_merging(unfinished.domain);
-        Ok(self.recover_with(book, unfinished, &merging).await?)
+        Ok(self.recover_with(book, unfinished, &merging).await.map(drop)?)
     }
 
     async fn recover_with(
@@ -240,14 +257,35 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         book: &Mutex<Book>,
         unfinished: &Unfinished,
         merging: &Merging,
-    ) -> Result<(), Failure> {
+    ) -> Result<Settled, Failure> {
         let open = self.journals.resume(unfinished.domain);
         let mut journal = open.map_err(Failure::Unfinished)?;
         let recovered = self.stage(book, merging).recover(unfinished, journal.as_mut()).await;
-        if recovered.as_ref().err().is_none_or(|failure| !failure.needs_recovery()) {
-            journal.close().map_err(Failure::Unfinished)?;
-        }
-        recovered
+        self.ended(book, journal, recovered)
+    }
+
+    /// The journal goes, or the book learns what is left.
+    fn ended<T>(
+        &self,
+        book: &Mutex<Book>,
+        journal: Box<dyn Journal>,
+        outcome: Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let outcome = match outcome {
+            Err(failure) if failure.needs_recovery() => Err(failure),
+            // All is done; what is done again is done.
+            over => journal.close().map_err(Failure::Unfinished).and(over),
+        };
+        let cause = outcome.as_ref().err().filter(|failure| failure.needs_recovery());
+        let cause = cause.map(Failure::cause);
+        let domain = lock(book).uuid;
+        let left = cause.and_then(|cause| {
+            let all = self.journals.unfinished().unwrap_or_default();
+            let ours = all.into_iter().find(|unfinished| unfinished.domain == domain);
+            ours.map(|unfinished| Left::of(&unfinished, cause))
+        });
+        lock(book).left = left;
+        outcome
     }
 
     /// Refuses a block job of the client's that would destroy a snapshot. The caller holds the
@@ -265,22 +303,32 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     /// Nobody waits here for merges: a deletion that has some left is put aside, and its moments
     /// stay marked until they are deleted again.
     pub async fn settle(&self, book: &Mutex<Book>) -> Result<()> {
+        self.settle_for(book, Call::Other).await.map(drop)
+    }
+
+    /// The same for a call, which may be the one that goes on with it: then it gets what it began,
+    /// if that was completed.
+    async fn settle_for(&self, book: &Mutex<Book>, call: Call<'_>) -> Result<Option<Operation>> {
         let domain = lock(book).uuid;
         for unfinished in self.journals.unfinished()? {
-            if unfinished.domain == domain {
-                match self.recover_with(book, &unfinished, &Merging::stopped()).await {
-                    Ok(()) | Err(Failure::PutAside(_)) => {}
-                    Err(failure) => {
-                        return Err(Error::new(
-                            Condition::OperationFailed,
-                            "an earlier operation on this domain's snapshots could not be completed",
-                        )
-                        .caused_by(Error::from(failure)));
-                    }
+            if unfinished.domain != domain {
+                continue;
+            }
+            let operation = &unfinished.plan.operation;
+            match self.recover_with(book, &unfinished, &Merging::stopped()).await {
+                Ok(Settled::Completed) if call.began(operation) => {
+                    return Ok(Some(operation.clone()));
                 }
+                Ok(_) | Err(Failure::PutAside(_)) => {}
+                Err(failure) if call.began(operation) => return Err(failure.into()),
+                Err(failure) if failure.needs_recovery() => {
+                    let left = Left::of(&unfinished, failure.cause());
+                    return Err(left.refusal().caused_by(Error::from(failure)));
+                }
+                Err(failure) => tracing::warn!(%domain, ?failure, "{operation} is over"),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn run(&self, book: &Mutex<Book>, plan: &Plan, facts: &DomainFacts) -> Result<()> {
@@ -304,16 +352,11 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         plan::room::check(&needs, &rooms)?;
         tracing::debug!(%domain, "{plan}");
         let mut journal = self.journals.begin(domain, plan)?;
-        match self.stage(book, merging).execute(plan, journal.as_mut()).await {
-            Ok(()) => journal.close(),
-            Err(failure) => {
-                tracing::warn!(%domain, operation = ?plan.operation, ?failure, "failed");
-                if !failure.needs_recovery() {
-                    journal.close()?;
-                }
-                Err(failure.into())
-            }
+        let outcome = self.stage(book, merging).execute(plan, journal.as_mut()).await;
+        if let Err(failure) = &outcome {
+            tracing::warn!(%domain, operation = ?plan.operation, ?failure, "failed");
         }
+        Ok(self.ended(book, journal, outcome)?)
     }
 
     fn stage<'a>(&'a self, book: &'a Mutex<Book>, merging: &'a Merging) -> Stage<'a, H, R> {
@@ -441,6 +484,13 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
 
 fn lock_all<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A creation that is repeated is the one that was begun, as far as its record tells.
+fn is_as_asked(made: &Definition, request: &Request, options: &New) -> bool {
+    let has_memory = !matches!(made.memory, Memory::No | Memory::Unsaid);
+    made.description == request.description
+        && (!has_memory || matches!(options.scope, Scope::FullSystem { .. }))
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {

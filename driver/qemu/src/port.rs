@@ -153,9 +153,14 @@ impl Hypervisor for Qemu {
             Conclude::Start { .. } if self.instance(domain).is_some() => Ok(()),
             Conclude::Start { definition, start } => {
                 let definition = saving::with_new_generation(definition.clone());
-                self.start_domain(definition, start.clone()).await.map(|_| ())
+                self.start_held(definition, start.clone()).await.map(|_| ())
             }
         }
+    }
+
+    async fn release(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
+        let Conclude::Start { start, .. } = conclude;
+        self.release_held(domain, start).await
     }
 }
 

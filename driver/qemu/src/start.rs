@@ -60,6 +60,32 @@ const FIRST_FD: i32 = 700;
 
 impl Qemu {
     pub(crate) async fn start_domain(&self, definition: Element, start: Start) -> Result<Active> {
+        self.start_how(definition, start, How::Start).await
+    }
+
+    /// The domain is up and has all it needs; its vCPUs stay stopped until [`Qemu::release_held`],
+    /// also if another daemon finds it.
+    pub(crate) async fn start_held(&self, definition: Element, start: Start) -> Result<Active> {
+        self.start_how(definition, start, How::Hold).await
+    }
+
+    /// Done before is done.
+    pub(crate) async fn release_held(&self, uuid: Uuid, start: &Start) -> Result<()> {
+        let instance = self.running(uuid)?;
+        match instance.state() {
+            State::Paused(reason) if reason == paused_by(start) => {
+                let_run(&self.shared, &instance, start).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn start_how(
+        &self,
+        definition: Element,
+        start: Start,
+        how: impl FnOnce(Start) -> How,
+    ) -> Result<Active> {
         if start.from == StartFrom::Boot {
             // A definition that came from elsewhere was stored without being understood.
             vocabulary::check(&definition)?;
@@ -68,7 +94,7 @@ impl Qemu {
             StartFrom::Memory { file } => Some(open_saved(file.clone()).await?),
             StartFrom::Boot | StartFrom::BootSnapshot | StartFrom::VmState { .. } => None,
         };
-        self.bring_up_task(definition, How::Start(start), saved).await
+        self.bring_up_task(definition, how(start), saved).await
     }
 
     /// A guest that was saved comes back.
@@ -95,6 +121,8 @@ impl Qemu {
 #[derive(Debug)]
 enum How {
     Start(Start),
+    /// To be released later.
+    Hold(Start),
     Restore(Restore),
 }
 
@@ -143,7 +171,15 @@ async fn bring_up(
         setup::through_monitor(&instance, &command).await?;
         let qemu = Qemu { shared: Arc::clone(shared) };
         match &how {
-            How::Start(start) => run(&qemu, &instance, start, saved).await,
+            How::Start(start) => {
+                load(&qemu, &instance, start, saved).await?;
+                let_run(shared, &instance, start).await
+            }
+            How::Hold(start) => {
+                load(&qemu, &instance, start, saved).await?;
+                instance.lock().state = State::Paused(paused_by(start));
+                instance.save()
+            }
             How::Restore(restore) => run_restored(&qemu, &instance, restore, saved).await,
         }
     };
@@ -222,30 +258,41 @@ fn lost_a_port(err: &Error) -> bool {
     err.condition == Condition::Internal && err.message.contains("Address already in use")
 }
 
-/// The last part: memory, and the vCPUs. Events in libvirt's order, which differs between a boot
-/// (resumed, started) and loaded memory (started, resumed). A guest that boots on the disks of a
-/// snapshot is one that boots, to all but the event that says why it was started.
-async fn run(
+/// The last part but one: memory.
+async fn load(
     qemu: &Qemu,
     instance: &Arc<Instance>,
     start: &Start,
     saved: Option<Saved>,
 ) -> Result<()> {
-    let is_boot = start.from == StartFrom::Boot;
-    let boots = matches!(start.from, StartFrom::Boot | StartFrom::BootSnapshot);
     match (&start.from, saved) {
         (StartFrom::VmState { tag, vmstate, disks }, _) => {
-            setup::load_vm_state(qemu, instance, tag, vmstate, disks).await?;
+            setup::load_vm_state(qemu, instance, tag, vmstate, disks).await
         }
-        (_, Some(saved)) => saved.load(instance).await?,
-        (_, None) => {}
+        (_, Some(saved)) => saved.load(instance).await,
+        (_, None) => Ok(()),
     }
-    let tell = |event| qemu.shared.tell(instance, event);
+}
+
+fn boots(start: &Start) -> bool {
+    matches!(start.from, StartFrom::Boot | StartFrom::BootSnapshot)
+}
+
+fn paused_by(start: &Start) -> PausedReason {
+    if boots(start) { PausedReason::User } else { PausedReason::FromSnapshot }
+}
+
+/// The last part: the vCPUs. Events in libvirt's order, which differs between a boot (resumed,
+/// started) and loaded memory (started, resumed). A guest that boots on the disks of a snapshot is
+/// one that boots, to all but the event that says why it was started.
+async fn let_run(shared: &Shared, instance: &Arc<Instance>, start: &Start) -> Result<()> {
+    let is_boot = start.from == StartFrom::Boot;
+    let boots = boots(start);
+    let tell = |event| shared.tell(instance, event);
     let started = if is_boot { Started::Booted } else { Started::FromSnapshot };
     if start.paused {
-        let reason = if boots { PausedReason::User } else { PausedReason::FromSnapshot };
         let suspended = if is_boot { Suspended::Paused } else { Suspended::FromSnapshot };
-        instance.lock().state = State::Paused(reason);
+        instance.lock().state = State::Paused(paused_by(start));
         instance.save()?;
         tell(Event::Started(started));
         tell(Event::Suspended(suspended));

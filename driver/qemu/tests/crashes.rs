@@ -230,6 +230,9 @@ impl Hypervisor for Mortal {
     async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
         self.call(self.qemu.conclude(domain, conclude)).await
     }
+    async fn release(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
+        self.call(self.qemu.release(domain, conclude)).await
+    }
 }
 
 /// What outlives the daemon.

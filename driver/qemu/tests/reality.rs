@@ -277,6 +277,7 @@ impl Real {
             owned: Default::default(),
             has_managed_save: false,
             has_unreadable_moments: false,
+            left: None,
         });
         Self { dir, uuid, qemu, records: Arc::new(World::new(&[])), book, runtime }
     }

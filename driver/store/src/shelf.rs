@@ -85,6 +85,7 @@ impl Shelf {
             owned: shelf.own.owned.clone(),
             has_managed_save: shelf.managed_save().exists(),
             has_unreadable_moments: shelf.moments_are_bad,
+            left: None,
         };
         let autostart = shelf.own.autostart;
         Ok((shelf, Some(StoredDomain { book, autostart })))

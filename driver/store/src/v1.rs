@@ -82,6 +82,7 @@ pub(crate) enum EntryV1 {
     Pivoting,
     Pivoted,
     Finished(usize),
+    Up(usize),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,6 +248,7 @@ impl From<Entry> for EntryV1 {
             Entry::Pivoting => EntryV1::Pivoting,
             Entry::Pivoted => EntryV1::Pivoted,
             Entry::Finished(n) => EntryV1::Finished(n),
+            Entry::Up(n) => EntryV1::Up(n),
         }
     }
 }
@@ -259,6 +261,7 @@ impl From<EntryV1> for Entry {
             EntryV1::Pivoting => Entry::Pivoting,
             EntryV1::Pivoted => Entry::Pivoted,
             EntryV1::Finished(n) => Entry::Finished(n),
+            EntryV1::Up(n) => Entry::Up(n),
         }
     }
 }

@@ -288,7 +288,7 @@ pub(super) async fn xml_desc<H: Inspect>(
     const SECURE: u32 = 1;
     flags::only(args.flags, SECURE, "qemuDomainSnapshotGetXMLDesc")?;
     let domain = cx.domain(&args.snap.dom)?;
-    let recorded = domain.book().moments.expect(&args.snap.name).cloned();
+    let recorded = domain.book().shown(&args.snap.name);
     let definition = match recorded {
         Ok(definition) => definition,
         // One that a list for NO_METADATA gave.

@@ -56,6 +56,7 @@ impl Domain {
             owned: BTreeSet::new(),
             has_managed_save: false,
             has_unreadable_moments: false,
+            left: None,
         };
         Self { uuid, jobs: Jobs::default(), book: Mutex::new(book), life: Mutex::new(life) }
     }

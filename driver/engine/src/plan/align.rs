@@ -48,7 +48,7 @@ pub(super) fn align(
 }
 
 /// The file that an external snapshot of this disk creates.
-pub(super) fn overlay_path(disk: &Disk) -> Option<PathBuf> {
+pub(crate) fn overlay_path(disk: &Disk) -> Option<PathBuf> {
     if disk.snapshot != Location::External {
         return None;
     }

@@ -4,7 +4,8 @@
 //!   prepare   each step has an undo; a failure here unwinds in reverse order
 //!   pivot     one atomic act; before it the old world holds, after it the new
 //!   finish    each is retried until done; never undone; idempotent
-//!   conclude  tried once; a failure is reported, but the new world holds
+//!   conclude  tried once; a failure is reported, but the new world holds. What comes up stands
+//!             still until the journal says so, and is never brought up a second time
 //! ```
 
 mod align;
@@ -26,11 +27,13 @@ pub mod saveable;
 mod show;
 pub mod state_files;
 
+use std::fmt;
 use std::path::PathBuf;
 
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
+pub(crate) use self::align::overlay_path as disk_overlay;
 pub use self::layers::{image_of as moment_image, images_of, memory_files_of};
 pub use self::live::memory_path;
 use crate::domain::{ShutOffReason, Start, VmStateIn};
@@ -51,6 +54,19 @@ pub enum Operation {
     Create { moment: String },
     Revert { moment: String },
     Delete { moments: Vec<String> },
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operation::Create { moment } => write!(f, "the creation of snapshot '{moment}'"),
+            Operation::Revert { moment } => write!(f, "the revert to snapshot '{moment}'"),
+            Operation::Delete { moments } => match moments.as_slice() {
+                [moment] => write!(f, "the deletion of snapshot '{moment}'"),
+                all => write!(f, "the deletion of snapshots '{}'", all.join("', '")),
+            },
+        }
+    }
 }
 
 /// One reversible effect.

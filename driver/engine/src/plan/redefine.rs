@@ -24,7 +24,9 @@ pub fn redefine(
     check_parent(&asked, moments)?;
     check_domain(&asked, domain_name, domain)?;
     let mut moment = asked;
-    if let Some(old) = moments.get(&moment.name) {
+    let old = moments.get(&moment.name);
+    forget_marks(&mut moment, old);
+    if let Some(old) = old {
         check_kind(old, &moment)?;
         if moment.domain.is_none() {
             moment.domain.clone_from(&old.domain);
@@ -48,6 +50,16 @@ pub fn redefine(
         if make_current { Some(moment.name.clone()) } else { moments.current().map(str::to_owned) };
     let change = MomentChange { write: vec![moment.clone()], forget: Vec::new(), current };
     Ok((moment, change))
+}
+
+/// What is unfinished is shown, never recorded. A mark of libvirt's own stays as it is.
+fn forget_marks(moment: &mut Definition, old: Option<&Definition>) {
+    moment.extra.retain(|element| element.name() != crate::unfinished::ELEMENT);
+    let Some(old) = old else { return };
+    for disk in &mut moment.disks {
+        disk.delete_in_progress =
+            old.disks.iter().any(|known| known.name == disk.name && known.delete_in_progress);
+    }
 }
 
 fn check_parent(asked: &Definition, moments: &MomentList) -> Result<()> {

@@ -135,6 +135,7 @@ impl World {
             owned: inner.owned.clone(),
             has_managed_save: false,
             has_unreadable_moments: false,
+            left: None,
         })
     }
 

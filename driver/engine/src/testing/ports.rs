@@ -186,7 +186,16 @@ impl Hypervisor for World {
         if self.lock().guest.is_some() {
             return Ok(());
         }
-        Hypervisor::start(self, definition.clone(), start.clone()).await.map(|_| ())
+        let held = Start { paused: true, from: start.from.clone() };
+        Hypervisor::start(self, definition.clone(), held).await.map(|_| ())
+    }
+
+    async fn release(&self, _domain: Uuid, conclude: &Conclude) -> Result<()> {
+        let Conclude::Start { start, .. } = conclude;
+        self.call(|inner| {
+            inner.guest()?.running = !start.paused;
+            Ok(())
+        })
     }
 }
 

@@ -9,8 +9,14 @@ use virtsnap_engine::plan::{Finish, Operation, Pivot, Step};
 use super::*;
 use crate::sample::{SHOP, every_word, plan};
 
-const ENTRIES: [Entry; 5] =
-    [Entry::Acting(0), Entry::Undone(0), Entry::Pivoting, Entry::Pivoted, Entry::Finished(12)];
+const ENTRIES: [Entry; 6] = [
+    Entry::Acting(0),
+    Entry::Undone(0),
+    Entry::Pivoting,
+    Entry::Pivoted,
+    Entry::Finished(12),
+    Entry::Up(0),
+];
 
 fn journal(home: &Path, plan: &Plan, entries: &[Entry]) -> PathBuf {
     let path = home.join("journal.jsonl");
