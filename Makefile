@@ -9,17 +9,22 @@
 #   make matrix   every cell of states, memory, disks, storage and flags, on a real QEMU
 #   make fuzz SECONDS=60
 #                 every fuzz target for so long (tests/fuzz/run.sh; TARGETS="xdr xml" for some)
+#   make torture  SIGKILL at random points of virtsnapd and QEMU, ROUNDS=200 times (SEED= repeats)
+#   make torture-control
+#                 the same with recovery switched off, which must lose data
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
 SHELL = /bin/bash
 export SETUP
 export KEEP
+export SEED
 CARGO ?= cargo
 PREFIX ?= /usr/local
+ROUNDS ?= 200
 DESTDIR ?=
 
-.PHONY: help demo test fuzz conformance matrix setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix torture torture-control setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -84,3 +89,15 @@ matrix: setup
 	@VIRTSNAP_MATRIX=all $(CARGO) test --quiet --locked --package virtsnap-tests \
 		--test matrix -- --nocapture 2>&1 | grep --line-buffered "^WRONG\|^matrix\|panick\|^error"; \
 		exit $${PIPESTATUS[0]}
+
+TORTURE = $(CARGO) test --quiet --locked --package virtsnap-tests --test torture -- --nocapture
+torture: guest
+	@echo "torture: $(ROUNDS) rounds of SIGKILL in real operations"
+	@VIRTSNAP_TORTURE=$(ROUNDS) $(TORTURE) 2>&1 | grep --line-buffered -v "^$$\|^running \|^test "; \
+		exit $${PIPESTATUS[0]}
+
+CONTROLS ?= 20
+torture-control: guest
+	@echo "torture-control: building a virtsnapd without recovery, in target/without-recovery"
+	@VIRTSNAP_TORTURE=$(CONTROLS) $(TORTURE) --ignored 2>&1 | \
+		grep --line-buffered -v "^$$\|^running \|^test "; exit $${PIPESTATUS[0]}

@@ -21,6 +21,15 @@ pub fn virtsnapd() -> &'static Path {
     BUILT.get_or_init(|| build("virtsnapd", "virtsnapd"))
 }
 
+/// A daemon that ignores what a crash left, as the negative control of what recovery is good for.
+/// It is built in a place of its own, so that nobody takes it for the daemon.
+pub fn virtsnapd_without_recovery() -> PathBuf {
+    let place = target().join("without-recovery");
+    let place = place.to_str().expect("UTF-8");
+    cargo(&["--package", "virtsnapd", "--features", "without-recovery", "--target-dir", place]);
+    Path::new(place).join("debug/virtsnapd")
+}
+
 /// The command, likewise.
 pub fn virtsnap() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -28,14 +37,15 @@ pub fn virtsnap() -> &'static Path {
 }
 
 fn build(package: &str, program: &str) -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--package", package])
-        .current_dir(root())
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "{package} does not build");
+    cargo(&["--package", package]);
     target().join("debug").join(program)
+}
+
+fn cargo(arguments: &[&str]) {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    let build = build.args(["build", "--quiet"]).args(arguments).current_dir(root());
+    assert!(build.status().expect("cargo runs").success(), "{arguments:?} does not build");
 }
 
 /// Kernel and initramfs of the test guest; `make guest` builds them.

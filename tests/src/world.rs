@@ -44,6 +44,8 @@ pub struct World {
     pub virsh: Virsh,
     /// What guests are run with; none: what the daemon finds by itself.
     pub emulator: Option<PathBuf>,
+    /// Another virtsnapd than the one of this tree.
+    pub program: Option<PathBuf>,
     /// What the daemon is started with; none: ours.
     pub umask: Option<String>,
     /// More lines for virtsnapd's configuration, from its next start on.
@@ -95,7 +97,8 @@ impl World {
         let virsh = Virsh::new(format!("qemu:///system?socket={}", socket(daemon, dir.path())));
         let (dir, emulator, process) = (Some(dir), None, None);
         let config = String::new();
-        Self { daemon, virsh, emulator, umask: None, config, dir, session: false, process, janitor }
+        let (program, umask, session) = (None, None, false);
+        Self { daemon, virsh, emulator, program, umask, config, dir, session, process, janitor }
     }
 
     pub fn dir(&self) -> &Path {
@@ -116,6 +119,17 @@ impl World {
 
     /// Starts the daemon, also again after a [`Self::kill`], and waits until it answers.
     pub fn start(&mut self) {
+        self.launch();
+        host::wait("the daemon to answer", 60, || {
+            if let Some(Ok(Some(status))) = self.process.as_mut().map(Child::try_wait) {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            self.virsh.run("version --daemon").success.then_some(())
+        });
+    }
+
+    /// The same without waiting: it may be killed while it recovers.
+    pub fn launch(&mut self) {
         let mut command = match self.daemon {
             Daemon::Virtsnapd => self.virtsnapd(),
             Daemon::Libvirtd => oracle::libvirtd(self.dir()),
@@ -124,12 +138,6 @@ impl World {
         let log = log.expect("the directory is ours");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.process = Some(command.spawn().expect("the daemon starts"));
-        host::wait("the daemon to answer", 60, || {
-            if let Some(Ok(Some(status))) = self.process.as_mut().map(Child::try_wait) {
-                panic!("the daemon ended with {status}:\n{}", self.log());
-            }
-            self.virsh.run("version --daemon").success.then_some(())
-        });
     }
 
     /// Stops this daemon and starts another one in the same directory: the host changes hands. The
@@ -152,12 +160,13 @@ impl World {
         );
         std::fs::write(&config, text).expect("the directory is ours");
         if !self.session {
+            let program = self.program.as_deref().unwrap_or_else(|| host::virtsnapd());
             let mut command = match &self.umask {
-                None => Command::new(host::virtsnapd()),
+                None => Command::new(program),
                 Some(umask) => {
                     let mut shell = Command::new("sh");
                     let line = format!("umask {umask}; exec \"$0\" \"$@\"");
-                    shell.arg("-c").arg(line).arg(host::virtsnapd());
+                    shell.arg("-c").arg(line).arg(program);
                     shell
                 }
             };

@@ -52,6 +52,9 @@ pub(crate) async fn run<H: Inspect>(
     config: &Config,
     hypervisor: impl FnOnce(Arc<dyn EventSink>) -> Result<H, Error>,
 ) -> Result<(), StartError> {
+    if cfg!(feature = "without-recovery") {
+        tracing::error!("BUILT WITHOUT RECOVERY, as a negative control: DATA WILL BE LOST");
+    }
     let stop = stop_signal()?;
     directory(&config.run_dir, 0o755)?;
     directory(&config.state_dir, 0o700)?;
@@ -93,6 +96,11 @@ fn open<H: Inspect>(
 /// the next operation on that domain, and does not hold up the others.
 async fn settle<H: Inspect>(domains: &Domains<H>) -> Result<(), StartError> {
     for unfinished in domains.table.store().unfinished()? {
+        if cfg!(feature = "without-recovery") {
+            tracing::error!(domain = %unfinished.domain, "BUILT WITHOUT RECOVERY: a journal goes");
+            domains.table.store().resume(unfinished.domain)?.close()?;
+            continue;
+        }
         let Some(domain) = domains.table.get(unfinished.domain) else {
             tracing::error!(domain = %unfinished.domain, "an unfinished operation of no domain");
             continue;
