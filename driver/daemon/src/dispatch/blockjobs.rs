@@ -135,7 +135,16 @@ pub(super) async fn commit<H: Inspect>(
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let _job = domains.settled_job(&domain, Operation::Change("a block commit")).await?;
-    let live = domains.running(&domain)?.live;
+    // libvirt looks for the base first, of which it knows nothing while the domain is off.
+    let live = match domains.running(&domain) {
+        Err(idle) if args.flags & SHALLOW == 0 => {
+            let message = format!("no base for '{}' is known: {}", args.disk, idle.message);
+            return Err(Error::new(Condition::InvalidArgument, message)
+                .from_origin(Origin::Storage)
+                .into());
+        }
+        running => running?.live,
+    };
     let disk = free_disk(&cx, &domain, &live, &args.disk)?;
     let (chain, target) = (layers(disk), disk.target().to_owned());
     let invalid = |message: String| Error::new(Condition::InvalidArgument, message);

@@ -138,6 +138,8 @@ async fn a_domain_tells_about_itself() {
     assert_eq!(served.virsh(&["vcpucount", "vm", "--maximum", "--config"]).await, "2");
     let idle = served.refused(&["domjobinfo", "vm"]).await;
     assert!(idle.contains("domain is not running"), "{idle}");
+    let commit = served.refused(&["blockcommit", "vm", "vda", "--active"]).await;
+    assert!(commit.contains("invalid argument: no base for 'vda'"), "{commit}");
     for command in ["vcpuinfo", "vcpupin", "emulatorpin"] {
         let told = served.virsh(&[command, "vm"]).await;
         assert!(told.contains("Affinity"), "{command}: {told}");
