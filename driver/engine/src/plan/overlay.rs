@@ -44,6 +44,13 @@ pub(super) fn plan_overlay(
             format.as_str()
         ));
     }
+    if disk.driver.is_some() && format != Format::Qcow2 {
+        return unsupported(format!(
+            "disk '{target}': <metadata_cache> is for overlays of format qcow2, and this one is of \
+             format {}",
+            format.as_str()
+        ));
+    }
     let image = image_facts(facts_of, facts)?;
     let Some(backing) = facts_of.image().cloned() else {
         return unsupported(format!("disk '{target}' has no image to lay an overlay on"));
