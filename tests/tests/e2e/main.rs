@@ -8,6 +8,7 @@ mod blockjobs;
 mod clients;
 mod consumers;
 mod defects;
+mod definitions;
 mod domain;
 mod durability;
 mod events;
