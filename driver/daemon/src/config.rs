@@ -60,7 +60,8 @@ pub(crate) enum Listen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Guests {
     pub(crate) emulator: Option<PathBuf>,
-    /// User and group of the hypervisor's processes; none: the daemon's own.
+    /// User and group of the hypervisor's processes. None: in system mode `virtsnap-qemu` where
+    /// there is such a user, else the daemon's own, without capabilities.
     pub(crate) user: Option<String>,
     pub(crate) group: Option<String>,
     /// Give images to that user while a guest runs, and back afterwards.

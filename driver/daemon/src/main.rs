@@ -87,6 +87,9 @@ fn main() -> ExitCode {
 fn start(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let root = rustix::process::geteuid().is_root();
     let mode = if root && !arguments.session { Mode::System } else { Mode::Session };
+    // Whatever we were started with: nobody but us writes to what we make.
+    let given = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::umask(given | rustix::fs::Mode::from_raw_mode(0o022));
     let config = Config::load(mode, arguments.config.as_deref())?;
     // RUST_LOG wins over the configuration.
     let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log))?;
@@ -129,11 +132,17 @@ impl EventSink for Deaf {
 /// that does not answer would do so for ever.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 
+/// Whom guests run as when nobody says and the host has such a user: `make install` makes one.
+const GUESTS_USER: &str = "virtsnap-qemu";
+
 /// The driver behind `qemu:///`. QEMU itself runs as the configuration says.
 fn qemu(config: &Config, events: Arc<dyn EventSink>) -> virtsnap_engine::error::Result<Qemu> {
     let guests = &config.guests;
     let user = match (&guests.user, &guests.group) {
         (Some(user), group) => Some(Owner::named(user, group.as_deref())?),
+        (None, _) if config.mode == Mode::System => {
+            Some(Owner::named(GUESTS_USER, None).unwrap_or_else(|_| Owner::ours()))
+        }
         (None, _) => None,
     };
     let mut settings = QemuConfig::new(

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use virtsnap_engine::error::{Condition, Error, Result};
 
 use crate::argv::QemuFacts;
+use crate::system::confine_tool;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MAX_ANSWER: u64 = 16 << 20;
@@ -192,6 +193,7 @@ fn ask(emulator: &Path, questions: &[Value]) -> io::Result<String> {
     command.args(["-machine", "none,accel=tcg", "-qmp", "stdio"]);
     command.env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    confine_tool(&mut command);
     let mut child = command.spawn()?;
     let outcome = converse(&mut child, questions);
     if outcome.is_err() {

@@ -498,7 +498,10 @@ impl<'a> Launch<'a> {
         command.envs(self.command.env.iter().map(|(key, value)| (key, value)));
         command.current_dir("/").stdin(Stdio::null());
         command.stdout(log.writer()?).stderr(log.writer()?);
-        Detached { fds, user: self.shared.config.user }.apply(&mut command).map_err(cannot)?;
+        let locks_memory = self.inner.live.at(&["memoryBacking", "locked"]).is_some();
+        Detached { fds, user: self.shared.config.user, locks_memory }
+            .apply(&mut command)
+            .map_err(cannot)?;
         let child = command.spawn().map_err(cannot)?;
         let pid = i32::try_from(child.id()).map_err(|err| cannot(io::Error::other(err)))?;
         self.process = Some(Process::open(pid).map_err(cannot)?);

@@ -51,7 +51,7 @@ pub(crate) async fn start(
     // It logs to standard error. QEMU's user could not open the file itself.
     let stderr = private_file(log).map_err(|err| failed("open", log, err))?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
-    Detached { fds: Vec::new(), user: config.user }
+    Detached { fds: Vec::new(), user: config.user, locks_memory: false }
         .apply(&mut command)
         .map_err(|err| cannot_run(config, err))?;
     let child = command.spawn().map_err(|err| cannot_run(config, err))?;
@@ -99,7 +99,7 @@ async fn manufacture(config: &QemuConfig, state: &Path, version: &str) -> Result
     }
     command.args(["--create-ek-cert", "--create-platform-cert", "--lock-nvram", "--overwrite"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
-    Detached { fds: Vec::new(), user: config.user }
+    Detached { fds: Vec::new(), user: config.user, locks_memory: false }
         .apply(&mut command)
         .map_err(|err| cannot_run(config, err))?;
     let mut command = tokio::process::Command::from(command);

@@ -1,7 +1,8 @@
 //! `qemu-img` as a child process.
 //!
 //! Every call ends: a short one at its deadline, a long one when the process has done nothing
-//! (no I/O, no CPU time) for `STALL`. Then it is killed. Output is read up to a limit only.
+//! (no I/O, no CPU time) for `STALL`. Then it is killed. Output is read up to a limit only. What it
+//! reads a guest may have written: it runs with no capability but those to reach files.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, interval, timeout};
 use virtsnap_engine::error::{Condition, Result};
 
 use super::failure;
+use crate::system::confine_tool;
 
 /// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,9 @@ async fn run(
     image: &Path,
 ) -> Result<Vec<u8>> {
     tracing::debug!(command, ?arguments, "qemu-img");
-    let mut child = Command::new(program)
+    let mut tool = Command::new(program);
+    confine_tool(tool.as_std_mut());
+    let mut child = tool
         .arg(command)
         .args(arguments)
         .env("LC_ALL", "C")
