@@ -170,6 +170,20 @@ pub(crate) async fn follow(instance: &Instance, target: &str, more: &[Layer]) ->
     Ok(now)
 }
 
+/// What QEMU keeps of the layer's tables reaches its file.
+///
+/// A job of QEMU's that rewrites a header when it ends does not see to that: a QEMU that was killed
+/// after its `block-stream` had completed left an overlay that named no backing file any more and
+/// had nothing of it. So jobs are held at `pending` until this is done.
+pub(crate) async fn flush(qmp: &Qmp, layer: &Layer) -> Result<()> {
+    let said = qmp.human(&format!("qemu-io {} \"flush\"", layer.format_node())).await?;
+    if said.trim().is_empty() {
+        return Ok(());
+    }
+    let what = format!("image '{}' cannot be flushed: {}", layer.image.display(), said.trim());
+    Err(Error::new(Condition::OperationFailed, what))
+}
+
 pub(crate) fn no_disk(target: &str) -> Error {
     let what = format!("the running domain has no disk '{target}' with an image");
     Error::new(Condition::InvalidArgument, what)

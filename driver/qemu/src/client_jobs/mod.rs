@@ -152,6 +152,7 @@ impl Qemu {
             "job-id": id(&chain.target),
             "device": active.format_node(),
             "auto-dismiss": false,
+            "auto-finalize": false,
         });
         if let Some(base) = base {
             let lower = layer(chain, base)?;
@@ -182,7 +183,7 @@ impl Qemu {
             "top-node": upper.format_node(),
             "base-node": lower.format_node(),
             "auto-dismiss": false,
-            "auto-finalize": !is_active,
+            "auto-finalize": false,
         });
         self.lend(instance, commit.base, Use::Own)?;
         if let Some((above, _)) = above {
@@ -330,7 +331,12 @@ impl Qemu {
     }
 
     pub(crate) async fn finalize_client_job(&self, domain: Uuid, target: &str) -> Result<()> {
-        Ok(job::finalize(&self.running(domain)?.qmp, &id(target)).await?)
+        let instance = self.running(domain)?;
+        // The images that the job has written to, whichever they are.
+        for layer in instance.chain(target).iter().flat_map(|chain| &chain.layers) {
+            nodes::flush(&instance.qmp, layer).await?;
+        }
+        Ok(job::finalize(&instance.qmp, &id(target)).await?)
     }
 
     pub(crate) async fn conclude_client_job(

@@ -3,9 +3,13 @@
 //! In a running QEMU all of it is jobs of QEMU's. A job survives the daemon, so each act starts by
 //! looking for its own job and goes on from where that is.
 //!
+//! Every job is held at `pending`, before QEMU rewrites a header or switches a disk: there the
+//! tables of the image that has grown are written out, so that a QEMU that dies next leaves a file
+//! that holds what its header says.
+//!
 //! An active commit is the one act that must not be repeated from the files: once it has pivoted,
-//! the guest writes to the base, and the top is old. So it is held at `pending`, where the disk
-//! is drained and base and top are equal; there it is noted durably, and then finalized.
+//! the guest writes to the base, and the top is old. At `pending`, where the disk is drained and
+//! base and top are equal, that is noted durably.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -85,9 +89,10 @@ impl Qemu {
             "top-node": upper.format_node(),
             "base-node": lower.format_node(),
             "auto-dismiss": false,
+            "auto-finalize": false,
         });
         match at.checked_sub(1).and_then(|above| layers.get(above)) {
-            None => arguments["auto-finalize"] = Value::from(false),
+            None => {}
             Some(above) => {
                 // Its header is rewritten to name the base.
                 self.lend(instance, &above.image, Use::Own)?;
@@ -153,6 +158,7 @@ impl Qemu {
             "job-id": id,
             "device": upper.format_node(),
             "auto-dismiss": false,
+            "auto-finalize": false,
         });
         if let Some(base) = base {
             let lower = depth(chain, base).filter(|below| *below > at);
@@ -206,13 +212,19 @@ impl Qemu {
                     job::complete(qmp, act.id).await?;
                     is_completing = true;
                 }
-                ("pending", Some(base)) => {
-                    kind = BlockJobKind::ActiveCommit;
-                    claim::mark_committed(&self.config().state_dir, instance.uuid, act.top, base)
-                        .await?;
+                ("pending", base) => {
+                    let chain = nodes::follow(instance, act.target, &[]).await?;
+                    let grown = base.unwrap_or(act.top);
+                    if let Some(layer) = chain.layers.iter().find(|layer| layer.is(grown)) {
+                        nodes::flush(qmp, layer).await?;
+                    }
+                    if let Some(base) = base.filter(|_| depth(&chain, act.top) == Some(0)) {
+                        kind = BlockJobKind::ActiveCommit;
+                        let state_dir = &self.config().state_dir;
+                        claim::mark_committed(state_dir, instance.uuid, act.top, base).await?;
+                    }
                     job::finalize(qmp, act.id).await?;
                 }
-                ("pending", None) => job::finalize(qmp, act.id).await?,
                 _ => {
                     let outcome = job::outcome(&job, "the block job");
                     if outcome.is_err() {
