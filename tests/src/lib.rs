@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod faults;
 pub mod guest;
 pub mod host;
 pub mod images;

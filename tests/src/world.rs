@@ -185,6 +185,11 @@ impl World {
         command
     }
 
+    /// The daemon's process, while it runs.
+    pub fn process(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// Kills the daemon as a crash would; its guests go on.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -23,6 +23,7 @@ mod hazards;
 mod hotplug;
 mod internal;
 mod jobs;
+mod killed;
 mod metadata;
 mod mixes;
 mod network;
