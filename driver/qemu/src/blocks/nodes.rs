@@ -170,20 +170,6 @@ pub(crate) async fn follow(instance: &Instance, target: &str, more: &[Layer]) ->
     Ok(now)
 }
 
-/// What QEMU keeps of the layer's tables reaches its file.
-///
-/// A job of QEMU's that rewrites a header when it ends does not see to that: a QEMU that was killed
-/// after its `block-stream` had completed left an overlay that named no backing file any more and
-/// had nothing of it. So jobs are held at `pending` until this is done.
-pub(crate) async fn flush(qmp: &Qmp, layer: &Layer) -> Result<()> {
-    let said = qmp.human(&format!("qemu-io {} \"flush\"", layer.format_node())).await?;
-    if said.trim().is_empty() {
-        return Ok(());
-    }
-    let what = format!("image '{}' cannot be flushed: {}", layer.image.display(), said.trim());
-    Err(Error::new(Condition::OperationFailed, what))
-}
-
 pub(crate) fn no_disk(target: &str) -> Error {
     let what = format!("the running domain has no disk '{target}' with an image");
     Error::new(Condition::InvalidArgument, what)
@@ -215,6 +201,15 @@ pub(crate) async fn flush(instance: &Instance, chain: &Chain, depth: usize) -> R
     let is_backing = depth > 0;
     let read_only = is_backing || options(&instance.live(), &chain.target).read_only;
     reopen(instance, chain, depth, read_only).await
+}
+
+/// The same of the layer that a job has written to, while the job is held at `pending`.
+///
+/// A job of QEMU's that rewrites a header when it ends does not see to that: a QEMU that was killed
+/// after its `block-stream` had completed left an overlay that named no backing file any more and
+/// had nothing of it.
+pub(crate) async fn flush_grown(instance: &Instance, chain: &Chain, depth: usize) -> Result<()> {
+    reopen(instance, chain, depth, false).await
 }
 
 /// How the images of a disk are opened. A definition that came so far has been checked.

@@ -183,7 +183,7 @@ impl Qemu {
             "top-node": upper.format_node(),
             "base-node": lower.format_node(),
             "auto-dismiss": false,
-            "auto-finalize": false,
+            "auto-finalize": !is_active,
         });
         self.lend(instance, commit.base, Use::Own)?;
         if let Some((above, _)) = above {
@@ -332,9 +332,9 @@ impl Qemu {
 
     pub(crate) async fn finalize_client_job(&self, domain: Uuid, target: &str) -> Result<()> {
         let instance = self.running(domain)?;
-        // The images that the job has written to, whichever they are.
-        for layer in instance.chain(target).iter().flat_map(|chain| &chain.layers) {
-            nodes::flush(&instance.qmp, layer).await?;
+        if expect(&instance, target)?.kind == Kind::Pull {
+            let chain = nodes::follow(&instance, target, &[]).await?;
+            nodes::flush_grown(&instance, &chain, 0).await?;
         }
         Ok(job::finalize(&instance.qmp, &id(target)).await?)
     }

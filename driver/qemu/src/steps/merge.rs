@@ -215,8 +215,8 @@ impl Qemu {
                 ("pending", base) => {
                     let chain = nodes::follow(instance, act.target, &[]).await?;
                     let grown = base.unwrap_or(act.top);
-                    if let Some(layer) = chain.layers.iter().find(|layer| layer.is(grown)) {
-                        nodes::flush(qmp, layer).await?;
+                    if let Some(at) = depth(&chain, grown) {
+                        nodes::flush_grown(instance, &chain, at).await?;
                     }
                     if let Some(base) = base.filter(|_| depth(&chain, act.top) == Some(0)) {
                         kind = BlockJobKind::ActiveCommit;
