@@ -1,13 +1,12 @@
 //! The journal of one running operation: a file of lines, each with its checksum.
 //!
 //! The first line holds the version and the whole plan, and stands whole or not at all (the file
-//! is made by [`atomic::replace`]); the others are appended, each durable before the call
+//! is made by [`Disk::replace`]); the others are appended, each durable before the call
 //! returns. A crash can tear the last line only: then it was not promised to anyone, and it is
 //! ignored. Anything else wrong makes the journal unreadable, and its operation unknown.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -16,8 +15,9 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::plan::Plan;
 use virtsnap_engine::ports::{Entry, Journal, Unfinished};
 
+use crate::atomic::Disk;
 use crate::v1::{self, EntryV1, HeadV1, PlanV1, Versioned};
-use crate::{atomic, checksum, failed};
+use crate::{checksum, failed};
 
 /// Larger than any plan; what is larger is not a journal.
 const MAX_BYTES: u64 = 64 << 20;
@@ -25,6 +25,7 @@ const MAX_BYTES: u64 = 64 << 20;
 /// An open journal. `end` is where the next line goes; beyond it stands nothing that counts.
 #[derive(Debug)]
 pub(crate) struct JournalFile {
+    disk: Disk,
     path: PathBuf,
     file: File,
     end: u64,
@@ -32,7 +33,7 @@ pub(crate) struct JournalFile {
 
 impl JournalFile {
     /// A new journal with the plan in it.
-    pub(crate) fn begin(path: &Path, domain: Uuid, plan: &Plan) -> Result<Self> {
+    pub(crate) fn begin(disk: &Disk, path: &Path, domain: Uuid, plan: &Plan) -> Result<Self> {
         if path.exists() {
             return Err(Error::new(
                 Condition::OperationInvalid,
@@ -50,37 +51,34 @@ impl JournalFile {
             Error::new(Condition::Internal, message).caused_by(err)
         })?;
         let text = line(&Versioned::new(head))?;
-        atomic::replace(path, text.as_bytes()).map_err(failed("write the journal", path))?;
-        Self::open(path, text.len())
+        disk.replace(path, text.as_bytes()).map_err(failed("write the journal", path))?;
+        Self::open(disk, path, text.len())
     }
 
     /// The journal that a crash left, to append to it.
-    pub(crate) fn resume(path: &Path) -> Result<Self> {
+    ///
+    /// Written anew without its torn line: what is read now may be in the host's memory only, after
+    /// a sync that failed, and recovery acts on it.
+    pub(crate) fn resume(disk: &Disk, path: &Path) -> Result<Self> {
         let (_, end) = read(path)?;
-        let journal = Self::open(path, end)?;
-        // The torn line goes before anything is written after it.
-        journal.cut().map_err(failed("cut the journal", path))?;
-        Ok(journal)
+        let bytes = fs::read(path).map_err(failed("read the journal", path))?;
+        let whole = bytes.get(..end).unwrap_or_default();
+        disk.replace(path, whole).map_err(failed("write the journal", path))?;
+        Self::open(disk, path, end)
     }
 
-    fn open(path: &Path, end: usize) -> Result<Self> {
+    fn open(disk: &Disk, path: &Path, end: usize) -> Result<Self> {
         let open = OpenOptions::new().write(true).open(path);
         let file = open.map_err(failed("open the journal", path))?;
-        Ok(Self { path: path.to_owned(), file, end: end as u64 })
-    }
-
-    fn cut(&self) -> io::Result<()> {
-        self.file.set_len(self.end)?;
-        self.file.sync_all()
+        Ok(Self { disk: disk.clone(), path: path.to_owned(), file, end: end as u64 })
     }
 
     fn append(&mut self, text: &str) -> io::Result<()> {
         if self.file.metadata()?.len() != self.end {
             // An earlier append failed halfway.
-            self.cut()?;
+            self.disk.cut(&self.path, &self.file, self.end)?;
         }
-        self.file.write_all_at(text.as_bytes(), self.end)?;
-        self.file.sync_data()?;
+        self.disk.append(&self.path, &self.file, self.end, text.as_bytes())?;
         self.end += text.len() as u64;
         Ok(())
     }
@@ -93,7 +91,7 @@ impl Journal for JournalFile {
     }
 
     fn close(self: Box<Self>) -> Result<()> {
-        atomic::remove(&self.path).map_err(failed("remove the journal", &self.path))
+        self.disk.remove(&self.path).map_err(failed("remove the journal", &self.path))
     }
 }
 

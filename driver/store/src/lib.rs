@@ -19,6 +19,7 @@
 //! - `v1`: the types in our own files
 //! - `atomic`: the one door to the disk
 //! - `names`: how moments' files are named
+//! - `testing`: a disk that breaks, and a host that loses its power
 
 #![forbid(unsafe_code)]
 
@@ -28,13 +29,15 @@ mod names;
 #[cfg(test)]
 mod sample;
 mod shelf;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod v1;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -45,18 +48,27 @@ use virtsnap_engine::plan::{MomentChange, Plan};
 use virtsnap_engine::ports::{Journal, Journals, Records, Unfinished};
 use virtsnap_xml::element::Element;
 
-/// Removes a file; one that is not there is removed.
-pub use crate::atomic::remove as remove_durably;
-/// Writes a whole file: after a crash it has its old content or the new one.
-pub use crate::atomic::replace as write_durably;
+use crate::atomic::Disk;
+pub use crate::atomic::{Act, Watch};
 use crate::journal::JournalFile;
 #[doc(hidden)]
 pub use crate::journal::fuzzing;
 use crate::shelf::Shelf;
 
+/// Writes a whole file: after a crash it has its old content or the new one.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    Disk::default().replace(path, bytes)
+}
+
+/// Removes a file; one that is not there is removed.
+pub fn remove_durably(path: &Path) -> io::Result<()> {
+    Disk::default().remove(path)
+}
+
 /// The store of one daemon. While it is open, no other process can open it.
 #[derive(Debug)]
 pub struct Store {
+    disk: Disk,
     domains: PathBuf,
     /// Each domain has a lock of its own: the disk is slow.
     shelves: Mutex<BTreeMap<Uuid, Arc<Mutex<Shelf>>>>,
@@ -103,20 +115,32 @@ impl Store {
     /// # Errors
     /// `ResourceBusy` when another process has it open.
     pub fn open(root: &Path) -> Result<Self> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
-        made.map_err(failed("make the directory", root))?;
+        Self::open_on(Disk::default(), root)
+    }
+
+    /// A store of which every change to the disk can be watched and broken.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_watched(root: &Path, watch: Arc<dyn Watch>) -> Result<Self> {
+        Self::open_on(Disk { watch: Some(watch) }, root)
+    }
+
+    fn open_on(disk: Disk, root: &Path) -> Result<Self> {
+        disk.make_directories(root).map_err(failed("make the directory", root))?;
         let lock = lock_root(root)?;
-        atomic::remove_leftovers(root).map_err(failed("clean up", root))?;
-        check_version(&root.join("version"))?;
+        disk.remove_leftovers(root).map_err(failed("clean up", root))?;
+        check_version(&disk, &root.join("version"))?;
         let domains = root.join("domains");
-        atomic::make_directory(&domains).map_err(failed("make the directory", &domains))?;
-        atomic::remove_leftovers(&domains).map_err(failed("clean up", &domains))?;
-        let store = Self { domains, shelves: Mutex::default(), _lock: lock };
+        disk.make_directory(&domains).map_err(failed("make the directory", &domains))?;
+        disk.remove_leftovers(&domains).map_err(failed("clean up", &domains))?;
+        let store = Self { disk, domains, shelves: Mutex::default(), _lock: lock };
         for uuid in store.uuids(&mut Vec::new())? {
             let directory = store.directory(uuid);
             for directory in [directory.join("moments"), directory] {
                 if directory.is_dir() {
-                    atomic::remove_leftovers(&directory).map_err(failed("clean up", &directory))?;
+                    let cleaned = store.disk.remove_leftovers(&directory);
+                    cleaned.map_err(failed("clean up", &directory))?;
                 }
             }
         }
@@ -129,7 +153,7 @@ impl Store {
         let mut bad = Vec::new();
         let mut domains = Vec::new();
         for uuid in self.uuids(&mut bad)? {
-            let (shelf, domain) = Shelf::read(self.directory(uuid), uuid, &mut bad)?;
+            let (shelf, domain) = Shelf::read(&self.disk, self.directory(uuid), uuid, &mut bad)?;
             let journal = shelf.journal();
             if journal.exists()
                 && let Err(err) = journal::read(&journal)
@@ -171,11 +195,18 @@ impl Store {
         let shelf = hold(&*shelf);
         shelf.check_known()?;
         let directory = self.directory(domain);
+        // Gone in one step; a crash in the second leaves only what `open` takes away.
+        let gone = self.domains.join(format!("{}{domain}", atomic::LEFTOVER));
+        self.disk.remove_all(&gone).map_err(failed("remove", &gone))?;
         if directory.exists() {
-            // Gone in one step; a crash in the second leaves only what `open` takes away.
-            let gone = self.domains.join(format!("{}{domain}", atomic::LEFTOVER));
-            atomic::rename(&directory, &gone).map_err(failed("remove", &directory))?;
-            fs::remove_dir_all(&gone).map_err(failed("remove", &gone))?;
+            self.disk.rename(&directory, &gone).map_err(failed("remove", &directory))?;
+            if let Err(err) = self.disk.remove_all(&gone) {
+                tracing::warn!("'{}' stays until the next start: {err}", gone.display());
+            }
+        } else {
+            // By an earlier call, which may have failed to make that durable.
+            let synced = self.disk.sync_directory(&self.domains);
+            synced.map_err(failed("remove", &directory))?;
         }
         hold(&self.shelves).remove(&domain);
         Ok(())
@@ -195,7 +226,7 @@ impl Store {
         if let Some(shelf) = shelves.get(&domain) {
             return Ok(shelf.clone());
         }
-        let (shelf, _) = Shelf::read(self.directory(domain), domain, &mut Vec::new())?;
+        let (shelf, _) = Shelf::read(&self.disk, self.directory(domain), domain, &mut Vec::new())?;
         let shelf = Arc::new(Mutex::new(shelf));
         shelves.insert(domain, shelf.clone());
         Ok(shelf)
@@ -241,9 +272,9 @@ impl Records for Store {
 impl Journals for Store {
     fn begin(&self, domain: Uuid, plan: &Plan) -> Result<Box<dyn Journal>> {
         let shelf = self.shelf(domain)?;
-        let shelf = hold(&*shelf);
+        let mut shelf = hold(&*shelf);
         shelf.prepare()?;
-        Ok(Box::new(JournalFile::begin(&shelf.journal(), domain, plan)?))
+        Ok(Box::new(JournalFile::begin(&self.disk, &shelf.journal(), domain, plan)?))
     }
 
     /// A journal that cannot be read is reported in the log, and lets no new operation begin.
@@ -265,7 +296,7 @@ impl Journals for Store {
 
     fn resume(&self, domain: Uuid) -> Result<Box<dyn Journal>> {
         let path = hold(&*self.shelf(domain)?).journal();
-        Ok(Box::new(JournalFile::resume(&path)?))
+        Ok(Box::new(JournalFile::resume(&self.disk, &path)?))
     }
 }
 
@@ -284,7 +315,7 @@ fn lock_root(root: &Path) -> Result<RootLock> {
     }
 }
 
-fn check_version(path: &Path) -> Result<()> {
+fn check_version(disk: &Disk, path: &Path) -> Result<()> {
     let expected = format!("{}\n", v1::VERSION);
     match fs::read_to_string(path) {
         Ok(found) if found == expected => Ok(()),
@@ -298,7 +329,7 @@ fn check_version(path: &Path) -> Result<()> {
             ),
         )),
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            atomic::replace(path, expected.as_bytes()).map_err(failed("write", path))
+            disk.replace(path, expected.as_bytes()).map_err(failed("write", path))
         }
         Err(err) => Err(failed("read", path)(err)),
     }

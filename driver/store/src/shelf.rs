@@ -18,6 +18,7 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::{Element, MAX_BYTES};
 use virtsnap_xml::snapshot::Definition;
 
+use crate::atomic::Disk;
 use crate::names::file_name;
 use crate::v1::{self, OwnV1, Versioned};
 use crate::{BadFile, StoredDomain, atomic, failed};
@@ -33,10 +34,13 @@ const ASIDE: &str = ".unreadable";
 /// What is remembered of a domain's directory, so that a change need not read it all.
 #[derive(Debug)]
 pub(crate) struct Shelf {
+    disk: Disk,
     directory: PathBuf,
     uuid: Uuid,
     own: OwnV1,
     own_is_bad: bool,
+    /// A write of it failed, and may have changed it all the same.
+    own_is_unsure: bool,
     /// The persistent definition cannot be read: what belongs to the domain is not known.
     config_is_bad: bool,
     /// Some moment cannot be read.
@@ -44,28 +48,40 @@ pub(crate) struct Shelf {
     /// Each readable moment's file.
     files: BTreeMap<String, PathBuf>,
     current: Option<String>,
+    has_config: bool,
+    /// Its directories are there, durably.
+    is_prepared: bool,
 }
 
 impl Shelf {
     /// Reads what is there. None: the domain cannot be listed, for what `bad` says.
     pub(crate) fn read(
+        disk: &Disk,
         directory: PathBuf,
         uuid: Uuid,
         bad: &mut Vec<BadFile>,
     ) -> Result<(Self, Option<StoredDomain>)> {
         let mut shelf = Self {
+            disk: disk.clone(),
             directory,
             uuid,
             own: OwnV1::default(),
             own_is_bad: false,
+            own_is_unsure: false,
             config_is_bad: false,
             moments_are_bad: false,
             files: BTreeMap::new(),
             current: None,
+            has_config: false,
+            is_prepared: false,
         };
         shelf.read_own(bad)?;
         let config = shelf.read_config(bad)?;
-        let moments = shelf.read_moments(bad)?;
+        let mut moments = shelf.read_moments(bad)?;
+        shelf.has_config = config.is_some();
+        if let Some(name) = config.as_ref().and_then(domain::name) {
+            moments.iter_mut().for_each(|moment| finish_rename(moment, uuid, &name));
+        }
         if shelf.config_is_bad {
             return Ok((shelf, None));
         }
@@ -87,7 +103,7 @@ impl Shelf {
             has_unreadable_moments: shelf.moments_are_bad,
             left: None,
         };
-        let autostart = shelf.own.autostart;
+        let autostart = shelf.has_config && shelf.own.autostart;
         Ok((shelf, Some(StoredDomain { book, autostart })))
     }
 
@@ -116,15 +132,20 @@ impl Shelf {
     }
 
     /// The directory is there for what is to be written.
-    pub(crate) fn prepare(&self) -> Result<()> {
+    pub(crate) fn prepare(&mut self) -> Result<()> {
         self.check_known()?;
-        let made = atomic::make_directory(&self.directory)
-            .and_then(|()| atomic::make_directory(&self.directory.join(MOMENTS)));
-        made.map_err(failed("make the directory", &self.directory))
+        if self.is_prepared {
+            return Ok(());
+        }
+        let made = self.disk.make_directory(&self.directory);
+        made.and_then(|()| self.disk.make_directory(&self.directory.join(MOMENTS)))
+            .map_err(failed("make the directory", &self.directory))?;
+        self.is_prepared = true;
+        Ok(())
     }
 
     /// What cannot be read back is not written: the domain would be gone at the next start.
-    pub(crate) fn set_config(&self, config: &Element) -> Result<()> {
+    pub(crate) fn set_config(&mut self, config: &Element) -> Result<()> {
         self.prepare()?;
         let text = config.to_string();
         let read = Element::parse(&text).map_err(|err| err.to_string());
@@ -132,16 +153,27 @@ impl Shelf {
             let message = format!("the definition cannot be stored: {what}");
             Error::new(Condition::ConfigUnsupported, message)
         })?;
-        self.write(&self.directory.join(CONFIG), &text)
+        if !self.has_config && self.own.autostart {
+            // Of a definition that is gone.
+            self.change_own(|own| own.autostart = false)?;
+        }
+        self.write(&self.directory.join(CONFIG), &text)?;
+        self.has_config = true;
+        Ok(())
     }
 
+    /// The name is known without it, and with it goes autostart, which says nothing without.
     pub(crate) fn remove_config(&mut self) -> Result<()> {
         self.check_known()?;
         let path = self.directory.join(CONFIG);
-        atomic::remove(&path).map_err(failed("remove", &path))?;
-        if self.own.autostart {
-            self.change_own(|own| own.autostart = false)?;
+        if exists(&path)? {
+            let config = read_element(&path).ok();
+            if let Some(name) = config.as_ref().and_then(domain::name) {
+                self.change_own(|own| own.name = name)?;
+            }
         }
+        self.disk.remove(&path).map_err(failed("remove", &path))?;
+        self.has_config = false;
         Ok(())
     }
 
@@ -149,7 +181,7 @@ impl Shelf {
     pub(crate) fn change_own(&mut self, change: impl FnOnce(&mut OwnV1)) -> Result<()> {
         let mut own = self.own.clone();
         change(&mut own);
-        if own == self.own && !self.own_is_bad {
+        if own == self.own && !self.own_is_bad && !self.own_is_unsure {
             return Ok(());
         }
         self.prepare()?;
@@ -159,10 +191,12 @@ impl Shelf {
             Error::new(Condition::Internal, message).caused_by(err)
         })?;
         if self.own_is_bad {
-            set_aside(&path)?;
+            self.set_aside(&path)?;
             self.own_is_bad = false;
         }
+        self.own_is_unsure = true;
         self.write(&path, &(text + "\n"))?;
+        self.own_is_unsure = false;
         self.own = own;
         Ok(())
     }
@@ -194,7 +228,7 @@ impl Shelf {
         // A name that is both forgotten and written was written anew.
         for name in change.forget.iter().filter(|name| !written(name)) {
             if let Some(path) = self.files.get(name) {
-                atomic::remove(path).map_err(failed("remove", path))?;
+                self.disk.remove(path).map_err(failed("remove", path))?;
                 self.files.remove(name);
             }
         }
@@ -217,15 +251,22 @@ impl Shelf {
                     ),
                 ));
             }
-            None if path.exists() => set_aside(&path)?,
+            None if path.exists() => self.set_aside(&path)?,
             None => {}
         }
-        self.write(&path, &stored_text(def, current)?)?;
+        let written = self.write(&path, &stored_text(def, current)?);
+        if written.is_err() {
+            // It may have changed the file all the same, which is ours then.
+            if path.exists() {
+                self.files.entry(def.name.clone()).or_insert(path);
+            }
+            return written;
+        }
         // The moment had been read from a file of another name.
         if let Some(other) = self.files.insert(def.name.clone(), path.clone())
             && other != path
         {
-            atomic::remove(&other).map_err(failed("remove", &other))?;
+            self.disk.remove(&other).map_err(failed("remove", &other))?;
         }
         Ok(())
     }
@@ -245,11 +286,19 @@ impl Shelf {
         self.prepare()?;
         self.moments_are_bad = true;
         let path = self.directory.join(MOMENTS).join(file);
-        atomic::replace(&path, bytes).map_err(failed("write", &path))
+        self.disk.replace(&path, bytes).map_err(failed("write", &path))
+    }
+
+    fn set_aside(&self, path: &Path) -> Result<()> {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(ASIDE);
+        let aside = PathBuf::from(aside);
+        tracing::warn!("'{}' cannot be read: it is now '{}'", path.display(), aside.display());
+        self.disk.rename(path, &aside).map_err(failed("set aside", path))
     }
 
     fn write(&self, path: &Path, text: &str) -> Result<()> {
-        atomic::replace(path, text.as_bytes()).map_err(failed("write", path))
+        self.disk.replace(path, text.as_bytes()).map_err(failed("write", path))
     }
 
     fn read_own(&mut self, bad: &mut Vec<BadFile>) -> Result<()> {
@@ -376,10 +425,13 @@ fn stored_text(def: &Definition, current: bool) -> Result<String> {
     }
 }
 
-fn set_aside(path: &Path) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(ASIDE);
-    let aside = PathBuf::from(aside);
-    tracing::warn!("'{}' cannot be read: it is now '{}'", path.display(), aside.display());
-    atomic::rename(path, &aside).map_err(failed("set aside", path))
+/// A rename is done when the definition has the new name. What it did not come to write is read as
+/// if it had.
+fn finish_rename(moment: &mut Definition, uuid: Uuid, name: &str) {
+    let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
+    for definition in definitions.filter(|definition| domain::uuid(definition) == Some(uuid)) {
+        if domain::name(definition).as_deref() != Some(name) {
+            definition.child_or_insert("name").set_text(name);
+        }
+    }
 }

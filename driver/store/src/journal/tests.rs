@@ -7,6 +7,8 @@ use virtsnap_engine::facts::Format;
 use virtsnap_engine::plan::{Finish, Operation, Pivot, Step};
 
 use super::*;
+
+const DISK: Disk = Disk { watch: None };
 use crate::sample::{SHOP, every_word, plan};
 
 const ENTRIES: [Entry; 6] = [
@@ -20,7 +22,7 @@ const ENTRIES: [Entry; 6] = [
 
 fn journal(home: &Path, plan: &Plan, entries: &[Entry]) -> PathBuf {
     let path = home.join("journal.jsonl");
-    let mut journal = JournalFile::begin(&path, SHOP, plan).unwrap();
+    let mut journal = JournalFile::begin(&DISK, &path, SHOP, plan).unwrap();
     for entry in entries {
         journal.record(*entry).unwrap();
     }
@@ -55,7 +57,7 @@ fn torn_anywhere_the_lines_before_hold() {
         let expected = ends.iter().filter(|end| **end <= length).count() - 1;
         assert_eq!(entries(&path), ENTRIES[..expected], "at {length}");
 
-        let mut journal = JournalFile::resume(&path).unwrap();
+        let mut journal = JournalFile::resume(&DISK, &path).unwrap();
         journal.record(Entry::Finished(99)).unwrap();
         let mut all = ENTRIES[..expected].to_vec();
         all.push(Entry::Finished(99));
@@ -88,7 +90,7 @@ fn damage_before_the_end_makes_it_unreadable() {
         fs::write(&path, &damaged).unwrap();
         let err = read(&path).unwrap_err();
         assert!(err.message.contains("journal.jsonl"), "{}", err.message);
-        assert!(JournalFile::resume(&path).is_err());
+        assert!(JournalFile::resume(&DISK, &path).is_err());
     }
 }
 
@@ -96,7 +98,7 @@ fn damage_before_the_end_makes_it_unreadable() {
 fn what_a_failed_append_left_is_overwritten() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("journal.jsonl");
-    let mut journal = JournalFile::begin(&path, SHOP, &plan()).unwrap();
+    let mut journal = JournalFile::begin(&DISK, &path, SHOP, &plan()).unwrap();
     journal.record(ENTRIES[0]).unwrap();
     let mut file = OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(
@@ -121,7 +123,7 @@ fn another_version_is_not_guessed_at() {
 fn an_operation_does_not_begin_over_an_unfinished_one() {
     let home = tempfile::tempdir().unwrap();
     let path = journal(home.path(), &plan(), &ENTRIES);
-    let err = JournalFile::begin(&path, SHOP, &plan()).unwrap_err();
+    let err = JournalFile::begin(&DISK, &path, SHOP, &plan()).unwrap_err();
     assert_eq!(err.condition, Condition::OperationInvalid);
     assert_eq!(entries(&path), ENTRIES);
 }
@@ -134,7 +136,7 @@ fn what_could_not_be_read_back_is_refused_at_once() {
     let bad = crate::sample::moment(".hidden", None);
     let change = virtsnap_engine::plan::MomentChange { write: vec![bad], ..Default::default() };
     plan.finish.push(Finish::Record(change));
-    assert!(JournalFile::begin(&path, SHOP, &plan).is_err());
+    assert!(JournalFile::begin(&DISK, &path, SHOP, &plan).is_err());
     assert!(!path.exists());
 }
 
@@ -142,7 +144,7 @@ fn what_could_not_be_read_back_is_refused_at_once() {
 fn a_closed_journal_is_gone() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("journal.jsonl");
-    let journal = Box::new(JournalFile::begin(&path, SHOP, &plan()).unwrap());
+    let journal = Box::new(JournalFile::begin(&DISK, &path, SHOP, &plan()).unwrap());
     journal.close().unwrap();
     assert!(!path.exists());
 }
