@@ -178,8 +178,12 @@ pub(crate) fn domains(directory: &Path) -> Domains<FakeHypervisor> {
 }
 
 pub(crate) fn domains_and_sessions(directory: &Path) -> (Domains<FakeHypervisor>, Arc<Sessions>) {
+    domains_on(Store::open(directory).unwrap())
+}
+
+pub(crate) fn domains_on(store: Store) -> (Domains<FakeHypervisor>, Arc<Sessions>) {
     let sessions = Arc::new(Sessions::default());
-    let store = Arc::new(Store::open(directory).unwrap());
+    let store = Arc::new(store);
     let table = Arc::new(Table::load(store, Events::new(sessions.clone())).unwrap());
     let hypervisor = Arc::new(FakeHypervisor::default());
     hypervisor.sink.set(Arc::downgrade(&table)).unwrap();

@@ -16,7 +16,7 @@ use virtsnap_engine::plan::MomentChange;
 use virtsnap_engine::plan::state_files::copy_of;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
 use virtsnap_engine::snapshots::Snapshots;
-use virtsnap_store::Store;
+use virtsnap_store::{Store, remove_durably};
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
@@ -185,12 +185,19 @@ impl<H: Hypervisor> Domains<H> {
         let _changes = self.changes.lock().await;
         let domain = self.admit(uuid, &name)?;
         let how = if domain.is_persistent() { Defined::Updated } else { Defined::Added };
-        self.table.store().set_name(uuid, &name)?;
         self.table.store().set_config(uuid, &config)?;
         domain.book().config = Some(config);
         self.table.insert(domain.clone());
+        self.note_name(uuid, &name);
         self.table.emit(uuid, &name, self.id(&domain), Event::Defined(how));
         Ok(domain)
+    }
+
+    /// The definition has the name, and counts.
+    fn note_name(&self, domain: Uuid, name: &str) {
+        if let Err(err) = self.table.store().set_name(domain, name) {
+            tracing::warn!(domain = name, error = %err.chain(), "its name is noted later");
+        }
     }
 
     /// Off the runtime's threads: the first definition for an emulator has to ask it what it can.
@@ -250,9 +257,11 @@ impl<H: Hypervisor> Domains<H> {
     /// snapshots kept of it. The domain is gone already: what cannot be removed stays behind.
     fn forget_state(&self, domain: Uuid, config: &Element, copies: &[PathBuf], options: Undefine) {
         if options.nvram == Nvram::Remove {
-            for copy in copies {
-                if let Err(err) = std::fs::remove_file(copy) {
-                    tracing::warn!(file = %copy.display(), %err, "a copy of NVRAM stays behind");
+            let nvram = config.at(&["os", "nvram"]).map(Element::text);
+            let nvram = nvram.filter(|path| !path.is_empty()).map(PathBuf::from);
+            for file in nvram.iter().chain(copies) {
+                if let Err(err) = remove_durably(file) {
+                    tracing::warn!(file = %file.display(), %err, "NVRAM stays behind");
                 }
             }
         }
@@ -282,18 +291,11 @@ impl<H: Hypervisor> Domains<H> {
             )));
         }
         let nvram = config.at(&["os", "nvram"]).map(Element::text).filter(|path| !path.is_empty());
-        let Some(nvram) = nvram.filter(|path| std::path::Path::new(path).exists()) else {
-            return Ok(());
-        };
-        match options.nvram {
-            Nvram::Keep => Ok(()),
-            Nvram::Unsaid => Err(invalid("cannot undefine domain with nvram")),
-            Nvram::Remove => std::fs::remove_file(&nvram).map_err(|err| {
-                let errno = err.raw_os_error().unwrap_or_default();
-                Error::new(Condition::System(errno), format!("failed to remove nvram '{nvram}'"))
-                    .caused_by(err)
-            }),
+        let is_there = nvram.is_some_and(|path| std::path::Path::new(&path).exists());
+        if is_there && options.nvram == Nvram::Unsaid {
+            return Err(invalid("cannot undefine domain with nvram"));
         }
+        Ok(())
     }
 
     /// Changes the persistent definition. The caller has the domain's job.
@@ -344,21 +346,22 @@ impl<H: Hypervisor> Domains<H> {
             return Err(invalid(format!("domain with name '{new_name}' already exists")));
         }
         config.child_or_insert("name").set_text(new_name);
-        self.table.store().set_name(domain.uuid, new_name)?;
+        // With this it has the new name. Whatever has not been rewritten when a daemon starts is
+        // read with it.
         self.table.store().set_config(domain.uuid, &config)?;
         {
             let mut book = domain.book();
             book.config = Some(config);
             book.name = new_name.to_owned();
         }
-        self.rename_in_moments(domain, new_name)?;
+        self.note_name(domain.uuid, new_name);
+        self.rename_in_moments(domain, new_name);
         self.table.events().renamed(domain.uuid, &old_name, new_name);
         Ok(())
     }
 
-    /// A snapshot holds a definition of the domain, which has its name. A crash before this leaves
-    /// the old one in some, which a revert does not take.
-    fn rename_in_moments(&self, domain: &Domain, name: &str) -> Result<()> {
+    /// A snapshot holds a definition of the domain, which has its name.
+    fn rename_in_moments(&self, domain: &Domain, name: &str) {
         let moments = domain.book().moments.clone();
         let write = moments.iter().cloned().map(|mut moment| {
             let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
@@ -368,11 +371,12 @@ impl<H: Hypervisor> Domains<H> {
         let current = moments.current().map(str::to_owned);
         let change = MomentChange { write: write.collect(), forget: Vec::new(), current };
         if change.write.is_empty() {
-            return Ok(());
+            return;
         }
-        self.table.store().record(domain.uuid, &change)?;
         domain.book().moments.apply(&change);
-        Ok(())
+        if let Err(err) = self.table.store().record(domain.uuid, &change) {
+            tracing::warn!(domain = name, error = %err.chain(), "its snapshots are renamed later");
+        }
     }
 
     pub(crate) async fn set_autostart(&self, domain: &Domain, autostart: bool) -> Result<()> {
@@ -559,5 +563,7 @@ impl<H: Hypervisor> Domains<H> {
     }
 }
 
+#[cfg(test)]
+mod faults;
 #[cfg(test)]
 mod tests;
