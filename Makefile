@@ -12,6 +12,7 @@
 #   make torture  SIGKILL at random points of virtsnapd and QEMU, ROUNDS=200 times (SEED= repeats)
 #   make torture-control
 #                 the same with recovery switched off, which must lose data
+#   make soak     CONNECTIONS=20000 clients of every kind, and what the daemon takes before and after
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -24,7 +25,7 @@ PREFIX ?= /usr/local
 ROUNDS ?= 200
 DESTDIR ?=
 
-.PHONY: help demo test fuzz conformance matrix torture torture-control setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix torture torture-control soak setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -82,6 +83,13 @@ conformance: setup
 	@echo "conformance: the recorded cases of fixtures/conformance, against a virtsnapd of its own"
 	@VIRTSNAP_CONFORMANCE=all $(CARGO) test --quiet --locked --package virtsnap-tests \
 		--test conformance -- --nocapture --format terse 2>&1 | grep --line-buffered "^UNEX\|^STALE\|^    \|^conf\|panick\|^error"; \
+		exit $${PIPESTATUS[0]}
+
+CONNECTIONS ?= 20000
+soak: setup
+	@echo "soak: $(CONNECTIONS) connections"
+	@VIRTSNAP_SOAK=$(CONNECTIONS) $(CARGO) test --quiet --locked --package virtsnap-tests \
+		--test soak clients_by_the_thousand -- --nocapture 2>&1 | grep "^.*soak:\|panick\|^error"; \
 		exit $${PIPESTATUS[0]}
 
 matrix: setup

@@ -18,6 +18,7 @@ pub mod oracle;
 pub mod programs;
 pub mod trace;
 pub mod virsh;
+pub mod wire;
 pub mod world;
 
 pub use guest::{Guest, GuestSpec};

@@ -157,6 +157,22 @@ fn every_test_that_is_named_is_there() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Names of tests there have two underscores at least, and are in backquotes.
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let page = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let name = Regex::new(r"`([a-z0-9]+(?:_[a-z0-9]+){2,})`").unwrap();
+    let tests = tests();
+    let names: BTreeSet<_> = name.captures_iter(&page).map(|found| found[1].to_owned()).collect();
+    assert!(names.len() > 30, "only {} tests are named", names.len());
+    let own = ["no_new_privs", "like_this_one"];
+    let lost: Vec<_> = names
+        .iter()
+        .filter(|name| !own.contains(&name.as_str()) && !tests.contains_key(*name))
+        .collect();
+    assert!(lost.is_empty(), "docs/security.md names tests that are not there: {lost:?}");
+}
+
 #[test]
 fn the_document_is_what_the_data_says() {
     let path = root().join("docs/feature-table.md");

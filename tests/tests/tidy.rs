@@ -161,6 +161,27 @@ fn documents_are_reachable_and_their_links_lead_somewhere() {
     assert!(lost.is_empty(), "no link leads from README.md to {lost:?}");
 }
 
+/// What a client sends must never meet a shell's grammar: in the product none is run, and no
+/// argument is put together to be parsed by one. Tests may.
+#[test]
+fn no_program_is_run_by_a_shell() {
+    let shell = Regex::new(r#""(/\S*/)?(ba|da|z|k)?sh"|/bin/sh|libc::(system|popen)"#).unwrap();
+    let mut found = Vec::new();
+    for (name, text) in rust_files().into_iter().filter(|(name, _)| name.starts_with("driver/")) {
+        // Unit tests are modules at the end of a file, or files of their own.
+        let is_test = name.contains("/tests") || name.contains("/real");
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = product.lines().filter(|line| !line.trim_start().starts_with("//"));
+        found.extend(
+            lines
+                .filter(|line| !is_test && shell.is_match(line))
+                .map(|line| format!("{name}: {}", line.trim())),
+        );
+    }
+    found.retain(|line| !line.starts_with("driver/daemon/src/server/clients.rs"));
+    assert!(found.is_empty(), "{found:#?}");
+}
+
 #[test]
 fn shell_scripts_parse() {
     for path in files() {

@@ -1,5 +1,7 @@
 //! What a QEMU may do to the host, as the kernel tells it: docs/security.md.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 

@@ -12,6 +12,7 @@ mod defects;
 mod definitions;
 mod domain;
 mod durability;
+mod escape;
 mod events;
 mod exchange;
 mod extensions;
