@@ -166,7 +166,9 @@ fn fill(from: &mut impl Read, bytes: &mut [u8]) -> Result<(), Damage> {
 }
 
 fn until_zero(bytes: &[u8]) -> Result<String, Damage> {
-    let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+    let end = bytes.iter().position(|&byte| byte == 0);
+    // What runs into the next part could not be written again as it was read.
+    let text = end.and_then(|end| bytes.get(..end)).ok_or(Damage::Malformed("it has no end"))?;
     let text = std::str::from_utf8(text).map_err(|_| Damage::Malformed("it is not UTF-8"))?;
     Ok(text.to_owned())
 }
@@ -232,6 +234,26 @@ mod tests {
         ));
         assert!(matches!(Head::read(&bytes[..91]), Err(Damage::Short)));
         assert!(matches!(Head::read(&[b'x'; 100][..]), Err(Damage::NoMagic)));
+    }
+
+    impl Head {
+        fn with_room(self, room: u32) -> Self {
+            Self { room, ..self }
+        }
+    }
+
+    #[test]
+    fn texts_that_run_into_what_follows_are_refused() {
+        let bytes = Head::new("<domain/>".into(), Some("<cookie/>".into()), true, Format::Raw)
+            .with_room(20)
+            .to_bytes(true);
+        assert!(Head::read(bytes.as_slice()).is_ok());
+        for end in [FIXED + 9, FIXED + 19] {
+            let mut endless = bytes.clone();
+            assert_eq!(endless[end], 0);
+            endless[end] = b'x';
+            assert!(matches!(Head::read(endless.as_slice()), Err(Damage::Malformed(_))), "{end}");
+        }
     }
 
     proptest! {
