@@ -39,6 +39,9 @@ pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {
     for class in ["serial", "parallel"] {
         next_ports(draft, class)?;
     }
+    // They are all called something now. libvirt takes a definition here that it refuses when it
+    // reads it again.
+    isa_ports(draft)?;
     consoles(draft)?;
     for channel in draft.of_mut("channel") {
         let target =

@@ -155,6 +155,23 @@ fn the_live_form_is_libvirtds() {
     assert!(count >= 3, "only {count} live forms found");
 }
 
+/// libvirt takes a port that it refuses when it reads the definition again, because the port's type
+/// is filled in after the ports are looked at.
+#[test]
+fn what_is_completed_is_not_refused_the_second_time() {
+    let serial = |port: u32| format!("<serial type='pty'><target port='{port}'/></serial>");
+    for ports in [serial(5), format!("{0}{0}", serial(1)), [0, 1, 2, 3].map(serial).concat()] {
+        let text = format!(
+            "<domain type='qemu'><name>vm</name><memory>65536</memory>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os>\
+             <devices>{ports}</devices></domain>"
+        );
+        let asked = Element::parse(&text).unwrap();
+        let Ok(completed) = complete(asked, &Host::for_test()) else { continue };
+        complete(completed, &Host::for_test()).unwrap_or_else(|err| panic!("{ports}: {err}"));
+    }
+}
+
 /// A guest that we define is one that we can start: nothing is accepted only to be refused then.
 #[test]
 fn what_is_completed_has_a_command_line() {
