@@ -34,6 +34,12 @@ macro_rules! procedures {
                 }
             }
 
+            /// A message that the server sends: nobody can call it.
+            pub fn is_message(self) -> bool {
+                let name = self.name();
+                name.contains("_EVENT_") && !name.contains("REGISTER")
+            }
+
             /// The API function that refuses this on a read-only connection, if one does.
             pub fn barred_read_only(self) -> Option<&'static str> {
                 match self {

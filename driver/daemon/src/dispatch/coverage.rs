@@ -34,7 +34,7 @@ fn remote() -> Vec<Row> {
         name: procedure.name(),
         read_only: procedure.barred_read_only().is_none(),
         answered: ANSWERED.contains(&procedure),
-        message: is_message(procedure.name()),
+        message: procedure.is_message(),
     });
     rows.collect()
 }
@@ -45,14 +45,9 @@ fn qemu() -> Vec<Row> {
         name: procedure.name(),
         read_only: procedure.barred_read_only().is_none(),
         answered: ANSWERED_QEMU.contains(&procedure),
-        message: procedure == QemuProcedure::DOMAIN_MONITOR_EVENT,
+        message: procedure.is_message(),
     });
     rows.collect()
-}
-
-fn is_message(name: &str) -> bool {
-    name.contains("_EVENT_") && !name.ends_with("REGISTER_ANY") && !name.ends_with("REGISTER")
-        || name == "CONNECT_EVENT_CONNECTION_CLOSED"
 }
 
 fn section(out: &mut String, program: &str, rows: &[Row]) {

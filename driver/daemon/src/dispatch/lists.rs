@@ -5,6 +5,7 @@ use virtsnap_rpc::remote::*;
 
 use super::{Context, Outcome, flags, numbers};
 use crate::domains::Domain;
+use crate::service::{ERR_RPC, FROM_RPC, RpcError};
 
 const ACTIVE: u32 = 1;
 const INACTIVE: u32 = 2;
@@ -72,6 +73,17 @@ pub(super) fn at_most(wanted: i32) -> usize {
     usize::try_from(wanted).unwrap_or(0)
 }
 
+/// The same of a list of names or numbers. Libraries refuse what is no count before they send it.
+pub(super) fn room_for(what: &str, wanted: i32) -> Outcome<usize> {
+    const LIST_MAX: usize = 16384;
+    let refused = |message| Err(RpcError::new(ERR_RPC, FROM_RPC, message).into());
+    match usize::try_from(wanted) {
+        Ok(count) if count <= LIST_MAX => Ok(count),
+        Ok(count) => refused(format!("{what} > {LIST_MAX}: {count}")),
+        Err(_) => refused(format!("{what} must be non-negative: {wanted}")),
+    }
+}
+
 pub(super) async fn num_active<H: Inspect>(
     cx: Context<'_, H>,
     _: ConnectNumOfDomainsArgs,
@@ -90,16 +102,18 @@ pub(super) async fn list_ids<H: Inspect>(
     cx: Context<'_, H>,
     args: ConnectListDomainsArgs,
 ) -> Outcome<ConnectListDomainsRet> {
+    let most = room_for("maxids", args.max_ids)?;
     let active = listed(&cx, ACTIVE).into_iter().map(|dom| dom.id);
-    Ok(ConnectListDomainsRet { ids: active.take(at_most(args.max_ids)).collect() })
+    Ok(ConnectListDomainsRet { ids: active.take(most).collect() })
 }
 
 pub(super) async fn list_defined<H: Inspect>(
     cx: Context<'_, H>,
     args: ConnectListDefinedDomainsArgs,
 ) -> Outcome<ConnectListDefinedDomainsRet> {
+    let most = room_for("maxnames", args.max_names)?;
     let names = listed(&cx, INACTIVE).into_iter().map(|dom| dom.name);
-    Ok(ConnectListDefinedDomainsRet { names: names.take(at_most(args.max_names)).collect() })
+    Ok(ConnectListDefinedDomainsRet { names: names.take(most).collect() })
 }
 
 pub(super) async fn by_name<H: Inspect>(

@@ -236,6 +236,7 @@ macro_rules! table {
                         context, payload, $handler,
                     ).await
                 })*
+                other if other.is_message() => Err(RpcError::unknown_procedure(other as u32)),
                 other => Err(RpcError::not_answered(other.name())),
             }
         }

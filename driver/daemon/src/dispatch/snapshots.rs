@@ -376,7 +376,7 @@ pub(super) async fn list_names<H: Inspect>(
 ) -> Outcome<DomainSnapshotListNamesRet> {
     let domain = cx.domain(&args.dom)?;
     let names = of_domain(&cx, &domain, args.flags, "qemuDomainSnapshotListNames").await?;
-    let most = super::lists::at_most(args.max_names);
+    let most = super::lists::room_for("maxnames", args.max_names)?;
     Ok(DomainSnapshotListNamesRet { names: names.into_iter().take(most).collect() })
 }
 
@@ -395,7 +395,7 @@ pub(super) async fn list_children_names<H: Inspect>(
 ) -> Outcome<DomainSnapshotListChildrenNamesRet> {
     let domain = cx.domain(&args.snap.dom)?;
     let names = below(&domain, &args.snap.name, args.flags, "qemuDomainSnapshotListChildrenNames")?;
-    let most = super::lists::at_most(args.max_names);
+    let most = super::lists::room_for("maxnames", args.max_names)?;
     Ok(DomainSnapshotListChildrenNamesRet { names: names.into_iter().take(most).collect() })
 }
 
