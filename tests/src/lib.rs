@@ -16,6 +16,7 @@ pub mod images;
 pub mod matrix;
 pub mod oracle;
 pub mod programs;
+pub mod raw;
 pub mod trace;
 pub mod virsh;
 pub mod wire;

@@ -21,6 +21,7 @@ mod firmware;
 mod generation;
 mod guests;
 mod hazards;
+mod hostile;
 mod hotplug;
 mod internal;
 mod jobs;
