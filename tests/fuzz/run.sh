@@ -18,7 +18,7 @@ targets=${*:-$all}
 host=$(rustc -vV | sed -n 's/^host: //p')
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
--Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1"
+-Cllvm-args=-sanitizer-coverage-trace-compares"
 echo "fuzz: building the targets"
 RUSTFLAGS="--cfg fuzzing $coverage" "$cargo" build --quiet --locked --package virtsnap-fuzz \
     --features libfuzzer --bins --profile fuzz --target "$host" --target-dir target/fuzz ||

@@ -3,7 +3,7 @@
 //!
 //! - [`TARGETS`]: all of them; `fuzz_targets/` has each as a program of libFuzzer's (`make fuzz`);
 //! - `wire`: frames and XDR; `trees`: XML in every form that we read; `disk`: what stands in files;
-//!   `qemu`: what QEMU says;
+//!   `qemu`: what QEMU says; `planner`: what a client may ask of snapshots, in any order;
 //! - `memory`: what a target may allocate.
 //!
 //! `fixtures/fuzz/TARGET` has the seeds, and every input that once broke something. `cargo test`
@@ -11,6 +11,7 @@
 
 mod disk;
 mod memory;
+mod planner;
 mod qemu;
 mod trees;
 mod wire;
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "snapshot", read: trees::snapshot, fixed: 1 },
     Target { name: "schema", read: trees::schema, fixed: 1 },
     Target { name: "domain", read: trees::domain, fixed: 4 },
+    Target { name: "planner", read: planner::play, fixed: 8 },
     Target { name: "journal", read: disk::journal, fixed: 1 },
     Target { name: "image_header", read: disk::image_header, fixed: 1 },
     // The longest definition that is read, a copy of it, and both again when it is written.

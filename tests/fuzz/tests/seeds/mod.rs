@@ -12,13 +12,14 @@ type Seeds = Vec<Vec<u8>>;
 /// Writes `fixtures/fuzz/TARGET/seed-N` anew.
 pub(crate) fn write(fixtures: &Path) {
     let snapshots = snapshots(fixtures);
-    let corpora: [(&str, Seeds); 13] = [
+    let corpora: [(&str, Seeds); 14] = [
         ("frames", frames(fixtures)),
         ("xdr", payloads(fixtures)),
         ("xml", trees(fixtures)),
         ("snapshot", snapshots.clone()),
         ("schema", snapshots),
         ("domain", domains(fixtures)),
+        ("planner", scripts(fixtures)),
         ("journal", journals(fixtures)),
         ("image_header", image_headers()),
         ("save_image", save_images()),
@@ -130,6 +131,28 @@ fn snapshots(fixtures: &Path) -> Seeds {
             is_snapshot && text.len() <= 12_000
         }));
     }
+    seeds
+}
+
+/// What the plans of `fixtures/plans` are made from, a few acts at a time.
+fn scripts(fixtures: &Path) -> Seeds {
+    let mut seeds = Seeds::new();
+    for (name, text) in files(&fixtures.join("plans")) {
+        let Some(name) = name.strip_suffix(".script") else { continue };
+        let text = String::from_utf8(text).expect("a script");
+        let lines: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let first = if name.starts_with("firmware") { name } else { "start" };
+        for acts in lines.chunks(20).take(5) {
+            seeds.push([&[first], acts].concat().join("\n").into_bytes());
+        }
+    }
+    let more = [
+        "start\nfull a\ndisks b\nagain a current\nwrite vda\nfull c\nrevert a\ndelete b all",
+        "disks a\ndisks b\nagain b\ndelete a metadata\nrevert b\ndelete b consolidated",
+        "start\nhalted a\nrevert a running\ndisks b unrecorded\ndisks c aside\npause\nfull d live",
+    ];
+    seeds.extend(more.map(|script| script.as_bytes().to_vec()));
     seeds
 }
 
