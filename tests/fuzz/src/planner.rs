@@ -74,7 +74,10 @@ async fn act(world: &World, engine: &Engine, book: &Mutex<Book>, line: &str) -> 
         "write" if world.guest().is_none_or(|guest| guest.running) => {
             world.write(["vda", "vdb"].into_iter().find(|disk| *disk == name)?, 1, 7);
         }
-        "touch" if rest.starts_with("/img/") && !world.images().contains_key(std::path::Path::new(rest)) => {
+        "touch"
+            if rest.starts_with("/img/")
+                && !world.images().contains_key(std::path::Path::new(rest)) =>
+        {
             world.touch(rest);
         }
         "policy" => {
