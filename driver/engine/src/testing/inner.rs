@@ -411,8 +411,9 @@ impl Inner {
         match finish {
             Finish::ThawFilesystems => self.undo(&Step::FreezeFilesystems),
             Finish::Resume(_) => {
-                let guest = self.guest()?;
-                (guest.running, guest.saved) = (true, false);
+                if let Some(guest) = &mut self.guest {
+                    (guest.running, guest.saved) = (true, false);
+                }
             }
             Finish::Stop(_) => self.guest = None,
             Finish::ApplySnapshot { image, tag } => {
