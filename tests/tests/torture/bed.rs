@@ -7,7 +7,7 @@ use virtsnap_tests::virsh::Outcome;
 use virtsnap_tests::{Guest, GuestSpec, World, host, images};
 
 use crate::dice::Dice;
-use crate::model::{Content, How, Model, Operation, Scope, State};
+use crate::model::{Complaints, Content, How, Model, Operation, Scope, State, Trouble};
 use crate::sight::{self, Care, Depth, Seen};
 
 /// What kind of domain it is.
@@ -33,6 +33,8 @@ pub(crate) struct Bed {
     pattern: u8,
     /// QEMU was killed, so that images may have clusters that nobody needs.
     pub(crate) may_leak: bool,
+    /// What was wrong with it and has been told; it is not told again.
+    wrong: Vec<String>,
 }
 
 impl Bed {
@@ -44,7 +46,8 @@ impl Bed {
             Role::Off => GuestSpec::idle("off").disks(&["qcow2", "raw"]),
         };
         let spec = GuestSpec { uuid: Some(uuid), ..spec };
-        Self { role, spec, model: Model::new(Vec::new()), made: 0, pattern: 0, may_leak: false }
+        let (model, wrong) = (Model::new(Vec::new()), Vec::new());
+        Self { role, spec, model, made: 0, pattern: 0, may_leak: false, wrong }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -65,14 +68,30 @@ impl Bed {
     }
 
     /// It is as the model says, and no operation is under way.
-    pub(crate) fn verify(&mut self, world: &World, depth: Depth) -> Result<Seen, String> {
+    pub(crate) fn verify(
+        &mut self,
+        world: &World,
+        depth: Depth,
+        wrong: &mut Vec<String>,
+    ) -> Result<Seen, Trouble> {
         let seen = self.look(world, depth);
-        let complaints = self.model.complaints(&seen, false);
-        if !complaints.is_empty() {
-            return Err(format!("{complaints:#?}"));
+        let Complaints { lost, wrong: found } = self.model.complaints(&seen, false);
+        self.tell(found, wrong);
+        if !lost.is_empty() {
+            return Err(Trouble::lost(format!("{lost:#?}")));
         }
         self.model.learn(&seen);
         Ok(seen)
+    }
+
+    /// Tells what has not been told yet.
+    pub(crate) fn tell(&mut self, found: Vec<String>, wrong: &mut Vec<String>) {
+        for what in found {
+            if !self.wrong.contains(&what) {
+                wrong.push(format!("{}: {what}", self.spec.name));
+                self.wrong.push(what);
+            }
+        }
     }
 
     /// Fresh images, a fresh definition, and running if that is its role.
@@ -85,6 +104,7 @@ impl Bed {
         std::fs::write(&file, self.spec.xml(world)).expect("the directory is ours");
         world.virsh.ok(&format!("define {}", file.display()));
         self.may_leak = false;
+        self.wrong.clear();
         let seen = self.look(world, Depth::Disks);
         let content = |reading: &sight::Reading| match self.role {
             Role::Counts => Content::counting(0),
@@ -111,7 +131,7 @@ impl Bed {
     }
 
     /// Starts it, if it is off; a guest that counts must find its last count on its disks.
-    pub(crate) fn start(&mut self, world: &World) -> Result<(), String> {
+    pub(crate) fn start(&mut self, world: &World) -> Result<(), Trouble> {
         if self.model.state == State::Running {
             return Ok(());
         }
@@ -123,9 +143,8 @@ impl Bed {
             let known = self.model.disks.first().map_or(0, Content::counter);
             let found = guest.booted(mark);
             if found != known {
-                return Err(format!(
-                    "the guest finds {found} on its disk after a boot, not {known}"
-                ));
+                let why = format!("the guest finds {found} on its disk after a boot, not {known}");
+                return Err(Trouble::lost(why));
             }
             self.advance(world);
         }
@@ -140,21 +159,25 @@ impl Bed {
         }
     }
 
-    /// Writes something new to every disk, by the way that the guest would: what QEMU uses and what
-    /// the definition names must be the same.
-    pub(crate) fn scribble(
-        &mut self,
-        world: &World,
-        seen: &Seen,
-        dice: &mut Dice,
-    ) -> Result<(), String> {
+    /// The guest writes something new to every disk: it must be in the image that the definition
+    /// names.
+    pub(crate) fn scribble(&mut self, world: &World, dice: &mut Dice) -> Result<(), Trouble> {
+        let is_running = self.model.state == State::Running;
+        if self.role == Role::Counts && is_running {
+            let guest = self.guest(world);
+            guest.next_match(guest.mark());
+            self.advance(world);
+        }
+        let before = self.look(world, Depth::Disks);
         if self.role == Role::Counts {
-            return Ok(());
+            let lost = self.model.complaints(&before, true).lost;
+            let trouble = || Trouble::lost(format!("what the guest writes is lost: {lost:#?}"));
+            return if lost.is_empty() { Ok(()) } else { Err(trouble()) };
         }
         self.pattern = self.pattern % 250 + 1;
         let command = format!("write -P {} {}k 64k", self.pattern, dice.below(60) * 64);
-        for (n, (image, format)) in seen.active.iter().enumerate() {
-            if seen.state == Some(State::Running) {
+        for (n, (image, format)) in before.active.iter().enumerate() {
+            if is_running {
                 let line = sight::through_qemu(self.name(), n, &command);
                 done(&line, &world.virsh.run(&line))?;
             } else {
@@ -162,9 +185,10 @@ impl Bed {
             }
         }
         let after = self.look(world, Depth::Disks);
-        for (n, (before, after)) in seen.disks.iter().zip(&after.disks).enumerate() {
+        for (n, (before, after)) in before.disks.iter().zip(&after.disks).enumerate() {
             if before == after {
-                return Err(format!("what QEMU writes to disk {n} is not in the image it has"));
+                let why = format!("what is written to disk {n} is not in the image that it has");
+                return Err(Trouble::lost(why));
             }
         }
         self.model.disks = after.disks.iter().cloned().map(Content::Exact).collect();
@@ -173,7 +197,7 @@ impl Bed {
 
     /// Of the guest that counts: memory and disk agree, it goes on, and never goes back but by a
     /// revert, which may take it back once.
-    pub(crate) fn listen(&self, world: &World, mark: Mark, reverts: bool) -> Result<(), String> {
+    pub(crate) fn listen(&self, world: &World, mark: Mark, reverts: bool) -> Result<(), Trouble> {
         if self.role != Role::Counts {
             return Ok(());
         }
@@ -184,13 +208,13 @@ impl Bed {
         let lines = guest.lines(mark);
         let bad = lines.iter().find(|line| line.contains("MISMATCH") || line.contains("ERROR"));
         if let Some(bad) = bad {
-            return Err(format!("the guest says: {bad}"));
+            return Err(Trouble::lost(format!("the guest says: {bad}")));
         }
         let number = |line: &String| line.strip_prefix("MATCH ")?.parse().ok();
         let counts: Vec<u64> = lines.iter().filter_map(number).collect();
         let backwards = counts.windows(2).filter(|pair| pair[1] < pair[0]).count();
         if backwards > usize::from(reverts) {
-            return Err(format!("the guest's count went back: {counts:?}"));
+            return Err(Trouble::lost(format!("the guest's count went back: {counts:?}")));
         }
         Ok(())
     }

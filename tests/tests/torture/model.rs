@@ -73,6 +73,51 @@ pub(crate) struct Model {
     pub(crate) disks: Vec<Content>,
 }
 
+/// How a domain differs from a world.
+#[derive(Debug, Default)]
+pub(crate) struct Complaints {
+    /// Data that is not there, or other data.
+    pub(crate) lost: Vec<String>,
+    /// Another promise that was not kept: a file left behind, a guest that does not run.
+    pub(crate) wrong: Vec<String>,
+}
+
+impl Complaints {
+    fn differ(&mut self, what: &str, is: &impl fmt::Debug, must: &impl fmt::Debug) {
+        let (is, must) = (format!("{is:?}"), format!("{must:?}"));
+        if is != must {
+            self.wrong.push(format!("{what}: {is}, not {must}"));
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lost.is_empty() && self.wrong.is_empty()
+    }
+}
+
+/// Why a round cannot go on.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    pub(crate) is_loss: bool,
+    pub(crate) why: String,
+}
+
+impl Trouble {
+    pub(crate) fn lost(why: String) -> Self {
+        Self { is_loss: true, why }
+    }
+
+    pub(crate) fn within(self, what: &str) -> Self {
+        Self { why: format!("{what}: {}", self.why), ..self }
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self { is_loss: false, why }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
     Internal,
@@ -218,38 +263,43 @@ impl Model {
     }
 
     /// What is not as it must be. A guest whose QEMU was killed is off, whatever it should be.
-    pub(crate) fn complaints(&self, seen: &Seen, may_be_off: bool) -> Vec<String> {
-        let mut found = seen.problems.clone();
-        let mut check = |what: &str, is: &dyn std::fmt::Debug, must: &dyn std::fmt::Debug| {
-            let (is, must) = (format!("{is:?}"), format!("{must:?}"));
-            if is != must {
-                found.push(format!("{what}: {is}, not {must}"));
-            }
-        };
+    pub(crate) fn complaints(&self, seen: &Seen, may_be_off: bool) -> Complaints {
+        let mut found = Complaints { lost: seen.losses.clone(), wrong: seen.problems.clone() };
         if seen.state != Some(State::Off) || !may_be_off {
-            check("state", &seen.state, &Some(self.state));
+            found.differ("state", &seen.state, &Some(self.state));
         }
-        check("title", &seen.title, &self.title);
-        check("current", &seen.current, &self.current);
-        let names: Vec<_> = seen.snapshots.keys().collect();
-        check("snapshots", &names, &self.snapshots.keys().collect::<Vec<_>>());
+        found.differ("title", &seen.title, &self.title);
+        found.differ("current", &seen.current, &self.current);
+        for name in seen.snapshots.keys().filter(|name| !self.snapshots.contains_key(*name)) {
+            found.wrong.push(format!("there is a snapshot {name}"));
+        }
         for (name, known) in &self.snapshots {
-            let Some(seen) = seen.snapshots.get(name) else { continue };
-            check(&format!("parent of {name}"), &seen.parent, &known.parent);
-            check(&format!("description of {name}"), &seen.description, &known.description);
+            let Some(seen) = seen.snapshots.get(name) else {
+                found.lost.push(format!("there is no snapshot {name}"));
+                continue;
+            };
+            found.differ(&format!("parent of {name}"), &seen.parent, &known.parent);
+            found.differ(&format!("description of {name}"), &seen.description, &known.description);
         }
-        if seen.depth == Depth::Lists {
-            return found;
+        if seen.depth >= Depth::Disks {
+            self.lost_of_disks(seen, &mut found.lost);
         }
+        if seen.depth == Depth::All {
+            self.lost_of_snapshots(seen, &mut found.lost);
+        }
+        found
+    }
+
+    fn lost_of_disks(&self, seen: &Seen, lost: &mut Vec<String>) {
         for (n, (known, seen)) in self.disks.iter().zip(&seen.disks).enumerate() {
-            found.extend(known.complaint(seen).map(|what| format!("disk {n} {what}")));
+            lost.extend(known.complaint(seen).map(|what| format!("disk {n} {what}")));
         }
         if seen.disks.len() != self.disks.len() {
-            found.push(format!("{} disks, not {}", seen.disks.len(), self.disks.len()));
+            lost.push(format!("{} disks, not {}", seen.disks.len(), self.disks.len()));
         }
-        if seen.depth == Depth::Disks {
-            return found;
-        }
+    }
+
+    fn lost_of_snapshots(&self, seen: &Seen, lost: &mut Vec<String>) {
         for (name, known) in &self.snapshots {
             let Some(seen) = seen.snapshots.get(name) else { continue };
             for (n, known) in known.disks.iter().enumerate() {
@@ -258,15 +308,14 @@ impl Model {
                     (Some(known), Some(seen)) => known.complaint(&seen),
                     (known, seen) => Some(format!("is {seen:?}, not {known:?}")),
                 };
-                found.extend(what.map(|what| format!("snapshot {name}: disk {n} {what}")));
+                lost.extend(what.map(|what| format!("snapshot {name}: disk {n} {what}")));
             }
             if let Some(memory) = &known.memory
                 && seen.memory.as_ref().is_none_or(|seen| seen.hash != memory.hash)
             {
-                found.push(format!("memory of {name}: {:?}, not {memory}", seen.memory));
+                lost.push(format!("memory of {name}: {:?}, not {memory}", seen.memory));
             }
         }
-        found
     }
 
     /// Takes over what was not known before it was seen: what exactly a snapshot of a guest that

@@ -12,7 +12,7 @@ use virtsnap_tests::{Daemon, World, host};
 use crate::bed::{Bed, Role, done};
 use crate::dice::Dice;
 use crate::journal::{self, Journal};
-use crate::model::{Model, Operation, State};
+use crate::model::{Complaints, Model, Operation, Scope, State, Trouble};
 use crate::sight::{Depth, Seen};
 use crate::{Tally, say};
 
@@ -21,6 +21,8 @@ pub(crate) struct Rack {
     world: World,
     beds: Vec<Bed>,
     kinds: Vec<String>,
+    /// What was wrong in this round, though nothing was lost.
+    wrong: Vec<String>,
     tally: Arc<Mutex<Tally>>,
 }
 
@@ -67,7 +69,7 @@ impl Rack {
         for bed in &mut beds {
             bed.define(&world);
         }
-        Self { world, beds, kinds: journal::kinds(), tally }
+        Self { world, beds, kinds: journal::kinds(), wrong: Vec::new(), tally }
     }
 
     pub(crate) fn play(&mut self, seed: u64, round: usize) {
@@ -80,30 +82,44 @@ impl Rack {
         let mut story = format!("round {round}, {}", bed.name());
         let result = self.one(&mut bed, wanted.as_deref(), &mut dice, &mut story);
         let result = result.and_then(|()| self.neighbours());
-        match result {
-            Ok(()) => say(&format!("{story}, {:.1} s", began.elapsed().as_secs_f64())),
-            Err(why) => {
-                story = format!("{story}: LOST (SEED={seed}): {why}");
-                say(&story);
-                self.tally().lost.push(story);
+        story.push_str(&format!(", {:.1} s", began.elapsed().as_secs_f64()));
+        if self.report(result, format!("{story} (SEED={seed} ROUND={round})"), &story) {
+            bed.rebuild(&mut self.world);
+            for bed in &mut self.beds {
                 bed.rebuild(&mut self.world);
-                for bed in &mut self.beds {
-                    bed.rebuild(&mut self.world);
-                }
             }
         }
         self.beds.insert(chosen.unwrap_or(0), bed);
         self.tally().rounds += 1;
     }
 
-    /// All domains, one last time, when nothing runs any more.
+    /// Says how it went; true: it cannot go on like this.
+    fn report(&mut self, result: Result<(), Trouble>, repeat: String, story: &str) -> bool {
+        let wrong = std::mem::take(&mut self.wrong);
+        if !wrong.is_empty() {
+            let story = format!("{repeat}: WRONG: {wrong:#?}");
+            say(&story);
+            self.tally().wrong.push(story);
+        }
+        let Err(trouble) = result else {
+            say(story);
+            return false;
+        };
+        let kind = if trouble.is_loss { "LOST" } else { "WRONG" };
+        let story = format!("{repeat}: {kind}: {}", trouble.why);
+        say(&story);
+        let mut tally = self.tally();
+        let list = if trouble.is_loss { &mut tally.lost } else { &mut tally.wrong };
+        list.push(story);
+        true
+    }
+
+    /// All domains, one last time.
     pub(crate) fn finish(mut self) {
         for mut bed in std::mem::take(&mut self.beds) {
-            if let Err(why) = self.last_look(&mut bed) {
-                let story = format!("{} at the end: LOST: {why}", bed.name());
-                say(&story);
-                self.tally().lost.push(story);
-            }
+            let result = self.last_look(&mut bed);
+            let story = format!("{} at the end", bed.name());
+            self.report(result, story.clone(), &story);
         }
     }
 
@@ -123,15 +139,13 @@ impl Rack {
         wanted: Option<&str>,
         dice: &mut Dice,
         story: &mut String,
-    ) -> Result<(), String> {
+    ) -> Result<(), Trouble> {
         if bed.role != Role::Off && dice.percent(85) {
             bed.start(&self.world)?;
         }
-        let seen = bed.verify(&self.world, Depth::All).map_err(|why| format!("before: {why}"))?;
-        bed.scribble(&self.world, &seen, dice)?;
-        if bed.role == Role::Counts && bed.model.state == State::Running {
-            bed.advance(&self.world);
-        }
+        let before = bed.verify(&self.world, Depth::All, &mut self.wrong);
+        before.map_err(|trouble| trouble.within("before"))?;
+        bed.scribble(&self.world, dice)?;
         let wants_create = matches!(wanted, Some("acting" | "undone" | "pivoting"));
         let wants_create = wants_create || dice.percent(20);
         let operation = bed.choose(dice, wants_create);
@@ -140,14 +154,15 @@ impl Rack {
         let mark = bed.guest(&self.world).mark();
         let (old, new) = (bed.model.clone(), operation.on(&bed.model));
 
-        let aftermath = self.strike(bed, &operation, strikes, story)?;
+        let aftermath = self.strike(bed, &operation, strikes, story);
         let reverts = matches!(operation, Operation::Revert { .. });
-        if self.judge(bed, [&old, &new], &aftermath)? {
-            story.push_str(" → new");
-            return bed.listen(&self.world, mark, reverts);
-        }
-        story.push_str(" → old");
+        let is_new = self.judge(bed, [&old, &new], &aftermath)?;
+        story.push_str(if is_new { " → new" } else { " → old" });
         bed.listen(&self.world, mark, reverts)?;
+        bed.scribble(&self.world, dice)?;
+        if is_new {
+            return Ok(());
+        }
         if old.state == State::Running {
             // There is nothing to be saved of a guest that was killed.
             bed.start(&self.world)?;
@@ -202,7 +217,7 @@ impl Rack {
         operation: &Operation,
         strikes: Vec<Strike>,
         story: &mut String,
-    ) -> Result<Aftermath, String> {
+    ) -> Aftermath {
         let journal = Journal::of(&self.world, bed.uuid());
         let mut client = Client::start(&self.world, &bed.line(&self.world, operation));
         let mut aftermath = Aftermath::default();
@@ -234,7 +249,7 @@ impl Rack {
                     self.world.kill();
                     alive = false;
                     // What it said before is a promise; that it is gone is no answer.
-                    let said = client.wait()?;
+                    let said = client.wait();
                     if first && aftermath.told.is_none() {
                         aftermath.told = (was_over || said.is_ok()).then_some(said);
                     }
@@ -256,7 +271,7 @@ impl Rack {
             story.push_str(&format!(" [{strike}: {at}]"));
         }
         if alive {
-            let said = client.wait()?;
+            let said = client.wait();
             aftermath.told = first.then_some(said).or(aftermath.told);
             // What could not be finished is, at the latest, by the next daemon.
             if !journal.lines().is_empty() {
@@ -269,36 +284,45 @@ impl Rack {
         }
         let left = journal.lines();
         if !left.is_empty() {
-            return Err(format!("a new daemon has not settled the journal, which has {left:?}"));
+            self.wrong.push(format!("a new daemon has not settled the journal: {left:?}"));
         }
-        Ok(aftermath)
+        aftermath
     }
 
     /// Which world holds: true, the new one.
-    fn judge(&self, bed: &mut Bed, worlds: [&Model; 2], after: &Aftermath) -> Result<bool, String> {
+    fn judge(
+        &mut self,
+        bed: &mut Bed,
+        worlds: [&Model; 2],
+        after: &Aftermath,
+    ) -> Result<bool, Trouble> {
         let seen = self.seen_at_rest(bed, after.qemu_killed);
         let [old, new] = worlds.map(|world| world.complaints(&seen, after.qemu_killed));
-        let (may_be_old, may_be_new) = match &after.told {
-            Some(Ok(())) => (false, true),
-            Some(Err(_)) if !after.qemu_killed => (true, false),
-            Some(Err(_)) | None => (true, true),
+        let may_be = match &after.told {
+            Some(Ok(())) => [false, true],
+            Some(Err(why)) if !after.qemu_killed => {
+                self.wrong.push(format!("failed for no reason: {why}"));
+                [true, false]
+            }
+            Some(Err(_)) | None => [true, true],
         };
-        let told = &after.told;
-        if may_be_new && new.is_empty() {
-            bed.model = worlds[1].clone();
-        } else if may_be_old && old.is_empty() {
-            bed.model = worlds[0].clone();
-        } else {
-            let why =
-                format!("told {told:?}\n  not the new world: {new:#?}\n  not the old: {old:#?}");
-            return Err(why);
-        }
-        let is_new = may_be_new && new.is_empty();
+        let is_new = match (&old, &new) {
+            (_, new) if may_be[1] && new.is_empty() => true,
+            (old, _) if may_be[0] && old.is_empty() => false,
+            (_, new) if may_be[1] && new.lost.is_empty() => true,
+            (old, _) if may_be[0] && old.lost.is_empty() => false,
+            _ => {
+                let told = &after.told;
+                return Err(Trouble::lost(format!(
+                    "told {told:?}\n  not the new world: {new:#?}\n  not the old: {old:#?}"
+                )));
+            }
+        };
+        let Complaints { wrong, .. } = if is_new { new } else { old };
+        bed.tell(wrong, &mut self.wrong);
+        bed.model = worlds[usize::from(is_new)].clone();
         bed.model.learn(&seen);
-        match told {
-            Some(Err(why)) if !after.qemu_killed => Err(format!("failed for no reason: {why}")),
-            _ => Ok(is_new),
-        }
+        Ok(is_new)
     }
 
     /// Until QEMU's end has been noticed.
@@ -313,42 +337,42 @@ impl Rack {
     }
 
     /// What was undone can be done.
-    fn again(&self, bed: &mut Bed, operation: &Operation) -> Result<(), String> {
+    fn again(&mut self, bed: &mut Bed, operation: &Operation) -> Result<(), Trouble> {
         let new = operation.on(&bed.model);
         let mark = bed.guest(&self.world).mark();
         let line = bed.line(&self.world, operation);
         done(&format!("again, {operation}"), &self.world.virsh.run(&line))?;
         self.tally().operations += 1;
         bed.model = new;
-        bed.verify(&self.world, Depth::All).map_err(|why| format!("after {operation}: {why}"))?;
+        let after = bed.verify(&self.world, Depth::All, &mut self.wrong);
+        after.map_err(|trouble| trouble.within(&format!("after {operation}")))?;
         bed.listen(&self.world, mark, matches!(operation, Operation::Revert { .. }))
     }
 
     /// The other domains of a daemon that was killed are as they were. What they hold is read when
     /// their next round begins.
-    fn neighbours(&mut self) -> Result<(), String> {
+    fn neighbours(&mut self) -> Result<(), Trouble> {
         for bed in &mut self.beds {
-            let name = bed.name().to_owned();
-            let complain = |why| format!("neighbour {name}: {why}");
-            bed.verify(&self.world, Depth::Lists).map_err(complain)?;
+            let seen = bed.verify(&self.world, Depth::Lists, &mut self.wrong);
+            seen.map_err(|trouble| trouble.within("neighbour"))?;
         }
         Ok(())
     }
 
     /// Every snapshot is reverted to and must give what it holds; then all are deleted.
-    fn last_look(&self, bed: &mut Bed) -> Result<(), String> {
+    fn last_look(&mut self, bed: &mut Bed) -> Result<(), Trouble> {
         if bed.role == Role::Counts {
             done("destroy", &self.world.virsh.run(&format!("destroy {}", bed.name())))
                 .or_else(|why| if bed.model.state == State::Off { Ok(()) } else { Err(why) })?;
             bed.model.state = State::Off;
-            return bed.verify(&self.world, Depth::All).map(drop);
+            return bed.verify(&self.world, Depth::All, &mut self.wrong).map(drop);
         }
         let names: Vec<String> = bed.model.snapshots.keys().cloned().collect();
         for name in &names {
             self.again(bed, &Operation::Revert { to: name.clone(), running: false })?;
         }
         for name in names {
-            self.again(bed, &Operation::Delete { name, scope: crate::model::Scope::One })?;
+            self.again(bed, &Operation::Delete { name, scope: Scope::One })?;
         }
         Ok(())
     }
@@ -371,9 +395,9 @@ impl Client {
         self.ended.is_none() && self.child.try_wait().is_ok_and(|status| status.is_none())
     }
 
-    fn wait(&mut self) -> Result<Result<(), String>, String> {
+    fn wait(&mut self) -> Result<(), String> {
         if let Some(ended) = &self.ended {
-            return Ok(ended.clone());
+            return ended.clone();
         }
         let child = &mut self.child;
         let status = host::wait("the client to end", 180, || child.try_wait().expect("ours"));
@@ -383,6 +407,6 @@ impl Client {
         }
         let ended = if status.success() { Ok(()) } else { Err(said.trim().to_owned()) };
         self.ended = Some(ended.clone());
-        Ok(ended)
+        ended
     }
 }

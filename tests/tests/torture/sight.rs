@@ -51,7 +51,9 @@ pub(crate) struct Seen {
     pub(crate) current: Option<String>,
     pub(crate) snapshots: BTreeMap<String, SeenSnapshot>,
     pub(crate) disks: Vec<Reading>,
-    /// What is wrong in any world.
+    /// Images that cannot be read or are damaged, in any world.
+    pub(crate) losses: Vec<String>,
+    /// What else is wrong in any world.
     pub(crate) problems: Vec<String>,
     /// The active images, with their formats.
     pub(crate) active: Vec<(PathBuf, String)>,
@@ -316,7 +318,7 @@ fn chains(seen: &mut Seen, held: &[Held]) -> BTreeSet<PathBuf> {
         info.args(["info", "-U", "--backing-chain"]).arg(&top);
         let outcome = finish(&mut info, "qemu-img info");
         if !outcome.success {
-            seen.problems.push(format!("{}: {}", top.display(), outcome.stderr.trim()));
+            seen.losses.push(format!("{}: {}", top.display(), outcome.stderr.trim()));
         }
         let images = outcome.stdout.lines().filter_map(|line| line.strip_prefix("image: "));
         files.extend(images.map(PathBuf::from));
@@ -342,7 +344,7 @@ fn check(files: &BTreeSet<PathBuf>, seen: &mut Seen, care: Care) {
         };
         let harmless = is_raw || (care.may_leak && said.trim().lines().all(harmless));
         if !outcome.success && !harmless {
-            seen.problems.push(format!("qemu-img check {}: {}", file.display(), said.trim()));
+            seen.losses.push(format!("qemu-img check {}: {}", file.display(), said.trim()));
         }
     }
 }
