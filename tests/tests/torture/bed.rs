@@ -1,6 +1,7 @@
 //! A domain that is tortured: what it is, what it must be like, and what can be done to it.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use virtsnap_tests::guest::Mark;
 use virtsnap_tests::virsh::Outcome;
@@ -21,6 +22,21 @@ pub(crate) enum Role {
     Off,
 }
 
+/// What a round needs, so that the entry is written at which it kills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Any,
+    Create,
+    /// A snapshot of several steps.
+    Overlays,
+    /// To a snapshot whose guest is started.
+    Revert,
+    /// Of layers with data into each other.
+    Merge,
+}
+
+/// How long a guest that runs may be silent; a boot is meant as well.
+const SILENCE: Duration = Duration::from_secs(120);
 /// Beyond so many snapshots, some are deleted.
 const MANY: usize = 6;
 
@@ -141,7 +157,8 @@ impl Bed {
         self.model.state = State::Running;
         if self.role == Role::Counts {
             let known = self.model.disks.first().map_or(0, Content::counter);
-            let found = guest.booted(mark);
+            let found = self.hear(world, mark, "START ")?;
+            self.hear(world, mark, "MATCH ")?;
             if found != known {
                 let why = format!("the guest finds {found} on its disk after a boot, not {known}");
                 return Err(Trouble::lost(why));
@@ -149,6 +166,24 @@ impl Bed {
             self.advance(world);
         }
         Ok(())
+    }
+
+    /// The number that the guest says after a word.
+    fn hear(&self, world: &World, mark: Mark, word: &str) -> Result<u64, Trouble> {
+        let guest = self.guest(world);
+        let deadline = Instant::now() + SILENCE;
+        loop {
+            let lines = guest.lines(mark);
+            let mut said = lines.iter().filter_map(|line| line.strip_prefix(word));
+            let number = said.next().and_then(|rest| rest.split(' ').next()?.trim().parse().ok());
+            if let Some(number) = number {
+                return Ok(number);
+            }
+            if Instant::now() > deadline {
+                return Err(Trouble::from(format!("the guest does not say {word}: {lines:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Its count now is the least that it must have from now on.
@@ -164,8 +199,7 @@ impl Bed {
     pub(crate) fn scribble(&mut self, world: &World, dice: &mut Dice) -> Result<(), Trouble> {
         let is_running = self.model.state == State::Running;
         if self.role == Role::Counts && is_running {
-            let guest = self.guest(world);
-            guest.next_match(guest.mark());
+            self.hear(world, self.guest(world).mark(), "MATCH ")?;
             self.advance(world);
         }
         let before = self.look(world, Depth::Disks);
@@ -203,7 +237,7 @@ impl Bed {
         }
         let guest = self.guest(world);
         if self.model.state == State::Running {
-            guest.next_match(guest.mark());
+            self.hear(world, guest.mark(), "MATCH ")?;
         }
         let lines = guest.lines(mark);
         let bad = lines.iter().find(|line| line.contains("MISMATCH") || line.contains("ERROR"));
@@ -220,10 +254,15 @@ impl Bed {
     }
 
     /// Something to do to it in the state it is in.
-    pub(crate) fn choose(&mut self, dice: &mut Dice, wants_create: bool) -> Operation {
+    pub(crate) fn choose(&mut self, dice: &mut Dice, wish: Wish) -> Operation {
         let names: Vec<String> = self.model.snapshots.keys().cloned().collect();
-        let Some(name) = dice.pick(&names).cloned().filter(|_| !wants_create) else {
-            return self.create(dice);
+        let picked = dice.pick(&names).cloned();
+        let name = match (wish, picked) {
+            (Wish::Any, Some(name)) => name,
+            (Wish::Revert, Some(to)) => return Operation::Revert { to, running: true },
+            (Wish::Merge, Some(_)) => return self.merge(),
+            (Wish::Overlays, _) => return self.overlays(),
+            (Wish::Create, _) | (_, None) => return self.create(dice),
         };
         let many = names.len() > MANY;
         match dice.below(100) {
@@ -249,6 +288,20 @@ impl Bed {
             },
             _ => self.create(dice),
         }
+    }
+
+    /// Of the last two overlays.
+    fn merge(&self) -> Operation {
+        let current = self.model.current.clone().unwrap_or_default();
+        let parent = self.model.snapshots.get(&current).and_then(|one| one.parent.clone());
+        Operation::Delete { name: parent.unwrap_or(current), scope: Scope::One }
+    }
+
+    /// A snapshot that takes several steps and leaves memory alone.
+    pub(crate) fn overlays(&mut self) -> Operation {
+        self.made += 1;
+        let disks = vec![How::External; self.spec.disks.len()];
+        Operation::Create { name: format!("s{}", self.made), memory: How::No, disks }
     }
 
     fn create(&mut self, dice: &mut Dice) -> Operation {

@@ -271,7 +271,8 @@ impl Model {
         found.differ("title", &seen.title, &self.title);
         found.differ("current", &seen.current, &self.current);
         for name in seen.snapshots.keys().filter(|name| !self.snapshots.contains_key(*name)) {
-            found.wrong.push(format!("there is a snapshot {name}"));
+            // Nobody knows what a revert to it gives.
+            found.lost.push(format!("there is half a snapshot {name}"));
         }
         for (name, known) in &self.snapshots {
             let Some(seen) = seen.snapshots.get(name) else {

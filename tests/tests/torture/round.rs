@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use virtsnap_tests::{Daemon, World, host};
 
-use crate::bed::{Bed, Role, done};
+use crate::bed::{Bed, Role, Wish, done};
 use crate::dice::Dice;
 use crate::journal::{self, Journal};
 use crate::model::{Complaints, Model, Operation, Scope, State, Trouble};
@@ -128,8 +128,9 @@ impl Rack {
     }
 
     fn choose_bed(&self, dice: &mut Dice, wanted: Option<&str>) -> Option<usize> {
-        // Without a guest there is nothing to switch: its pivot is the journal's own line.
-        let beds = if wanted == Some("pivoting") { 2 } else { self.beds.len() };
+        // Without a guest there is nothing to switch or to start.
+        let runs = matches!(wanted, Some("pivoting" | "up"));
+        let beds = if runs { 2 } else { self.beds.len() };
         (beds > 0).then(|| dice.below(beds))
     }
 
@@ -140,15 +141,32 @@ impl Rack {
         dice: &mut Dice,
         story: &mut String,
     ) -> Result<(), Trouble> {
-        if bed.role != Role::Off && dice.percent(85) {
+        if bed.role != Role::Off && (wanted == Some("pivoting") || dice.percent(85)) {
             bed.start(&self.world)?;
         }
         let before = bed.verify(&self.world, Depth::All, &mut self.wrong);
         before.map_err(|trouble| trouble.within("before"))?;
         bed.scribble(&self.world, dice)?;
-        let wants_create = matches!(wanted, Some("acting" | "undone" | "pivoting"));
-        let wants_create = wants_create || dice.percent(20);
-        let operation = bed.choose(dice, wants_create);
+        let wish = match wanted {
+            Some("acting" | "pivoting") => Wish::Create,
+            Some("undone") => Wish::Overlays,
+            Some("up") => Wish::Revert,
+            Some("pivoted" | "finished") if dice.percent(50) => Wish::Merge,
+            _ if dice.percent(20) => Wish::Create,
+            _ => Wish::Any,
+        };
+        let before = match wish {
+            Wish::Merge => 2,
+            // One without memory: to it, the guest is started anew.
+            Wish::Revert => 1,
+            _ => usize::from(bed.model.snapshots.is_empty() && dice.percent(70)),
+        };
+        for _ in 0..before {
+            let snapshot = bed.overlays();
+            self.again(bed, &snapshot)?;
+            bed.scribble(&self.world, dice)?;
+        }
+        let operation = bed.choose(dice, wish);
         let strikes = self.strikes(bed, wanted, dice);
         *story = format!("{story}: {operation}");
         let mark = bed.guest(&self.world).mark();
@@ -188,7 +206,9 @@ impl Rack {
             // Only a step that fails or a daemon that recovers undoes anything.
             Some("undone") => {
                 let victim = if qemu { Victim::Qemu } else { Victim::Daemon };
-                strikes.push(strike(dice, victim, "acting"));
+                let first = strike(dice, victim, "acting");
+                // So that more than one step is to be undone.
+                strikes.push(Strike { more: 2 + dice.below(2), ..first });
             }
             None => {
                 let victim = if qemu { Victim::Qemu } else { Victim::Daemon };
@@ -199,7 +219,11 @@ impl Rack {
         }
         if let Some(kind) = wanted {
             let victim = if qemu && kind != "undone" { Victim::Qemu } else { Victim::Daemon };
-            strikes.push(strike(dice, victim, kind));
+            let mut strike = strike(dice, victim, kind);
+            if kind == "undone" {
+                (strike.more, strike.delay) = (1, Duration::ZERO);
+            }
+            strikes.push(strike);
         }
         // While it recovers.
         if dice.percent(25)
