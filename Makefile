@@ -101,11 +101,11 @@ matrix: setup
 TORTURE = $(CARGO) test --quiet --locked --package virtsnap-tests --test torture -- --nocapture
 torture: guest
 	@echo "torture: $(ROUNDS) rounds of SIGKILL in real operations"
-	@VIRTSNAP_TORTURE=$(ROUNDS) $(TORTURE) 2>&1 | grep --line-buffered -v "^$$\|^running \|^test "; \
+	@VIRTSNAP_TORTURE=$(ROUNDS) $(TORTURE) 2>&1 | grep --line-buffered -v "^\.*$$\|^running \|^test "; \
 		exit $${PIPESTATUS[0]}
 
 CONTROLS ?= 20
 torture-control: guest
 	@echo "torture-control: building a virtsnapd without recovery, in target/without-recovery"
 	@VIRTSNAP_TORTURE=$(CONTROLS) $(TORTURE) --ignored 2>&1 | \
-		grep --line-buffered -v "^$$\|^running \|^test "; exit $${PIPESTATUS[0]}
+		grep --line-buffered -v "^\.*$$\|^running \|^test "; exit $${PIPESTATUS[0]}
