@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use virtsnap_qemu::hypervisor::MergeLimits;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -69,6 +70,7 @@ pub(crate) struct Guests {
     pub(crate) sandbox: bool,
     /// How long a guest may take to freeze its file systems for a snapshot with QUIESCE.
     pub(crate) freeze_deadline: Duration,
+    pub(crate) merges: MergeLimits,
 }
 
 /// The file as written.
@@ -86,6 +88,28 @@ struct File {
     dynamic_ownership: Option<bool>,
     sandbox: Option<bool>,
     freeze_seconds: Option<u64>,
+    /// A merge of layers that moves nothing for so long is ended.
+    merge_stall_seconds: Option<u64>,
+    /// A guest that writes so long without letting a merge come nearer to its end is held back.
+    merge_window_seconds: Option<u64>,
+    /// So often, each time more, before the merge is ended.
+    merge_throttles: Option<u32>,
+    /// What one merge moves at most; 0: no limit.
+    merge_bytes_per_second: Option<u64>,
+}
+
+impl File {
+    fn merges(&self) -> MergeLimits {
+        let default = MergeLimits::default();
+        let seconds =
+            |said: Option<u64>, default| said.map_or(default, |s| Duration::from_secs(s.max(1)));
+        MergeLimits {
+            stall: seconds(self.merge_stall_seconds, default.stall),
+            window: seconds(self.merge_window_seconds, default.window),
+            throttles: self.merge_throttles.unwrap_or(default.throttles),
+            speed: self.merge_bytes_per_second.unwrap_or(default.speed),
+        }
+    }
 }
 
 const DEFAULT_MAX_CLIENTS: usize = 500;
@@ -112,6 +136,7 @@ impl Config {
 
     fn new(mode: Mode, places: Places, file: File) -> Result<Self, ConfigError> {
         let system = mode == Mode::System;
+        let merges = file.merges();
         let config = Self {
             mode,
             listen: file.listen.unwrap_or_default(),
@@ -124,6 +149,7 @@ impl Config {
                 dynamic_ownership: file.dynamic_ownership.unwrap_or(system),
                 sandbox: file.sandbox.unwrap_or(true),
                 freeze_deadline: Duration::from_secs(file.freeze_seconds.unwrap_or(60)),
+                merges,
             },
             max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
             log: file.log.unwrap_or_else(|| "info".to_owned()),

@@ -154,6 +154,7 @@ fn qemu(config: &Config, events: Arc<dyn EventSink>) -> virtsnap_engine::error::
     settings.dynamic_ownership = guests.dynamic_ownership;
     settings.sandbox = guests.sandbox;
     settings.freeze_deadline = guests.freeze_deadline;
+    settings.merges = guests.merges;
     if let Some(emulator) = &guests.emulator {
         settings.emulator.clone_from(emulator);
     }

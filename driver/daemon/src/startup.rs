@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use virtsnap_engine::error::Error;
 use virtsnap_engine::inspect::Inspect;
+use virtsnap_engine::plan::{self, Finish};
 use virtsnap_engine::ports::{EventSink, Journals};
 use virtsnap_store::Store;
 
@@ -61,7 +63,7 @@ pub(crate) async fn run<H: Inspect>(
     let sessions = Arc::new(Sessions::default());
     let domains = Arc::new(open(config, sessions.clone(), hypervisor)?);
     let found = domains.reconnect().await?;
-    settle(&domains).await?;
+    let mut resuming = settle(&domains).await?;
     domains.drop_ended();
     domains.follow_block_jobs();
     let listeners = listen(config)?;
@@ -77,6 +79,7 @@ pub(crate) async fn run<H: Inspect>(
     server::serve(listeners, Arc::new(Daemon::new(domains)), sessions, limits, stop).await;
     systemd::stopping();
     starting.abort();
+    resuming.abort_all();
     tracing::info!("stopped; guests keep running");
     Ok(())
 }
@@ -93,8 +96,10 @@ fn open<H: Inspect>(
 }
 
 /// Completes or undoes what a crash left half done. What cannot be settled now is tried again at
-/// the next operation on that domain, and does not hold up the others.
-async fn settle<H: Inspect>(domains: &Domains<H>) -> Result<(), StartError> {
+/// the next operation on that domain, and does not hold up the others. Nor do merges of layers,
+/// which may take hours: they are gone on with beside what clients ask, as the job that they were.
+async fn settle<H: Inspect>(domains: &Arc<Domains<H>>) -> Result<JoinSet<()>, StartError> {
+    let mut resuming = JoinSet::new();
     for unfinished in domains.table.store().unfinished()? {
         if cfg!(feature = "without-recovery") {
             tracing::error!(domain = %unfinished.domain, "BUILT WITHOUT RECOVERY: a journal goes");
@@ -105,16 +110,32 @@ async fn settle<H: Inspect>(domains: &Domains<H>) -> Result<(), StartError> {
             tracing::error!(domain = %unfinished.domain, "an unfinished operation of no domain");
             continue;
         };
-        let name = domain.name();
-        let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
-        match domains.snapshots.recover(&domain.book, &unfinished).await {
-            Ok(()) => tracing::info!(domain = name, "an interrupted operation was settled"),
-            Err(err) => {
-                tracing::error!(domain = name, error = %err.chain(), "cannot settle it yet");
+        let operation = match unfinished.plan.operation {
+            plan::Operation::Create { .. } => Operation::SnapshotCreate,
+            plan::Operation::Revert { .. } => Operation::SnapshotRevert,
+            plan::Operation::Delete { .. } => Operation::SnapshotDelete,
+        };
+        let job = domains.job(&domain, operation).await?;
+        let domains = Arc::clone(domains);
+        let is_long = unfinished.plan.finish.iter().any(Finish::is_merge);
+        let recover = async move {
+            let name = domain.name();
+            match domains.snapshots.recover(&domain.book, &unfinished).await {
+                Ok(()) => tracing::info!(domain = name, "an interrupted operation was settled"),
+                Err(err) => {
+                    tracing::error!(domain = name, error = %err.chain(), "cannot settle it yet");
+                }
             }
+            domains.drop_if_gone(&domain);
+            drop(job);
+        };
+        if is_long {
+            resuming.spawn(recover);
+        } else {
+            recover.await;
         }
     }
-    Ok(())
+    Ok(resuming)
 }
 
 /// The marker lies in a directory that a boot of the host empties.

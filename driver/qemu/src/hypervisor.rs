@@ -38,8 +38,34 @@ pub struct QemuConfig {
     pub swtpm: PathBuf,
     /// How long a guest's agent may take to freeze its file systems.
     pub freeze_deadline: Duration,
+    pub merges: MergeLimits,
     /// The bridge of each virtual network that interfaces may name.
     pub network_bridges: BTreeMap<String, String>,
+}
+
+/// What the merges of a deletion may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MergeLimits {
+    /// A merge that moves nothing for so long is ended, and one that does not end when it is told
+    /// to is given up.
+    pub stall: Duration,
+    /// While a guest writes, what is left to merge must get less within this time.
+    pub window: Duration,
+    /// How often the guest's writes are held back more before the merge is ended.
+    pub throttles: u32,
+    /// Bytes a second that one merge moves; 0: no limit.
+    pub speed: u64,
+}
+
+impl Default for MergeLimits {
+    fn default() -> Self {
+        Self {
+            stall: Duration::from_secs(300),
+            window: Duration::from_secs(60),
+            throttles: 5,
+            speed: 0,
+        }
+    }
 }
 
 impl QemuConfig {
@@ -56,6 +82,7 @@ impl QemuConfig {
             qemu_img: PathBuf::from("/usr/bin/qemu-img"),
             swtpm: PathBuf::from("/usr/bin/swtpm"),
             freeze_deadline: Duration::from_secs(60),
+            merges: MergeLimits::default(),
             network_bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
         }
     }

@@ -271,7 +271,7 @@ fn has_balloon(live: &Element) -> bool {
 }
 
 /// `"qdev": "/machine/peripheral/virtio-disk0/virtio-backend"`, or the id alone.
-fn is_of(device: &Value, alias: &str) -> bool {
+pub(crate) fn is_of(device: &Value, alias: &str) -> bool {
     let path = device.get("qdev").and_then(Value::as_str).unwrap_or_default();
     path.split('/').any(|part| part == alias)
 }

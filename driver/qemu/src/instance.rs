@@ -17,6 +17,7 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Target;
 use virtsnap_xml::element::Element;
 
+use crate::blocks::throttle::Limits;
 use crate::blocks::{Chain, Layer};
 use crate::client_jobs::{ClientJob, Merged};
 use crate::confine::Borrowed;
@@ -68,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) agent_connected: bool,
     /// The agent was told to freeze, and has not said since that all is thawed.
     pub(crate) owes_thaw: bool,
+    /// Disks to which the guest's writes are held back, with the limits they had.
+    pub(crate) throttled: BTreeMap<Target, Limits>,
     /// Somebody is about it.
     pub(crate) is_thawing: bool,
     /// `adjustment=` of a variable clock when QEMU started: what it counts from.
@@ -100,6 +103,7 @@ impl Inner {
             stopping: None,
             agent_connected: false,
             owes_thaw: false,
+            throttled: BTreeMap::new(),
             is_thawing: false,
             clock_base: 0,
             vcpus: Vec::new(),

@@ -13,8 +13,9 @@ use virtsnap_engine::facts::{
 use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
 };
+use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
-use virtsnap_engine::ports::{Hypervisor, PivotError, Subject};
+use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
 use virtsnap_xml::element::Element;
 
 use crate::hypervisor::Qemu;
@@ -146,6 +147,19 @@ impl Hypervisor for Qemu {
 
     async fn finish(&self, domain: Uuid, finish: &Finish) -> Result<()> {
         self.finish_act(domain, finish).await
+    }
+
+    async fn merge(
+        &self,
+        domain: Uuid,
+        merge: &Finish,
+        merging: &Merging,
+    ) -> Result<(), MergeError> {
+        self.merge_layers(domain, merge, merging).await
+    }
+
+    async fn weigh(&self, _domain: Uuid, merge: &Finish) -> u64 {
+        self.weigh_layers(merge).await
     }
 
     async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {

@@ -126,6 +126,7 @@ impl Shared {
             borrowed: status.borrowed,
             rebooting: status.rebooting,
             owes_thaw: status.owes_thaw,
+            throttled: status.throttled.clone(),
             clock_base: status.clock_base,
             ..Inner::new(live, State::from(status.state), status.chains)
         };

@@ -14,6 +14,7 @@ use virtsnap_engine::domain::{PausedReason, RunningReason, ShutOffReason, State}
 use virtsnap_engine::facts::Target;
 
 use crate::blocks::Chain;
+use crate::blocks::throttle::Limits;
 use crate::client_jobs::{ClientJob, Merged};
 use crate::confine::Borrowed;
 use crate::instance::{Inner, Instance};
@@ -47,6 +48,8 @@ pub(crate) struct Status {
     pub(crate) clock_base: i64,
     #[serde(default)]
     pub(crate) owes_thaw: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) throttled: BTreeMap<Target, Limits>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -94,6 +97,7 @@ impl Status {
             rebooting: inner.rebooting,
             clock_base: inner.clock_base,
             owes_thaw: inner.owes_thaw,
+            throttled: inner.throttled.clone(),
         }
     }
 

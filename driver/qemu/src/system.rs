@@ -63,7 +63,8 @@ impl Detached {
 }
 
 /// Lets a tool that reads what a guest may have written do no more than reach files: it runs as
-/// root where we do, since images belong to many users.
+/// root where we do, since images belong to many users. It dies with the thread that starts it, and
+/// so with this process, however that ends: what it has open is free when another daemon looks.
 pub(crate) fn confine_tool(command: &mut Command) {
     /// Numbers of linux/capability.h.
     const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
@@ -71,7 +72,9 @@ pub(crate) fn confine_tool(command: &mut Command) {
     let in_child = || {
         inherit_nothing()?;
         drop_capabilities(&[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH])?;
-        never_more_privileges()
+        never_more_privileges()?;
+        let kill = Some(rustix::process::Signal::KILL);
+        Ok(rustix::process::set_parent_process_death_signal(kill)?)
     };
     // SAFETY: as in `Detached::apply`: system calls only.
     unsafe { command.pre_exec(in_child) };

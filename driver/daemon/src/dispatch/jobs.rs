@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
-use virtsnap_xml::domain;
 
 use super::info::millis;
 use super::{Context, Outcome, flags};
@@ -40,7 +39,8 @@ fn number(operation: Operation) -> Option<i32> {
 async fn running<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Option<Figures> {
     let job = domain.jobs.running()?;
     number(job.operation)?;
-    let figures = Figures::new(job.operation, job.since);
+    let mut figures = Figures::new(job.operation, job.since);
+    tell_merges(cx, domain, &mut figures);
     let measured = measure(cx, domain, figures.clone());
     Some(tokio::time::timeout(PATIENCE, measured).await.unwrap_or(figures))
 }
@@ -52,18 +52,17 @@ async fn measure<H: Inspect>(
 ) -> Figures {
     let hypervisor = &cx.daemon.domains.hypervisor;
     figures.memory = hypervisor.memory_job(domain.uuid).await.ok().flatten();
-    if figures.operation == Operation::SnapshotDelete
-        && let Some(active) = cx.daemon.domains.active(domain)
-    {
-        for disk in domain::disks(&active.live) {
-            let merge = hypervisor.block_job(domain.uuid, disk.target()).await.ok().flatten();
-            if let Some(merge) = merge {
-                figures.merged = figures.merged.saturating_add(merge.done);
-                figures.to_merge = figures.to_merge.saturating_add(merge.total);
-            }
-        }
-    }
+    tell_merges(cx, domain, &mut figures);
     figures
+}
+
+fn tell_merges<H: Inspect>(cx: &Context<'_, H>, domain: &Domain, figures: &mut Figures) {
+    if figures.operation == Operation::SnapshotDelete
+        && let Some(merging) = cx.daemon.domains.snapshots.merging(domain.uuid)
+    {
+        let progress = merging.progress();
+        (figures.merged, figures.to_merge) = (progress.done, progress.total);
+    }
 }
 
 /// Runs an operation on snapshots as a job that can be watched. The caller has the domain's job.
@@ -83,6 +82,7 @@ pub(super) async fn watched<H: Inspect, T>(
         let saved = tokio::time::timeout(PATIENCE, saved).await;
         figures.memory = saved.ok().and_then(Result::ok).flatten();
     }
+    tell_merges(cx, domain, &mut figures);
     figures.elapsed = millis(since.elapsed());
     let params = params(&figures);
     domain.jobs.complete(figures);
@@ -202,7 +202,9 @@ pub(super) async fn stats<H: Inspect>(
 }
 
 /// Memory on its way to a file can be stopped: then the operation fails as aborted, and undoes what
-/// it did. All else goes on to its end, or back to its start, by itself.
+/// it did. So can the merges of a deletion, of a domain that is off, too: what is merged stays so,
+/// and the rest is for whoever deletes again. All else goes on to its end, or back to its start, by
+/// itself.
 pub(super) async fn abort<H: Inspect>(cx: Context<'_, H>, args: DomainAbortJobArgs) -> Outcome<()> {
     let domain = cx.domain(&args.dom)?;
     abort_job(&cx, &domain).await
@@ -224,8 +226,14 @@ pub(super) async fn abort_flags<H: Inspect>(
 
 async fn abort_job<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Outcome<()> {
     let invalid = |message: &str| Error::new(Condition::OperationInvalid, message.to_owned());
-    cx.daemon.domains.running(domain)?;
     let job = domain.jobs.running().filter(|job| number(job.operation).is_some());
+    if job.is_some_and(|job| job.operation == Operation::SnapshotDelete)
+        && let Some(merging) = cx.daemon.domains.snapshots.merging(domain.uuid)
+    {
+        merging.stop();
+        return Ok(());
+    }
+    cx.daemon.domains.running(domain)?;
     let Some(job) = job else {
         return Err(invalid("no job is active on the domain").into());
     };
@@ -237,8 +245,8 @@ async fn abort_job<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Outcome<
     Err(match job.operation {
         Operation::Start => invalid("cannot abort VM start; use virDomainDestroy instead"),
         _ => invalid(
-            "this job cannot be aborted now: memory that is saved inside of an image, and disks \
-             that are merged, complete by themselves",
+            "this job cannot be aborted now: memory that is saved inside of an image completes by \
+             itself",
         ),
     }
     .into())

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout};
 use virtsnap_engine::error::{Condition, Error, Result};
 
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{Qmp, QmpError, QmpEvent};
 
 /// A job that shows no progress for this long is given up. While QEMU saves or loads memory in
 /// a job its monitor is silent, so that this also bounds how long that may take.
@@ -36,19 +37,35 @@ impl Job {
         self.status == "concluded"
     }
 
-    /// The job needs a word from us to go on, or has ended.
-    pub(crate) fn needs_us(&self) -> bool {
-        matches!(self.status.as_str(), "ready" | "pending" | "concluded")
+    /// What is done, and what there is to do as far as it is known, in units of the job's own.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let known = |number: i64| u64::try_from(number).unwrap_or(0);
+        (known(self.current_progress), known(self.total_progress))
     }
 }
 
 pub(crate) async fn all(qmp: &Qmp) -> Result<Vec<Job>, QmpError> {
-    let answer = qmp.execute_within("query-jobs", Value::Null, STALL).await?;
+    all_within(qmp, STALL).await
+}
+
+async fn all_within(qmp: &Qmp, patience: Duration) -> Result<Vec<Job>, QmpError> {
+    let answer = qmp.execute_within("query-jobs", Value::Null, patience).await?;
     serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
 }
 
 pub(crate) async fn find(qmp: &Qmp, id: &str) -> Result<Option<Job>, QmpError> {
     Ok(all(qmp).await?.into_iter().find(|job| job.id == id))
+}
+
+/// The job as it is when something has been told of it, or a while has passed.
+pub(crate) async fn next(
+    qmp: &Qmp,
+    events: &mut Receiver<QmpEvent>,
+    id: &str,
+    patience: Duration,
+) -> Result<Option<Job>, QmpError> {
+    let _ = timeout(LOOK_EVERY, told(events, id)).await;
+    Ok(all_within(qmp, patience).await?.into_iter().find(|job| job.id == id))
 }
 
 /// Waits until the job is as `until` says; none if there is no such job (any more).
@@ -88,18 +105,27 @@ async fn wait_while_it_moves(
         } else if seen.1.elapsed() > patience {
             return Err(QmpError::Timeout { command: id.to_owned() });
         }
-        let told = async {
-            loop {
-                match events.recv().await {
-                    Ok(event) if event.text("id") == Some(id) => return,
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(_)) => return,
-                    // The next question says that the connection has ended.
-                    Err(RecvError::Closed) => std::future::pending::<()>().await,
-                }
-            }
-        };
-        let _ = timeout(LOOK_EVERY, told).await;
+        let _ = timeout(LOOK_EVERY, told(&mut events, id)).await;
+    }
+}
+
+async fn told(events: &mut Receiver<QmpEvent>, id: &str) {
+    loop {
+        match events.recv().await {
+            Ok(event) if event.text("id") == Some(id) => return,
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => return,
+            // The next question says that the connection has ended.
+            Err(RecvError::Closed) => std::future::pending::<()>().await,
+        }
+    }
+}
+
+/// Ends the job where it is; it is concluded soon after. One that is over already is done.
+pub(crate) async fn cancel(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+    match qmp.execute("job-cancel", json!({ "id": id })).await {
+        Err(err) if err.in_doubt() => Err(err),
+        _ => Ok(()),
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! - `nodes`: nodes added, found, reopened, deleted; a chain as QEMU has it;
 //! - `graph`: who stands on whom;
+//! - `throttle`: a guest's writes to one disk, held back for a while;
 //! - `job`: jobs that outlive the one who started them.
 
 pub(crate) mod graph;
 pub(crate) mod job;
 pub(crate) mod nodes;
+pub(crate) mod throttle;
 
 use std::path::{Path, PathBuf};
 

@@ -8,8 +8,9 @@ use std::path::Path;
 use serde::Deserialize;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, InternalSnapshot};
+use virtsnap_engine::ports::MergeError;
 
-use super::tool::{Patience, QemuImg};
+use super::tool::{Patience, QemuImg, Watch};
 use super::{driver, failure, image_options, is_network, name, plain_path, system};
 
 impl QemuImg {
@@ -65,12 +66,31 @@ impl QemuImg {
 
     /// What `top` and the layers between hold over `base` is written into `base`, which grows if it
     /// must. `top` stays as it is.
-    pub async fn commit(&self, top: &Path, format: &Format, base: &Path) -> Result<()> {
-        let base_name = name(base)?;
+    /// `speed` in bytes a second; 0: no limit.
+    pub async fn commit(
+        &self,
+        (top, format): (&Path, &Format),
+        base: &Path,
+        speed: u64,
+        watch: Watch<'_>,
+    ) -> Result<(), MergeError> {
+        let base_name = name(base).map_err(MergeError::NotMerged)?;
+        let speed = speed.to_string();
         // -d: leave the top alone; -t none would fail on file systems without O_DIRECT.
-        let arguments = ["-d", "-t", "writeback", "-b", base_name];
-        self.edit(&arguments, "commit", top, format, Patience::WhileBusy).await?;
-        sync(base)
+        let mut arguments = vec!["-p", "-d", "-t", "writeback", "-b", base_name];
+        if speed != "0" {
+            arguments.extend(["-r", &speed]);
+        }
+        let merged = self.watched(&arguments, "commit", top, format, watch).await;
+        if matches!(merged, Err(MergeError::NotMerged(_))) {
+            // Its own content does not say what it is: of a raw one that is the guest's.
+            let chain = self.chain(top, format).await.unwrap_or_default();
+            if let Some((_, facts)) = chain.iter().find(|(path, _)| path == base) {
+                self.tidy(base, &facts.format).await;
+            }
+        }
+        merged?;
+        sync(base).map_err(MergeError::InDoubt)
     }
 
     /// Copies up into `top` what its backing files hold down to (not including) `base`.
@@ -79,18 +99,51 @@ impl QemuImg {
         top: &Path,
         format: &Format,
         base: Option<(&Path, &Format)>,
-    ) -> Result<()> {
-        let facts = self.info(top, format).await?;
+        watch: Watch<'_>,
+    ) -> Result<(), MergeError> {
+        let facts = self.info(top, format).await.map_err(MergeError::NotMerged)?;
         if facts.backing.as_deref() == base.map(|(path, _)| path) {
             return Ok(());
         }
-        let mut arguments = vec!["-t", "writeback"];
-        match base {
+        let mut arguments = vec!["-p", "-t", "writeback"];
+        match base.map(|(path, format)| Ok::<_, Error>((name(path)?, driver(format)?))) {
             None => arguments.extend(["-b", ""]),
-            Some((path, format)) => arguments.extend(["-b", name(path)?, "-F", driver(format)?]),
+            Some(Ok((path, format))) => arguments.extend(["-b", path, "-F", format]),
+            Some(Err(err)) => return Err(MergeError::NotMerged(err)),
         }
-        self.edit(&arguments, "rebase", top, format, Patience::WhileBusy).await?;
-        sync(top)
+        let merged = self.watched(&arguments, "rebase", top, format, watch).await;
+        if matches!(merged, Err(MergeError::NotMerged(_))) {
+            self.tidy(top, format).await;
+        }
+        merged?;
+        sync(top).map_err(MergeError::InDoubt)
+    }
+
+    /// What was killed while it wrote into a qcow2 image leaves clusters that nobody counts on.
+    /// They are harmless, and take room until they are given back.
+    async fn tidy(&self, image: &Path, format: &Format) {
+        if *format != Format::Qcow2 {
+            return;
+        }
+        let repair = ["-q", "-r", "leaks"];
+        let done = self.edit(&repair, "check", image, format, Patience::WhileBusy).await;
+        if let Err(err) = done {
+            tracing::warn!("{}", err.chain());
+        }
+    }
+
+    async fn watched(
+        &self,
+        arguments: &[&str],
+        command: &'static str,
+        path: &Path,
+        format: &Format,
+        watch: Watch<'_>,
+    ) -> Result<(), MergeError> {
+        let mut all: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        all.push("--image-opts".into());
+        all.push(image_options(path, format).map_err(MergeError::NotMerged)?);
+        self.run_watched(command, all, watch, path).await
     }
 
     /// The guest-visible content of one image into a new one of another format.

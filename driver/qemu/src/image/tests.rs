@@ -4,11 +4,14 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use uuid::Uuid;
 use virtsnap_engine::facts::Format::{Qcow2, Raw};
+use virtsnap_engine::merging::Merging;
 
 use super::info::resolve;
+use super::tool::Watch;
 use super::{QemuImg, claim};
 
 const DOMAIN: Uuid = Uuid::from_u128(7);
@@ -88,6 +91,11 @@ const ODD: [&str; 11] = [
     "file:a=b%s\\",
 ];
 
+/// A merge that nobody stops.
+fn watch(merging: &Merging) -> Watch<'_> {
+    Watch { merging, stall: Duration::from_secs(60) }
+}
+
 #[tokio::test]
 async fn odd_names_stay_names() {
     let Some(tool) = tool() else { return };
@@ -113,12 +121,13 @@ async fn odd_names_stay_names() {
         assert!(holds(&top, 3, "128k 64k"), "{name:?}");
         tool.delete_snapshot(&top, &Qcow2, name).await.unwrap();
 
-        tool.commit(&middle, &Qcow2, &bottom).await.unwrap();
+        let merging = Merging::default();
+        tool.commit((&middle, &Qcow2), &bottom, 0, watch(&merging)).await.unwrap();
         assert!(holds(&bottom, 2, "64k 64k"), "{name:?}");
         tool.repoint(&top, &Qcow2, &bottom, &Qcow2).await.unwrap();
         claim::remove(DOMAIN, &middle).await.unwrap();
         assert!(holds(&top, 2, "64k 64k") && holds(&top, 3, "128k 64k"), "{name:?}");
-        tool.stream(&top, &Qcow2, None).await.unwrap();
+        tool.stream(&top, &Qcow2, None, watch(&merging)).await.unwrap();
         claim::remove(DOMAIN, &bottom).await.unwrap();
         assert!(holds(&top, 1, "0 64k") && holds(&top, 3, "128k 64k"), "{name:?}");
         let check = tool.check(&top, &Qcow2).await.unwrap();

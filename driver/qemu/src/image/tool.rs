@@ -1,8 +1,10 @@
 //! `qemu-img` as a child process.
 //!
 //! Every call ends: a short one at its deadline, a long one when the process has done nothing
-//! (no I/O, no CPU time) for `STALL`. Then it is killed. Output is read up to a limit only. What it
-//! reads a guest may have written: it runs with no capability but those to reach files.
+//! (no I/O, no CPU time) for `STALL`, one that merges also when it is told to stop. Then it is
+//! killed. It dies with us, so that a daemon that comes back finds no image in use. Output is read
+//! up to a limit only. What it reads a guest may have written: it runs with no capability but those
+//! to reach files.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, timeout};
 use virtsnap_engine::error::{Condition, Result};
+use virtsnap_engine::merging::Merging;
+use virtsnap_engine::ports::MergeError;
 
 use super::failure;
 use crate::system::confine_tool;
@@ -27,9 +31,17 @@ pub(super) enum Patience {
     WhileBusy,
 }
 
+/// A merge and what it may take: it prints how far it is (`-p`).
+#[derive(Debug, Clone, Copy)]
+pub struct Watch<'a> {
+    pub merging: &'a Merging,
+    pub stall: Duration,
+}
+
 const SHORT: Duration = Duration::from_secs(60);
 const STALL: Duration = Duration::from_secs(300);
 const CHECK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// 65536 internal snapshots, the most a qcow2 image can have, are listed in less.
 const MAX_STDOUT: usize = 64 << 20;
@@ -56,6 +68,136 @@ impl QemuImg {
     ) -> Result<Vec<u8>> {
         run(&self.program, command, arguments, patience, image).await
     }
+
+    /// The same of a merge, which ends when it is told to stop.
+    pub(super) async fn run_watched(
+        &self,
+        command: &'static str,
+        arguments: Vec<OsString>,
+        watch: Watch<'_>,
+        image: &Path,
+    ) -> Result<(), MergeError> {
+        let mut child = spawn(&self.program, command, arguments).map_err(MergeError::NotMerged)?;
+        let ended = wait_watched(&mut child, watch).await;
+        let about = |why: &str| format!("qemu-img {command} of '{}' {why}", image.display());
+        let not_merged =
+            |condition, why: &str| Err(MergeError::NotMerged(failure(condition, about(why))));
+        match ended {
+            Ok(Watched::Ended(status, _)) if status.success() => Ok(()),
+            Ok(Watched::Ended(status, stderr)) => not_merged(
+                Condition::OperationFailed,
+                &format!("failed: {}", words(status, &stderr)),
+            ),
+            Ok(Watched::Stopped) => not_merged(Condition::Aborted, "was aborted"),
+            Ok(Watched::Stalled) => {
+                not_merged(Condition::Timeout, "was given up: it made no progress")
+            }
+            Ok(Watched::Immortal) => Err(MergeError::InDoubt(failure(
+                Condition::Timeout,
+                about("does not end: its storage does not answer"),
+            ))),
+            Err(err) => {
+                let why = about("failed: its output could not be read");
+                Err(MergeError::InDoubt(failure(Condition::OperationFailed, why).caused_by(err)))
+            }
+        }
+    }
+}
+
+enum Watched {
+    Ended(ExitStatus, Vec<u8>),
+    Stopped,
+    Stalled,
+    /// It was killed, and did not die.
+    Immortal,
+}
+
+async fn wait_watched(child: &mut Child, watch: Watch<'_>) -> io::Result<Watched> {
+    let pid = child.id();
+    let stdout = child.stdout.take();
+    let stderr = child.stderr.take();
+    let ended = {
+        let work = async {
+            let (_, stderr) =
+                tokio::try_join!(follow(stdout, watch.merging), bounded(stderr, MAX_STDERR))?;
+            Ok::<_, io::Error>((child.wait().await?, stderr))
+        };
+        tokio::pin!(work);
+        let mut ticks = interval(LOOK_EVERY);
+        let mut seen = (None, Instant::now());
+        loop {
+            tokio::select! {
+                ended = &mut work => {
+                    let (status, stderr) = ended?;
+                    return Ok(Watched::Ended(status, stderr));
+                }
+                _ = ticks.tick() => {}
+            }
+            if watch.merging.is_stopped() {
+                break Watched::Stopped;
+            }
+            let effort = pid.and_then(effort);
+            if effort.is_none() || effort != seen.0 {
+                seen = (effort, Instant::now());
+            }
+            if seen.1.elapsed() > watch.stall {
+                break Watched::Stalled;
+            }
+        }
+    };
+    // Only when it is gone does nothing go on.
+    match timeout(watch.stall, child.kill()).await {
+        Ok(Ok(())) => Ok(ended),
+        Ok(Err(_)) | Err(_) => Ok(Watched::Immortal),
+    }
+}
+
+/// Reads `(12.34/100%)` after `(12.34/100%)`, each over the last one.
+async fn follow(from: Option<impl AsyncRead + Unpin>, merging: &Merging) -> io::Result<()> {
+    let Some(mut from) = from else { return Ok(()) };
+    let mut chunk = vec![0; 4 << 10];
+    loop {
+        let got = from.read(&mut chunk).await?;
+        if got == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(chunk.get(..got).unwrap_or_default());
+        if let Some(hundredths) = hundredths(&text) {
+            merging.moved(hundredths, 10_000);
+        }
+    }
+}
+
+fn hundredths(text: &str) -> Option<u64> {
+    let (before, _) = text.rsplit_once("/100%)")?;
+    let (_, percent) = before.rsplit_once('(')?;
+    let (whole, part) = percent.trim().split_once('.')?;
+    let part: u64 = part.get(..2)?.parse().ok()?;
+    Some(whole.parse::<u64>().ok()?.checked_mul(100)?.saturating_add(part))
+}
+
+fn spawn(program: &Path, command: &str, arguments: Vec<OsString>) -> Result<Child> {
+    tracing::debug!(command, ?arguments, "qemu-img");
+    let mut run = Command::new(program);
+    run.arg(command)
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    confine_tool(run.as_std_mut());
+    run.spawn().map_err(|err| {
+        let what = format!("cannot run '{}'; is qemu-utils installed?", program.display());
+        failure(Condition::Internal, what).caused_by(err)
+    })
+}
+
+/// Why it failed, as it says.
+fn words(status: ExitStatus, stderr: &[u8]) -> String {
+    let said = String::from_utf8_lossy(stderr);
+    let said = said.trim().trim_start_matches("qemu-img: ");
+    if said.is_empty() { status.to_string() } else { said.to_owned() }
 }
 
 async fn run(
@@ -65,30 +207,13 @@ async fn run(
     patience: Patience,
     image: &Path,
 ) -> Result<Vec<u8>> {
-    tracing::debug!(command, ?arguments, "qemu-img");
-    let mut tool = Command::new(program);
-    confine_tool(tool.as_std_mut());
-    let mut child = tool
-        .arg(command)
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|err| {
-            let what = format!("cannot run '{}'; is qemu-utils installed?", program.display());
-            failure(Condition::Internal, what).caused_by(err)
-        })?;
+    let mut child = spawn(program, command, arguments)?;
     let ended = wait(&mut child, patience).await;
     let about = |why: String| format!("qemu-img {command} of '{}' {why}", image.display());
     match ended {
         Ok(Some((status, stdout, _))) if status.success() => Ok(stdout),
         Ok(Some((status, _, stderr))) => {
-            let words = String::from_utf8_lossy(&stderr);
-            let words = words.trim().trim_start_matches("qemu-img: ");
-            let words = if words.is_empty() { status.to_string() } else { words.to_owned() };
+            let words = words(status, &stderr);
             Err(failure(Condition::OperationFailed, about(format!("failed: {words}"))))
         }
         Ok(None) => {
@@ -161,5 +286,19 @@ async fn bounded(from: Option<impl AsyncRead + Unpin>, limit: usize) -> io::Resu
         }
         let room = limit.saturating_sub(kept.len()).min(got);
         kept.extend(chunk.iter().take(room));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_the_last_of_what_came() {
+        assert_eq!(hundredths("    (0.00/100%)\r    (12.34/100%)\r"), Some(1234));
+        assert_eq!(hundredths("    (100.00/100%)\r\n"), Some(10_000));
+        for other in ["", "Image committed.", "(12.", "(x.34/100%)", "(1.é/100%)", "(1.2/100%)"] {
+            assert_eq!(hundredths(other), None, "{other}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! - [`overlays`]: new layers, given to QEMU and switched to in one transaction;
 //! - [`memory`]: memory into files of its own;
 //! - [`vmstate`]: memory and disks into internal snapshots and back, as jobs;
-//! - [`merge`]: commit, stream, re-point;
+//! - [`merge`]: commit, stream, re-point; [`pace`]: whether that gets anywhere;
 //! - [`inside`]: internal snapshots of single images;
 //! - [`state_files`]: variable stores and TPM state, copied and put back.
 //!
@@ -15,6 +15,7 @@ mod inside;
 mod memory;
 mod merge;
 mod overlays;
+mod pace;
 mod state_files;
 pub(crate) mod vmstate;
 
@@ -30,6 +31,7 @@ use uuid::Uuid;
 use virtsnap_engine::domain::{PausedReason, RunningReason};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
+use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::{Finish, Pivot, ResumeReason, Step};
 use virtsnap_engine::ports::PivotError;
 
@@ -153,9 +155,8 @@ impl Qemu {
                 self.image_tool().apply(image, &Format::Qcow2, tag).await
             }
             Finish::DeleteSnapshot { image, tag } => self.delete_snapshot(domain, image, tag).await,
-            Finish::Commit { disk, top, base } => self.commit(domain, disk, top, base).await,
-            Finish::Stream { disk, top, base } => {
-                self.stream(domain, disk, top, base.as_deref()).await
+            Finish::Commit { .. } | Finish::Stream { .. } => {
+                Ok(self.merge_layers(domain, finish, &Merging::default()).await?)
             }
             Finish::Repoint { image, backing, backing_format } => {
                 self.repoint(domain, image, backing, backing_format).await
