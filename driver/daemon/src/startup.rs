@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -95,9 +96,13 @@ fn open<H: Inspect>(
     Ok(Domains::new(Arc::new(hypervisor), table))
 }
 
+/// How long the first client waits for merges that go on.
+const SOON: Duration = Duration::from_secs(3);
+
 /// Completes or undoes what a crash left half done. What cannot be settled now is tried again at
 /// the next operation on that domain, and does not hold up the others. Nor do merges of layers,
-/// which may take hours: they are gone on with beside what clients ask, as the job that they were.
+/// which may take hours: those that are not over soon are gone on with beside what clients ask, as
+/// the job that they were.
 async fn settle<H: Inspect>(domains: &Arc<Domains<H>>) -> Result<JoinSet<()>, StartError> {
     let mut resuming = JoinSet::new();
     for unfinished in domains.table.store().unfinished()? {
@@ -134,6 +139,10 @@ async fn settle<H: Inspect>(domains: &Arc<Domains<H>>) -> Result<JoinSet<()>, St
         } else {
             recover.await;
         }
+    }
+    let soon = async { while resuming.join_next().await.is_some() {} };
+    if tokio::time::timeout(SOON, soon).await.is_err() {
+        tracing::info!(merging = resuming.len(), "some deletions take longer, and go on");
     }
     Ok(resuming)
 }

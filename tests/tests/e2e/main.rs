@@ -26,6 +26,7 @@ mod hotplug;
 mod internal;
 mod jobs;
 mod killed;
+mod merges;
 mod metadata;
 mod mixes;
 mod network;

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_held_back_lets_the_merge_end() {
-        let held = |second: u64| (8 * second * MIB, 1000 * MIB + 8 * second.min(15) * MIB);
+        let held = |second: u64| (8 * second * MIB, 2000 * MIB + 8 * second.min(15) * MIB);
         assert_eq!(advised(true, held), [(11, Advice::HoldBack(4 * MIB))]);
     }
 
