@@ -43,7 +43,8 @@ fn complaint(client: Child) -> String {
 
 /// Bytes done and in all, while a deletion goes on.
 fn progress(vm: &Guest<'_>) -> Option<(f64, f64)> {
-    let told = vm.virsh("domjobinfo {} --rawstats");
+    // Of a domain that is off it is refused while there is no job.
+    let told = vm.world.virsh.run(&format!("domjobinfo {} --rawstats", vm.name())).stdout;
     let number = |field: &str| {
         let line = told.lines().find(|line| line.trim_start().starts_with(field))?;
         line.rsplit(':').next()?.trim().parse().ok()
