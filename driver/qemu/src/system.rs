@@ -232,3 +232,63 @@ pub(crate) fn open_vsock(cid: u64) -> io::Result<OwnedFd> {
     }
     Ok(fd)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn status(prepare: impl FnOnce(&mut Command)) -> String {
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/status").stdin(Stdio::null());
+        prepare(&mut command);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn has(status: &str, field: &str, value: &str) {
+        let line = format!("{field}:\t{value}\n");
+        assert!(status.contains(&line), "{field} is not {value}: {status}");
+    }
+
+    #[test]
+    fn a_tool_that_reads_images_can_reach_files_and_no_more() {
+        let status = status(confine_tool);
+        has(&status, "NoNewPrivs", "1");
+        has(&status, "CapInh", "0000000000000000");
+        if rustix::process::geteuid().is_root() {
+            for set in ["CapPrm", "CapEff", "CapBnd"] {
+                has(&status, set, "0000000000000006");
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_lived_child_has_no_capability() {
+        let child = Detached { fds: Vec::new(), user: None, locks_memory: false };
+        let status = status(|command| child.apply(command).unwrap());
+        has(&status, "NoNewPrivs", "1");
+        has(&status, "CapEff", "0000000000000000");
+        if rustix::process::geteuid().is_root() {
+            has(&status, "CapBnd", "0000000000000000");
+        }
+    }
+
+    #[test]
+    fn descriptors_go_along_only_when_they_are_meant_to() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let open = OwnedFd::from(writer);
+        rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+        let child = Detached { fds: vec![(700, reader.into())], user: None, locks_memory: false };
+        let mut command = Command::new("ls");
+        command.arg("/proc/self/fd").stdin(Stdio::null());
+        child.apply(&mut command).unwrap();
+        let listed = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let numbers: Vec<i32> = listed.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(numbers.contains(&700), "{numbers:?}");
+        assert!(!numbers.contains(&open.as_raw_fd()) || open.as_raw_fd() == 3, "{numbers:?}");
+        assert!(numbers.len() <= 5, "{numbers:?}");
+    }
+}

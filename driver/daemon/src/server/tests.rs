@@ -204,3 +204,89 @@ fn one_user_gets_so_many_connections_and_root_any() {
     drop((second, third, root));
     assert!(users.known.lock().unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn more_clients_than_there_may_be_wait_for_one_to_leave() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sock");
+    let listener = Listener::bind(&endpoint(&path)).unwrap();
+    let sessions = Arc::new(Sessions::default());
+    let (_stop, shutdown) = watch::channel(false);
+    let limits = Limits { clients: 2, ..Limits::default() };
+    tokio::spawn(serve(vec![listener], Arc::new(Echo), Arc::clone(&sessions), limits, shutdown));
+    let first = UnixStream::connect(&path).await.unwrap();
+    let _second = UnixStream::connect(&path).await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while sessions.all().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    let third = answers(&path);
+    tokio::pin!(third);
+    for _ in 0..1000 {
+        assert!(futures_are_pending(third.as_mut()).await, "a third client was served");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(sessions.all().len(), 2);
+    drop(first);
+    assert!(third.await);
+}
+
+/// Polls once.
+async fn futures_are_pending(future: std::pin::Pin<&mut impl Future<Output = bool>>) -> bool {
+    tokio::select! {
+        biased;
+        _ = future => false,
+        () = std::future::ready(()) => true,
+    }
+}
+
+/// Its call waits until it is told to go on.
+#[derive(Default)]
+struct Waiting {
+    begun: tokio::sync::Notify,
+    go: tokio::sync::Notify,
+}
+
+impl Service for Waiting {
+    async fn call(&self, _: &Arc<SessionHandle>, _: Call) -> Result<Reply, RpcError> {
+        self.begun.notify_one();
+        self.go.notified().await;
+        Ok(Reply::default())
+    }
+}
+
+#[tokio::test]
+async fn a_place_is_taken_until_the_last_call_has_ended() {
+    let users = users(500, 1);
+    let place = users.enter(1000).unwrap();
+    let (client, server) = UnixStream::pair().unwrap();
+    let handle = SessionHandle::new(Peer { pid: 1, uid: 1000, gid: 0 }, false).with_place(place);
+    let service = Arc::new(Waiting::default());
+    let (_stop, down) = watch::channel(false);
+    let session = session::run(server, Arc::new(handle), Arc::clone(&service), down);
+    let session = tokio::spawn(session);
+    let header = Header {
+        program: PROGRAM_REMOTE,
+        version: 1,
+        procedure: 66,
+        kind: 0,
+        serial: 0,
+        status: 0,
+    };
+    crate::wire::send_all(&client, &header.frame(&[]).unwrap()).await.unwrap();
+    service.begun.notified().await;
+    drop(client);
+    tokio::time::timeout(PATIENCE, session).await.unwrap().unwrap();
+    assert!(users.enter(1000).is_none(), "who hangs up and comes again would have many calls");
+    service.go.notify_one();
+    tokio::time::timeout(PATIENCE, async {
+        while users.enter(1000).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}

@@ -19,7 +19,7 @@ use virtsnap_rpc::xdr::Xdr;
 
 use crate::handle::{Connection, Peer, SUBSCRIPTIONS_MAX, SessionHandle};
 use crate::service::{Call, Reply, RpcError, Service, Subscription, Topic};
-use crate::stream::ServerStream;
+use crate::stream::{STREAMS_MAX, ServerStream};
 
 /// Long enough for a loaded machine; every test that passes is far quicker.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -546,6 +546,25 @@ async fn flood(client: &Client, message: &[u8], most: usize) -> usize {
         }
     }
     most
+}
+
+#[tokio::test]
+async fn streams_are_bounded() {
+    let mut client = Client::opened().await;
+    let most = u32::try_from(STREAMS_MAX).unwrap();
+    for serial in 1..=most {
+        client.call(Procedure::DOMAIN_OPEN_CONSOLE, serial, &[]).await;
+        assert_eq!(client.status().await, (serial, Status::Ok));
+    }
+    client.call(Procedure::DOMAIN_OPEN_CONSOLE, most + 1, &[]).await;
+    let (code, _, message) = client.error().await;
+    assert_eq!(code, 87, "{message}");
+    // One that ends makes room.
+    client.stream(1, Status::Ok, &[]).await;
+    assert_eq!(client.status().await, (1, Status::Ok));
+    client.call(Procedure::DOMAIN_OPEN_CONSOLE, most + 2, &[]).await;
+    assert_eq!(client.status().await, (most + 2, Status::Ok));
+    client.alive().await;
 }
 
 #[tokio::test(start_paused = true)]
