@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, block_in_place};
 use virtsnap_engine::error::Error;
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::plan::{self, Finish};
@@ -90,7 +90,9 @@ fn open<H: Inspect>(
     sessions: Arc<Sessions>,
     hypervisor: impl FnOnce(Arc<dyn EventSink>) -> Result<H, Error>,
 ) -> Result<Domains<H>, StartError> {
-    let store = Arc::new(Store::open(&config.state_dir)?);
+    // While a slow disk is waited for, another thread serves the other clients.
+    let store = Store::open(&config.state_dir)?.waiting_by(|work| block_in_place(work));
+    let store = Arc::new(store);
     let table = Arc::new(Table::load(store, Events::new(sessions))?);
     let hypervisor = hypervisor(table.clone())?;
     Ok(Domains::new(Arc::new(hypervisor), table))

@@ -52,19 +52,32 @@ pub trait Watch: Debug + Send + Sync {
     fn after(&self, act: Act<'_>) -> io::Result<()>;
 }
 
+/// Runs what waits for the disk, here and now, and sees to it that nobody else has to wait with it.
+pub type Wait = fn(&mut dyn FnMut());
+
 /// The disk, as the store uses it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
     pub(crate) watch: Option<Arc<dyn Watch>>,
+    pub(crate) wait: Option<Wait>,
 }
 
 impl Disk {
     fn act<T>(&self, act: Act<'_>, effect: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let Some(watch) = &self.watch else { return effect() };
-        watch.before(act)?;
-        let done = effect()?;
-        watch.after(act)?;
-        Ok(done)
+        let watched = || {
+            let Some(watch) = &self.watch else { return effect() };
+            watch.before(act)?;
+            let done = effect()?;
+            watch.after(act)?;
+            Ok(done)
+        };
+        let (mut watched, mut done) = (Some(watched), None);
+        let mut work = || done = watched.take().map(|watched| watched());
+        match self.wait {
+            Some(wait) if matches!(act, Act::Sync(_) | Act::SyncDirectory(_)) => wait(&mut work),
+            _ => work(),
+        }
+        done.unwrap_or_else(|| Err(io::Error::other("nobody waited for the disk")))
     }
 
     /// Makes `bytes` the content of `path`, mode 0600, durable when it returns.
@@ -177,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    const DISK: Disk = Disk { watch: None };
+    const DISK: Disk = Disk { watch: None, wait: None };
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777

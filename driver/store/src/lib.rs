@@ -49,7 +49,7 @@ use virtsnap_engine::ports::{Journal, Journals, Records, Unfinished};
 use virtsnap_xml::element::Element;
 
 use crate::atomic::Disk;
-pub use crate::atomic::{Act, Watch};
+pub use crate::atomic::{Act, Wait, Watch};
 use crate::journal::JournalFile;
 #[doc(hidden)]
 pub use crate::journal::fuzzing;
@@ -123,7 +123,14 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_watched(root: &Path, watch: Arc<dyn Watch>) -> Result<Self> {
-        Self::open_on(Disk { watch: Some(watch) }, root)
+        Self::open_on(Disk { watch: Some(watch), wait: None }, root)
+    }
+
+    /// From now on it waits for the disk so.
+    #[must_use]
+    pub fn waiting_by(mut self, wait: Wait) -> Self {
+        self.disk.wait = Some(wait);
+        self
     }
 
     fn open_on(disk: Disk, root: &Path) -> Result<Self> {

@@ -99,10 +99,13 @@ fn in_world(world: &World, op: Op) -> Result<()> {
     apply(world, &world.book(), (records.clone(), records), op)
 }
 
+/// What a moment has of each disk, and of memory.
+type Held = (Vec<Option<Content>>, Option<u64>);
+
 /// What a user can tell of a world with no guest in it: no names of files.
 #[derive(Debug, Clone, PartialEq)]
 struct View {
-    moments: BTreeMap<String, (Option<String>, Vec<Option<Content>>, Option<u64>)>,
+    moments: BTreeMap<String, (Option<String>, Held)>,
     current: Option<String>,
     disks: Vec<Content>,
 }
@@ -111,7 +114,7 @@ fn view(world: &World) -> View {
     let book = world.book().into_inner().unwrap();
     let moments = book.moments.iter().map(|def| {
         let contents = DISKS.iter().map(|disk| world.content_of(&def.name, disk)).collect();
-        (def.name.clone(), (def.parent.clone(), contents, world.memory_of(&def.name)))
+        (def.name.clone(), (def.parent.clone(), (contents, world.memory_of(&def.name))))
     });
     View {
         moments: moments.collect(),

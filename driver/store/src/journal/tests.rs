@@ -8,7 +8,7 @@ use virtsnap_engine::plan::{Finish, Operation, Pivot, Step};
 
 use super::*;
 
-const DISK: Disk = Disk { watch: None };
+const DISK: Disk = Disk { watch: None, wait: None };
 use crate::sample::{SHOP, every_word, plan};
 
 const ENTRIES: [Entry; 6] = [

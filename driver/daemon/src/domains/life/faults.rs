@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use virtsnap_store::testing::{LossyDisk, TROUBLES, Trouble, scratch};
+use virtsnap_store::{Act, Watch};
 use virtsnap_xml::snapshot::Definition;
 
 use super::*;
@@ -192,4 +193,42 @@ async fn a_domain_has_the_old_name_or_the_new_with_all_its_snapshots() {
         (&[Define("a"), Snapshot("s1"), Rename("b")], Rename("a")),
     ])
     .await;
+}
+
+/// A disk that takes its time, until it is told to go on.
+#[derive(Debug)]
+struct Slow(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Watch for Slow {
+    fn before(&self, act: Act<'_>) -> std::io::Result<()> {
+        if matches!(act, Act::Sync(_)) {
+            let told = self.0.lock().unwrap().recv_timeout(std::time::Duration::from_secs(60));
+            told.map_err(std::io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    fn after(&self, _: Act<'_>) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_slow_disk_keeps_nobody_else_waiting() {
+    let home = scratch();
+    drop(Store::open(home.path()).unwrap());
+    let (go_on, told) = std::sync::mpsc::channel();
+    let store = Store::open_watched(home.path(), Arc::new(Slow(told.into()))).unwrap();
+    let store = store.waiting_by(|work| tokio::task::block_in_place(work));
+    let (domains, _) = fake::domains_on(store);
+    // Both tasks on the one thread; the second lets the first go on.
+    let define = tokio::spawn(async move { apply(&domains, Define("a")).await });
+    let other = tokio::spawn(async move {
+        for _ in 0..8 {
+            go_on.send(()).unwrap();
+        }
+        go_on
+    });
+    define.await.unwrap().unwrap();
+    drop(other.await.unwrap());
 }
