@@ -11,6 +11,8 @@ mod blockjobs;
 mod connect;
 #[cfg(test)]
 mod coverage;
+#[cfg(test)]
+mod damaged;
 mod disks;
 mod flags;
 mod guest;
