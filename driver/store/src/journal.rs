@@ -103,7 +103,12 @@ pub(crate) fn read(path: &Path) -> Result<(Unfinished, usize)> {
             format!("journal '{}' cannot be read: {what}", path.display()),
         )
     };
-    let size = fs::metadata(path).map_err(failed("read the journal", path))?.len();
+    let meta = fs::metadata(path).map_err(failed("read the journal", path))?;
+    if !meta.is_file() {
+        // A pipe would never end.
+        return Err(unreadable("it is no ordinary file".to_owned()));
+    }
+    let size = meta.len();
     if size > MAX_BYTES {
         return Err(unreadable(format!("it has {size} bytes")));
     }

@@ -391,7 +391,12 @@ fn read_text(path: &Path) -> std::result::Result<String, String> {
     if size > MAX_BYTES as u64 {
         return Err(format!("it has {size} bytes"));
     }
-    fs::read_to_string(path).map_err(|err| err.to_string())
+    // A pipe would never end.
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => fs::read_to_string(path).map_err(|err| err.to_string()),
+        Ok(_) => Err("it is no ordinary file".to_owned()),
+        Err(err) => Err(err.to_string()),
+    }
 }
 
 fn read_element(path: &Path) -> std::result::Result<Element, String> {

@@ -166,20 +166,36 @@ fn reader(image: &Path, facts: &DomainFacts, moments: &MomentList) -> Option<Str
 }
 
 /// # Errors
-/// `OperationFailed` when the image is not there.
+/// `OperationFailed` when the image, or one that it stands on, is not there.
 pub(super) fn existing<'a>(
     facts: &'a DomainFacts,
     target: &str,
     image: &Path,
     moment: &str,
 ) -> Result<&'a ImageFacts> {
-    facts.images.get(image).ok_or_else(|| {
-        Error::new(
+    if let Some(gone) = first_gone(image, facts) {
+        return Err(Error::new(
             Condition::OperationFailed,
             format!(
                 "the image '{}' that snapshot '{moment}' has for disk '{target}' is gone",
-                image.display()
+                gone.display()
             ),
-        )
+        ));
+    }
+    facts.images.get(image).ok_or_else(|| {
+        Error::new(Condition::Internal, format!("nothing is known of '{}'", image.display()))
     })
+}
+
+/// The first image of a chain that is not there, or is no image any more.
+pub(super) fn first_gone(top: &Path, facts: &DomainFacts) -> Option<PathBuf> {
+    let mut image = top;
+    // A chain that goes in a circle is somebody else's to refuse.
+    for _ in 0..=facts.images.len() {
+        match facts.images.get(image) {
+            None => return Some(image.to_owned()),
+            Some(facts_of) => image = facts_of.backing.as_deref()?,
+        }
+    }
+    None
 }
