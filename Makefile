@@ -13,6 +13,8 @@
 #   make torture-control
 #                 the same with recovery switched off, which must lose data
 #   make soak     CONNECTIONS=20000 clients of every kind, and what the daemon takes before and after
+#   make faults   QEMU killed at every call of every operation; file systems that run full; files that
+#                 are damaged; the daemon killed where libvirt loses data: the whole sets
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -25,7 +27,7 @@ PREFIX ?= /usr/local
 ROUNDS ?= 200
 DESTDIR ?=
 
-.PHONY: help demo test fuzz conformance matrix torture torture-control soak setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -109,3 +111,17 @@ torture-control: guest
 	@echo "torture-control: building a virtsnapd without recovery, in target/without-recovery"
 	@VIRTSNAP_TORTURE=$(CONTROLS) $(TORTURE) --ignored 2>&1 | \
 		grep --line-buffered -v "^\.*$$\|^running \|^test "; exit $${PIPESTATUS[0]}
+
+faults: guest
+	@echo "faults: QEMU is killed at every call of every operation; this takes a while"
+	@mkdir -p target && rm -f target/faults.figures
+	@CRASHES=all CRASHES_FIGURES=$(CURDIR)/target/faults.figures $(CARGO) test --quiet --locked \
+		--package virtsnap-qemu --test crashes guests
+	@echo "faults: the daemon killed, file systems full, files damaged, clients gone"
+	@VIRTSNAP_FAULTS=all $(CARGO) test --quiet --locked --package virtsnap-tests --test e2e -- \
+		--nocapture killed:: full:: damaged:: vanished:: 2>&1 | \
+		grep --line-buffered "^faults\|panick\|^test result"; exit $${PIPESTATUS[0]}
+	@awk '{ died += $$4; undone += $$6; done += $$8; later += $$10 } END { \
+		printf "faults: QEMU died %d times in %d operations, ", died, NR; \
+		printf "%d undone, %d done, %d by a later call; 0 lost\n", undone, done, later }' \
+		target/faults.figures

@@ -22,4 +22,8 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do
     kill -KILL $found 2>/dev/null
     sleep 0.2
 done
+# What a test mounted there, and was killed before it unmounted.
+while read -r _ mounted _; do
+    case $mounted in "$dir"/*) umount -l "$mounted" ;; esac
+done < /proc/mounts
 rm -rf "$dir"

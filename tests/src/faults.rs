@@ -255,3 +255,53 @@ pub fn orphans(vm: &Guest, mine: &[&str]) -> Vec<String> {
         })
         .collect()
 }
+
+/// A file system of so few bytes that it can be filled. Mounted, which takes root.
+#[derive(Debug)]
+pub struct Small {
+    at: PathBuf,
+}
+
+impl Small {
+    pub fn mount(at: PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&at).expect("the directory is ours");
+        let options = format!("size={size},mode=755");
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(&at).status();
+        assert!(status.is_ok_and(|status| status.success()), "mount {}", at.display());
+        Self { at }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.at.join(name)
+    }
+
+    /// All but so many bytes are taken; fewer are free if fewer were.
+    pub fn fill_but(&self, free: u64) {
+        let file = self.path("ballast");
+        let mut ballast = std::fs::File::create(&file).expect("a name takes no room");
+        let block = vec![1; 64 << 10];
+        let mut length = 0;
+        for size in [64 << 10, 4 << 10] {
+            while let Ok(written) = ballast.write(&block[..size]) {
+                length += written as u64;
+            }
+        }
+        ballast.set_len(length.saturating_sub(free)).expect("it gets smaller");
+    }
+
+    pub fn empty(&self) {
+        std::fs::remove_file(self.path("ballast")).expect("it was filled");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+/// The full set of what takes long, not only a sample: `VIRTSNAP_FAULTS=all`.
+pub fn is_all() -> bool {
+    std::env::var("VIRTSNAP_FAULTS").is_ok_and(|which| which == "all")
+}

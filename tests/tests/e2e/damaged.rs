@@ -1,0 +1,205 @@
+//! Files that are gone, cut short, or something else than they were: each operation is refused
+//! before anything is touched, says which file it is about, and the daemon serves other domains.
+//! An operation that does not need the file may go on, and then loses nothing either.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use virtsnap_tests::faults::is_all;
+use virtsnap_tests::{Guest, GuestSpec, World, images};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Damage {
+    Missing,
+    Empty,
+    CutShort,
+    /// Bytes that are no image.
+    Nonsense,
+    OtherFormat,
+    Directory,
+    Fifo,
+    DanglingLink,
+}
+use Damage::*;
+
+impl Damage {
+    const ALL: [Self; 8] =
+        [Missing, Empty, CutShort, Nonsense, OtherFormat, Directory, Fifo, DanglingLink];
+    const SAMPLE: [Self; 4] = [Missing, Nonsense, Directory, Fifo];
+
+    /// The file as it was is at `aside`.
+    fn inflict(self, file: &Path, aside: &Path) {
+        fs::rename(file, aside).expect("the file is there");
+        match self {
+            Missing => {}
+            Empty => fs::write(file, "").expect("ours"),
+            CutShort => {
+                let bytes = fs::read(aside).expect("ours");
+                fs::write(file, &bytes[..bytes.len().min(60)]).expect("ours");
+            }
+            Nonsense => fs::write(file, [7; 70_000]).expect("ours"),
+            OtherFormat => images::create(file, "vmdk", "16M"),
+            Directory => fs::create_dir(file).expect("ours"),
+            Fifo => {
+                let made = Command::new("mkfifo").arg(file).status();
+                assert!(made.is_ok_and(|status| status.success()), "mkfifo");
+            }
+            DanglingLink => std::os::unix::fs::symlink("/no/such/file", file).expect("ours"),
+        }
+    }
+
+    fn heal(self, file: &Path, aside: &Path) {
+        match self {
+            Missing => {}
+            Directory => fs::remove_dir(file).expect("ours"),
+            _ => fs::remove_file(file).expect("ours"),
+        }
+        fs::rename(aside, file).expect("ours");
+    }
+}
+
+/// Every regular file of the world that a domain may lose, with its bytes.
+fn files(world: &World, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![world.dir().to_owned(), world.path("lib/domains")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(kind) = entry.file_type() else { continue };
+            let below = path.starts_with(world.path("lib/domains"));
+            if kind.is_dir() && below {
+                directories.push(path);
+            } else if kind.is_file()
+                && (below || path.to_string_lossy().contains(&format!("{name}-vd")))
+            {
+                let bytes = fs::read(&path).expect("ours");
+                found.insert(path, bytes);
+            }
+        }
+    }
+    found
+}
+
+/// A domain that is off: `vm-vda.qcow2`, on it the layer of `s1`, on that the one of `s2`.
+fn chain<'w>(world: &'w World, name: &str) -> Guest<'w> {
+    let vm = world.define(GuestSpec::idle(name));
+    vm.write("vda", 1, 1);
+    vm.virsh("snapshot-create-as {} s1 --disk-only");
+    vm.write("vda", 1, 2);
+    vm.virsh("snapshot-create-as {} s2 --disk-only");
+    vm.write("vda", 1, 3);
+    vm
+}
+
+/// Each of the lines is refused with the file's name and leaves everything as it was; `may` do
+/// what does not need the file, and are tried last.
+fn every_damage(world: &World, vm: &Guest, file: &Path, must: &[&str], may: &[&str]) -> usize {
+    let aside = file.with_file_name("aside");
+    let damages: &[Damage] = if is_all() { &Damage::ALL } else { &Damage::SAMPLE };
+    let mut refused = 0;
+    for damage in damages {
+        damage.inflict(file, &aside);
+        let (before, listed) = (files(world, vm.name()), vm.snapshots());
+        for line in must.iter().chain(may) {
+            let context = format!("{} is {damage:?}, {line}", file.display());
+            let outcome = world.virsh.run(&line.replace("{}", vm.name()));
+            assert_eq!(world.virsh.ok("domstate other").trim(), "running", "{context}");
+            if outcome.success {
+                assert!(!must.contains(line), "{context}: was done");
+                continue;
+            }
+            refused += 1;
+            let name = file.file_name().expect("a name").to_string_lossy();
+            let told = &outcome.stderr;
+            assert!(told.contains(&*name), "{context}: {told}");
+            assert_eq!(vm.state(), "shut off", "{context}: {told}");
+            assert_eq!(vm.snapshots(), listed, "{context}");
+            let now = files(world, vm.name());
+            let changed: Vec<_> =
+                now.iter().filter(|(path, b)| before.get(*path) != Some(b)).collect();
+            let changed: Vec<_> = changed.iter().map(|(path, _)| path).collect();
+            assert!(changed.is_empty() && now.len() == before.len(), "{context}: {changed:?}");
+        }
+        damage.heal(file, &aside);
+    }
+    refused
+}
+
+fn other(world: &World) {
+    world.define(GuestSpec::idle("other")).virsh("start {}");
+}
+
+#[test]
+fn memory_that_is_damaged_is_named_while_the_guest_runs() {
+    let world = World::new();
+    other(&world);
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.virsh("start {}");
+    let memory = world.path("m.mem");
+    vm.virsh(&format!("snapshot-create-as {{}} m --memspec file={}", memory.display()));
+    vm.virsh("destroy {}");
+    let refused = every_damage(&world, &vm, &memory, &["snapshot-revert {} m"], &[]);
+    vm.virsh("start {}");
+    let qemu = world.qemu();
+    for damage in Damage::SAMPLE {
+        damage.inflict(&memory, &world.path("aside"));
+        let told = vm.refused("snapshot-revert {} m");
+        assert!(told.contains("m.mem"), "{damage:?}: {told}");
+        assert_eq!(world.qemu(), qemu, "{damage:?}: the guest was stopped");
+        damage.heal(&memory, &world.path("aside"));
+    }
+    vm.virsh("snapshot-revert {} m");
+    println!("faults: {refused} calls on damaged memory refused");
+}
+
+/// The daemon finds its own files damaged when it starts. It serves what it can, and says why not.
+#[test]
+fn a_daemon_that_finds_its_files_damaged_serves_the_others() {
+    let mut world = World::new();
+    other(&world);
+    let moments = {
+        let vm = chain(&world, "vm");
+        let uuid = vm.virsh("domuuid {}").trim().to_owned();
+        world.path("lib/domains").join(uuid).join("moments")
+    };
+    let damages: &[Damage] =
+        if is_all() { &Damage::ALL } else { &[Missing, Nonsense, Directory, Fifo] };
+    for (file, is_journal) in
+        [(moments.join("s2.xml"), false), (moments.with_file_name("journal.jsonl"), true)]
+    {
+        if is_journal {
+            fs::write(&file, "").expect("ours");
+        }
+        for damage in damages {
+            world.stop();
+            let aside = world.path("aside");
+            damage.inflict(&file, &aside);
+            world.start();
+            let context = format!("{} is {damage:?}", file.display());
+            assert_eq!(world.virsh.ok("domstate other").trim(), "running", "{context}");
+            let vm = world.guest(GuestSpec::idle("vm"));
+            assert_eq!(vm.source("vda"), world.path("vm-vda.s2").to_string_lossy(), "{context}");
+            assert!(vm.holds("vda", 1, 3), "{context}");
+            if is_journal && !matches!(damage, Missing | DanglingLink) {
+                // What it says may be half done: nothing else is begun.
+                let told = vm.refused("snapshot-delete {} s1");
+                assert!(told.contains("journal.jsonl"), "{context}: {told}");
+                assert!(vm.holds("vda", 1, 3), "{context}");
+            }
+            world.stop();
+            damage.heal(&file, &aside);
+            world.start();
+        }
+        if is_journal {
+            world.stop();
+            fs::remove_file(&file).expect("ours");
+            world.start();
+        }
+    }
+    let vm = world.guest(GuestSpec::idle("vm"));
+    assert_eq!(vm.snapshots(), ["s1", "s2"]);
+    vm.virsh("snapshot-revert {} s2");
+    assert!(vm.holds("vda", 1, 2));
+}
