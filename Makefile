@@ -106,7 +106,7 @@ torture: guest
 	@VIRTSNAP_TORTURE=$(ROUNDS) $(TORTURE) 2>&1 | grep --line-buffered -v "^\.*$$\|^running \|^test "; \
 		exit $${PIPESTATUS[0]}
 
-CONTROLS ?= 20
+CONTROLS ?= 30
 torture-control: guest
 	@echo "torture-control: building a virtsnapd without recovery, in target/without-recovery"
 	@VIRTSNAP_TORTURE=$(CONTROLS) $(TORTURE) --ignored 2>&1 | \

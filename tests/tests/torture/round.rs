@@ -21,6 +21,8 @@ pub(crate) struct Rack {
     world: World,
     beds: Vec<Bed>,
     kinds: Vec<String>,
+    /// The daemon does not recover.
+    is_control: bool,
     /// What was wrong in this round, though nothing was lost.
     wrong: Vec<String>,
     tally: Arc<Mutex<Tally>>,
@@ -61,6 +63,7 @@ struct Aftermath {
 impl Rack {
     pub(crate) fn new(program: Option<PathBuf>, tally: Arc<Mutex<Tally>>) -> Self {
         let mut world = World::stopped(Daemon::Virtsnapd);
+        let is_control = program.is_some();
         world.program = program;
         world.start();
         let roles = [Role::Counts, Role::Idles, Role::Off];
@@ -69,14 +72,18 @@ impl Rack {
         for bed in &mut beds {
             bed.define(&world);
         }
-        Self { world, beds, kinds: journal::kinds(), wrong: Vec::new(), tally }
+        Self { world, beds, kinds: journal::kinds(), is_control, wrong: Vec::new(), tally }
     }
 
     pub(crate) fn play(&mut self, seed: u64, round: usize) {
         let began = Instant::now();
         let mut dice = Dice::new(seed, round);
         // Each kind in turn, and once no kind at all.
-        let wanted = self.kinds.get(round % (self.kinds.len() + 1)).cloned();
+        let mut wanted = self.kinds.get(round % (self.kinds.len() + 1)).cloned();
+        if self.is_control && dice.percent(50) {
+            // A merge that nobody completes is where most can be lost.
+            wanted = Some("finished".to_owned());
+        }
         let chosen = self.choose_bed(&mut dice, wanted.as_deref());
         let Some(mut bed) = chosen.map(|n| self.beds.remove(n)) else { return };
         let mut story = format!("round {round}, {}", bed.name());
@@ -151,7 +158,7 @@ impl Rack {
             Some("acting" | "pivoting") => Wish::Create,
             Some("undone") => Wish::Overlays,
             Some("up") => Wish::Revert,
-            Some("pivoted" | "finished") if dice.percent(50) => Wish::Merge,
+            Some("pivoted" | "finished") if self.is_control || dice.percent(50) => Wish::Merge,
             _ if dice.percent(20) => Wish::Create,
             _ => Wish::Any,
         };
@@ -222,6 +229,9 @@ impl Rack {
             let mut strike = strike(dice, victim, kind);
             if kind == "undone" {
                 (strike.more, strike.delay) = (1, Duration::ZERO);
+            } else if kind == "finished" && self.is_control {
+                // Between the first of the disks and the record.
+                (strike.more, strike.delay) = (2 + dice.below(2), Duration::ZERO);
             }
             strikes.push(strike);
         }
@@ -346,6 +356,9 @@ impl Rack {
         bed.tell(wrong, &mut self.wrong);
         bed.model = worlds[usize::from(is_new)].clone();
         bed.model.learn(&seen);
+        if seen.state.is_none() {
+            return Err(Trouble::from("it can neither go on nor be started".to_owned()));
+        }
         Ok(is_new)
     }
 
