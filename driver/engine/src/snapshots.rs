@@ -19,7 +19,7 @@ use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::{Failure, Stage};
 use crate::facts::{DomainFacts, Format, MemoryFile, PathKind, StateFacts};
 use crate::merging::Merging;
-use crate::options::{DeleteOptions, New, RevertOptions, RevertState, Scope};
+use crate::options::{DeleteOptions, Metadata, New, RevertOptions, RevertState, Scope};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Conclude, Operation, Plan};
 use crate::ports::{Hypervisor, Journal, Journals, Records, Subject, Unfinished};
@@ -49,8 +49,9 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         options: &New,
     ) -> Result<Definition> {
         let call = Call::Create(request.name.as_deref());
-        if let Some(Operation::Create { moment }) = self.settle_for(book, call).await?
-            && let Some(made) = lock(book).moments.get(&moment)
+        let completed = self.settle_for(book, call).await?;
+        if let Some(Operation::Create { moment }) = &completed
+            && let Some(made) = lock(book).moments.get(moment)
             && is_as_asked(made, request, options)
         {
             return Ok(made.clone());
@@ -58,6 +59,10 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let draft = plan::create::draft(request, options, &facts, &moments)?;
+        if completed.is_some() && options.metadata == Metadata::Forget {
+            // It was made, and nobody keeps a record of it.
+            return Ok(draft.moment);
+        }
         if let Some(definition) = facts.live.as_ref().or(facts.config.as_ref()) {
             facts.state_files = self.state_to_keep(&facts, definition, &draft.moment.name).await?;
         }

@@ -1,305 +1,30 @@
 //! The engine against a simulated world.
 //!
-//! - a matrix: every operation, in every situation, with every call going wrong in every way:
-//!   afterwards the old world or the new one holds, and nothing is left lying about;
+//! - single situations that have a name;
 //! - random sequences: whatever is done in whatever order, every moment holds what it held.
+//!
+//! What goes wrong at every call of every operation is in `faults.rs`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use proptest::prelude::*;
 use virtsnap_engine::book::Book;
-use virtsnap_engine::error::{Condition, Error};
+use virtsnap_engine::error::Condition;
 use virtsnap_engine::facts::{Format, StateKind};
 use virtsnap_engine::options::{
-    Consolidate, DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState,
-    Scope,
+    DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState, Scope,
 };
-use virtsnap_engine::ports::Journals;
-use virtsnap_engine::snapshots::Snapshots;
+use virtsnap_engine::testing::scene::{
+    DISKS, Held, Memory, Op, STATE, View, apply, assert_tidy, contents, engine, held, name,
+    restart, run, situation, view,
+};
 use virtsnap_engine::testing::{Content, Trouble, World};
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Location, Request, Survivor};
-
-const DISKS: [&str; 2] = ["vda", "vdb"];
-const STATE: [StateKind; 2] = [StateKind::Nvram, StateKind::Tpm];
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Op {
-    Internal(u8),
-    External(u8),
-    /// Memory, vda, vdb.
-    Mix(u8, Memory, Location, Location),
-    Revert(u8, RevertState),
-    /// Back onto the frozen file.
-    Discard(u8),
-    /// The snapshots below go with it.
-    Alone(u8, RevertState),
-    /// Both.
-    DiscardAlone(u8),
-    Delete(u8, DeleteScope),
-    /// With the overlay left, not the base.
-    Stream(u8, DeleteScope),
-    Start,
-    Stop,
-    Pause,
-    Write(u8),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Memory {
-    None,
-    Inside,
-    Outside,
-    Live,
-}
-
-fn name(n: u8) -> String {
-    format!("s{n}")
-}
-
-type Engine = Snapshots<World, World, World>;
-
-fn engine(world: &World) -> Engine {
-    let world = Arc::new(world.clone());
-    Snapshots::new(Arc::clone(&world), Arc::clone(&world), world)
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
-}
-
-fn create(engine: &Engine, book: &Mutex<Book>, n: u8, scope: Scope) -> Result<(), Error> {
-    take(engine, book, &Request { name: Some(name(n)), ..Request::default() }, scope)
-}
-
-fn mix(
-    engine: &Engine,
-    book: &Mutex<Book>,
-    n: u8,
-    memory: Memory,
-    locations: [Location; 2],
-) -> Result<(), Error> {
-    let disks = DISKS
-        .iter()
-        .zip(locations)
-        .map(|(disk, location)| format!("<disk name='{disk}' snapshot='{}'/>", location.as_str()));
-    let (asked, scope) = match memory {
-        Memory::None => ("", Scope::DiskOnly { quiesce: false }),
-        Memory::Inside => ("<memory snapshot='internal'/>", Scope::FullSystem { live: false }),
-        Memory::Outside => ("<memory snapshot='external'/>", Scope::FullSystem { live: false }),
-        Memory::Live => ("<memory snapshot='external'/>", Scope::FullSystem { live: true }),
-    };
-    let disks: String = disks.collect();
-    let name = name(n);
-    let text = format!(
-        "<domainsnapshot><name>{name}</name>{asked}<disks>{disks}</disks></domainsnapshot>"
-    );
-    take(engine, book, &Request::parse(&Element::parse(&text).unwrap()).unwrap(), scope)
-}
-
-fn take(engine: &Engine, book: &Mutex<Book>, request: &Request, scope: Scope) -> Result<(), Error> {
-    let options = New::plain(scope);
-    run(engine.create(book, request, &options)).map(|_| ())
-}
-
-fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(), Error> {
-    let engine = engine(world);
-    world.tick();
-    match op {
-        Op::Internal(n) => create(&engine, book, n, Scope::FullSystem { live: false }),
-        Op::External(n) => create(&engine, book, n, Scope::DiskOnly { quiesce: false }),
-        Op::Mix(n, memory, vda, vdb) => mix(&engine, book, n, memory, [vda, vdb]),
-        Op::Revert(n, state) => {
-            let options = RevertOptions { state, ..RevertOptions::default() };
-            run(engine.revert(book, &name(n), &options))
-        }
-        Op::Discard(n) => {
-            let options = RevertOptions { discard: true, ..RevertOptions::default() };
-            run(engine.revert(book, &name(n), &options))
-        }
-        Op::Alone(n, state) => {
-            let options =
-                RevertOptions { state, delete_children: true, ..RevertOptions::default() };
-            run(engine.revert(book, &name(n), &options))
-        }
-        Op::DiscardAlone(n) => {
-            let state = RevertState::ShutOff;
-            let options = RevertOptions {
-                state,
-                discard: true,
-                delete_children: true,
-                ..RevertOptions::default()
-            };
-            run(engine.revert(book, &name(n), &options))
-        }
-        Op::Delete(n, scope) => {
-            let options = DeleteOptions { scope, ..DeleteOptions::default() };
-            run(engine.delete(book, &name(n), &options))
-        }
-        Op::Stream(n, scope) => {
-            let consolidate = Consolidate { keep: Some(Survivor::Overlay), required: false };
-            let options = DeleteOptions { scope, consolidate, ..DeleteOptions::default() };
-            run(engine.delete(book, &name(n), &options))
-        }
-        Op::Start => {
-            if world.guest().is_none() {
-                world.start();
-            }
-            Ok(())
-        }
-        Op::Stop => {
-            world.stop();
-            Ok(())
-        }
-        Op::Pause => {
-            if world.guest().is_some() {
-                world.pause();
-            }
-            Ok(())
-        }
-        Op::Write(cluster) => {
-            for disk in DISKS {
-                world.write(disk, cluster, serial);
-            }
-            for kind in STATE {
-                world.write_state(kind, cluster, serial);
-            }
-            Ok(())
-        }
-    }
-}
-
-/// What a moment holds: of each disk, if it took part, of firmware and TPM, and of memory.
-type Held = (Vec<Option<Content>>, Option<u64>);
-
-fn held(world: &World, moment: &str) -> Held {
-    let state = STATE.iter().map(|kind| Some(world.state_of(moment, *kind).unwrap_or_default()));
-    let contents = DISKS.iter().map(|disk| world.content_of(moment, disk)).chain(state).collect();
-    (contents, world.memory_of(moment))
-}
-
-/// All that a user can tell of a world: no file names.
-#[derive(Debug, Clone, PartialEq)]
-struct View {
-    moments: BTreeMap<String, (Option<String>, Held)>,
-    current: Option<String>,
-    /// Of the disks, and of firmware and TPM.
-    disks: Vec<Content>,
-    /// Running, frozen, memory.
-    guest: Option<(bool, bool, u64)>,
-}
-
-/// What the domain has now. Where there is no state yet, it is as good as empty.
-fn contents(world: &World) -> Vec<Content> {
-    let state = STATE.iter().map(|kind| world.state(*kind).unwrap_or_default());
-    DISKS.iter().map(|disk| world.content(disk)).chain(state).collect()
-}
-
-fn view(world: &World) -> View {
-    let book = world.book().into_inner().unwrap();
-    View {
-        moments: book
-            .moments
-            .iter()
-            .map(|def| (def.name.clone(), (def.parent.clone(), held(world, &def.name))))
-            .collect(),
-        current: book.moments.current().map(str::to_owned),
-        disks: contents(world),
-        guest: world.guest().map(|guest| (guest.running, guest.frozen, guest.memory)),
-    }
-}
-
-fn assert_tidy_but(world: &World, lost: &Path) {
-    assert!(world.book().into_inner().unwrap().owned.contains(lost));
-    assert!(!world.has_journal());
-}
-
-fn assert_tidy(world: &World, context: &str) {
-    assert!(!world.has_journal(), "{context}: the journal is left");
-    let book = world.book().into_inner().unwrap();
-    for (path, image) in world.images() {
-        assert!(!image.claimed, "{context}: {} is still claimed", path.display());
-        let original = DISKS.iter().any(|d| path.as_os_str() == &*format!("/img/{d}.qcow2"))
-            || ["/fw/template.fd", "/fw/vm.fd", "/fw/tpm2/permall"]
-                .iter()
-                .any(|f| path.as_os_str() == *f);
-        assert!(
-            original || book.owned.contains(&path),
-            "{context}: {} is nobody's",
-            path.display()
-        );
-    }
-    for path in &book.owned {
-        assert!(world.images().contains_key(path), "{context}: {} is gone", path.display());
-    }
-}
-
-/// The daemon comes back, and completes or undoes what it finds.
-fn restart(world: &World) -> Mutex<Book> {
-    world.revive();
-    let book = world.book();
-    for unfinished in Journals::unfinished(world).unwrap() {
-        run(engine(world).recover(&book, &unfinished)).unwrap();
-    }
-    book
-}
-
-fn situation(ops: &[Op]) -> World {
-    situation_with(&Format::Raw, ops)
-}
-
-/// The variable store is of that format.
-fn situation_with(nvram: &Format, ops: &[Op]) -> World {
-    let world = World::with_firmware(&DISKS, nvram);
-    let book = world.book();
-    let mut serial = 100;
-    for op in ops {
-        serial += 1;
-        apply(&world, &book, *op, serial).unwrap_or_else(|err| panic!("{op:?}: {}", err.chain()));
-    }
-    world
-}
-
-fn every_trouble(before: &[Op], op: Op) {
-    every_trouble_with(&Format::Raw, before, op);
-}
-
-fn every_trouble_with(nvram: &Format, before: &[Op], op: Op) {
-    let old_world = situation_with(nvram, before);
-    let new_world = old_world.fork();
-    apply(&new_world, &new_world.book(), op, 999)
-        .unwrap_or_else(|err| panic!("{before:?} {op:?}: {}", err.chain()));
-    let (old, new) = (view(&old_world), view(&new_world));
-    assert_tidy(&new_world, "without trouble");
-
-    for trouble in
-        [Trouble::Fails, Trouble::FailsAfterEffect, Trouble::DiesBefore, Trouble::DiesAfter]
-    {
-        for at in 0.. {
-            let context = format!("{before:?} then {op:?}, call {at} {trouble:?}");
-            let world = old_world.fork();
-            world.arm(at, trouble);
-            let result = apply(&world, &world.book(), op, 999);
-            if !world.was_struck() {
-                assert!(at > 0 && result.is_ok(), "{context}: {result:?}");
-                break;
-            }
-            restart(&world);
-            let seen = view(&world);
-            // What follows the new world (a start) may fail and leaves it shut off.
-            let shut_off = View { guest: None, ..new.clone() };
-            assert!(
-                seen == old || seen == new || seen == shut_off,
-                "{context}:\nsaw {seen:#?}\nold {old:#?}\nnew {new:#?}"
-            );
-            assert_tidy(&world, &context);
-        }
-    }
-}
+use virtsnap_xml::snapshot::{Location, Request};
 
 const AS: RevertState = RevertState::AsSnapshot;
 const UP: RevertState = RevertState::Running;
@@ -315,131 +40,9 @@ use Op::{
 
 const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
 
-/// Kevin Wolf's table, and what is left out of it or left to the user.
-const MIXES: [[Location; 2]; 7] =
-    [[IN, IN], [EX, EX], [IN, EX], [EX, IN], [EX, NO], [NO, IN], [IN, BY_HAND]];
-
-#[test]
-fn every_mix_keeps_the_old_world_or_makes_the_new() {
-    for memory in MEMORIES {
-        for [vda, vdb] in MIXES {
-            every_trouble(&[Start, Write(1), External(0), Write(2)], Mix(1, memory, vda, vdb));
-            if memory != Memory::Live {
-                every_trouble(&[Start, Write(1), Pause], Mix(1, memory, vda, vdb));
-            }
-        }
-    }
-    for memory in &MEMORIES[1..] {
-        every_trouble(&[Start, Write(1)], Mix(1, *memory, NO, NO));
-    }
-}
-
-#[test]
-fn every_mix_is_reverted_to_and_deleted() {
-    for memory in MEMORIES {
-        for [vda, vdb] in MIXES {
-            let taken = [Start, Write(1), Mix(0, memory, vda, vdb), Write(2)];
-            let then = |more: &[Op]| [&taken[..], more].concat();
-            every_trouble(&taken, Revert(0, AS));
-            every_trouble(&then(&[External(1), Write(3)]), Revert(0, UP));
-            every_trouble(&then(&[Stop]), Revert(0, RevertState::ShutOff));
-            every_trouble(&taken, Delete(0, ONE));
-            every_trouble(
-                &then(&[Mix(1, memory, vdb, vda), Write(3), Stop]),
-                Delete(0, DeleteScope::WithDescendants),
-            );
-        }
-    }
-}
-
-/// A variable store that is qcow2 takes part like a disk.
-#[test]
-fn a_variable_store_with_internal_snapshots_goes_with_the_disks() {
-    let every = |before: &[Op], op| every_trouble_with(&Format::Qcow2, before, op);
-    for memory in MEMORIES {
-        every(&[Start, Write(1)], Mix(1, memory, IN, EX));
-        let taken = [Start, Write(1), Mix(0, memory, EX, EX), Write(2)];
-        every(&taken, Revert(0, AS));
-        every(&taken, Delete(0, ONE));
-    }
-    every(&[Start, Stop, Write(1)], Internal(1));
-    every(&[Start, Write(1)], Internal(1));
-    every(&[Start, Write(1), Internal(0), Write(2)], Revert(0, AS));
-    every(&[Start, Write(1), Internal(0), Write(2), Stop, Write(3)], Revert(0, AS));
-    every(&[Start, Stop, Write(1), Internal(0), Start, Write(2)], Revert(0, UP));
-    every(&[Start, Write(1), Internal(0), Write(2), Internal(1)], Delete(0, ONE));
-}
-
-#[test]
-fn create_keeps_the_old_world_or_makes_the_new() {
-    for before in [&[Write(1)][..], &[Start, Write(1)], &[Write(1), External(0), Write(2), Start]] {
-        every_trouble(before, External(1));
-        every_trouble(before, Internal(1));
-    }
-}
-
-#[test]
-fn revert_keeps_the_old_world_or_makes_the_new() {
-    for (before, state) in [
-        (&[Write(1), Internal(0), Write(2)][..], AS),
-        (&[Write(1), External(0), Write(2)], AS),
-        (&[Write(1), External(0), Write(2), Start, Write(3)], AS),
-        (&[Write(1), External(0), Write(2), Start, Write(3)], UP),
-        (&[Start, Write(1), Internal(0), Write(2)], AS),
-        (&[Start, Write(1), Internal(0), Write(2), Stop], AS),
-        (&[Start, Write(1), Internal(0), Write(2), External(1), Write(3)], AS),
-        (&[Start, Write(1), Internal(0), Write(2), External(1), Stop, Write(3)], UP),
-    ] {
-        every_trouble(before, Revert(0, state));
-    }
-}
-
-#[test]
-fn a_revert_that_gives_up_keeps_the_old_world_or_makes_the_new() {
-    let chain = [Write(1), External(0), Write(2), External(1), Write(3), External(2), Write(4)];
-    let mut running = chain.to_vec();
-    running.push(Start);
-    for before in [&chain[..], &running] {
-        every_trouble(before, Discard(2));
-        every_trouble(before, DiscardAlone(1));
-        every_trouble(before, Alone(0, AS));
-        every_trouble(before, Alone(1, UP));
-    }
-    for before in [
-        &[Start, Write(1), Internal(0), Write(2), Internal(1), Write(3)][..],
-        &[Start, Write(1), Internal(0), Write(2), External(1), Write(3), Internal(2), Write(4)],
-        &[Write(1), Internal(0), Write(2), External(1), Write(3)],
-    ] {
-        every_trouble(before, Alone(0, AS));
-        every_trouble(before, Alone(0, RevertState::ShutOff));
-    }
-}
-
-#[test]
-fn delete_keeps_the_old_world_or_makes_the_new() {
-    let chain = [Write(1), External(0), Write(2), External(1), Write(3), External(2), Write(4)];
-    let mut running = chain.to_vec();
-    running.push(Start);
-    let mut branched = chain.to_vec();
-    branched.extend([Revert(1, AS), Write(5), External(3), Write(6)]);
-    for before in [&chain[..], &running, &branched] {
-        for n in 0..3 {
-            every_trouble(before, Delete(n, ONE));
-            every_trouble(before, Stream(n, ONE));
-        }
-        every_trouble(before, Stream(0, DeleteScope::WithDescendants));
-        every_trouble(before, Delete(0, DeleteScope::WithDescendants));
-        every_trouble(before, Delete(0, DeleteScope::DescendantsOnly));
-    }
-    for before in [
-        &[Write(1), Internal(0), Write(2), Internal(1), Write(3)][..],
-        &[Start, Write(1), Internal(0), Write(2), External(1), Write(3)],
-        &[Start, Write(1), External(0), Write(2), Internal(1), Write(3)],
-    ] {
-        every_trouble(before, Delete(0, ONE));
-        every_trouble(before, Delete(1, ONE));
-        every_trouble(before, Delete(0, DeleteScope::WithDescendants));
-    }
+fn assert_tidy_but(world: &World, lost: &Path) {
+    assert!(world.book().into_inner().unwrap().owned.contains(lost));
+    assert!(!world.has_journal());
 }
 
 /// A chain gets shorter by one layer, wherever the moment stood, and the oldest name survives.
@@ -786,8 +389,8 @@ proptest! {
             drop(apply(&world, &book, op, serial as u64 + 1));
             book = restart(&world);
             let now = view(&world);
-            for (name, (_, contents)) in &before.moments {
-                if let Some((_, seen)) = now.moments.get(name) {
+            for (name, (.., contents, _)) in &before.moments {
+                if let Some((.., seen, _)) = now.moments.get(name) {
                     prop_assert_eq!(seen, contents, "{} after {:?}", name, op);
                 }
             }

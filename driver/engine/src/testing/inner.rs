@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use super::Trouble;
+use super::{TICK, Trouble};
 use crate::domain::{PausedReason, RunningReason, ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{
@@ -48,6 +48,7 @@ pub struct Image {
     pub is_empty: bool,
     /// A user made the file, and only its content is ours.
     pub is_users: bool,
+    pub is_read_only: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -100,8 +101,25 @@ pub(super) struct Inner {
     pub(super) merges_left: Option<usize>,
     /// Active layers that were committed under a guest, with their bases: noted beside them.
     pub(super) committed: BTreeMap<PathBuf, PathBuf>,
+    /// The images that a pivot puts memory or a snapshot into: noted before it, for when the
+    /// guest's process is gone.
+    pub(super) noted: Option<(String, Vec<PathBuf>)>,
+    /// What a guest that lives wrote last.
+    pub(super) ticks: Option<u64>,
+    /// The disks that all snapshots take along.
+    pub(super) minded: Vec<String>,
+    pub(super) is_full: bool,
+    /// The call that the trouble met.
+    pub(super) struck: Option<String>,
+    /// The call from which on a file is read-only.
+    pub(super) freezes: Option<(usize, PathBuf)>,
 }
 impl Guest {
+    /// Nothing of an operation is left in it.
+    pub fn is_settled(&self) -> bool {
+        self.attached.is_empty() && !self.frozen
+    }
+
     pub(super) fn boot(live: Element, memory: u64) -> Self {
         let store = qcow2_store(&live).map(|path| (NVRAM_DISK.to_owned(), path));
         let active = domain::disks(&live)
@@ -122,6 +140,42 @@ impl Guest {
     }
 }
 impl Inner {
+    /// A running guest writes. Its memory is of one mind with its disks, unless it has just booted.
+    pub(super) fn live(&mut self) {
+        let Some(ticks) = self.ticks else { return };
+        let Some(guest) = self.guest.as_ref().filter(|guest| guest.running && !guest.frozen) else {
+            return;
+        };
+        let disks = guest.active.iter().filter(|(disk, _)| *disk != NVRAM_DISK);
+        let images: Vec<PathBuf> = disks.clone().map(|(_, image)| image.clone()).collect();
+        let of_one_mind = disks.clone().filter(|(disk, _)| self.minded.contains(*disk));
+        for (_, image) in of_one_mind.filter(|_| guest.memory != 0) {
+            let content = self.read(image);
+            let seen = content.get(&TICK).copied().unwrap_or_default();
+            assert_eq!(seen, guest.memory, "memory met another disk's {}", image.display());
+        }
+        for image in images {
+            if let Some(image) = self.images.get_mut(&image) {
+                image.data.insert(TICK, ticks + 1);
+            }
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.memory = ticks + 1;
+        }
+        self.ticks = Some(ticks + 1);
+    }
+
+    fn writable(&mut self, path: &Path) -> Result<()> {
+        const EROFS: i32 = 30;
+        match self.images.get(path) {
+            Some(image) if image.is_read_only => {
+                let message = format!("cannot write '{}': it is read-only", path.display());
+                Err(Error::new(Condition::System(EROFS), message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What a start makes where it is missing.
     pub(super) fn make_state(&mut self, definition: &Element) {
         for file in self.state_files(definition) {
@@ -200,6 +254,7 @@ impl Inner {
                 self.guest()?.attached.insert(disk.clone(), overlay.clone());
             }
             Step::SnapshotImage { image, tag } => {
+                self.writable(image)?;
                 let image = self.image(image)?;
                 let (tag, data) = (tag.clone(), image.data.clone());
                 image.snapshots.push(Saved { tag, data, memory: None });
@@ -236,6 +291,16 @@ impl Inner {
 
     fn save_vm_state(&mut self, tag: &str, vmstate: &VmStateIn, disks: &[String]) -> Result<()> {
         let memory = self.guest()?.memory;
+        let mut noted = Vec::new();
+        for disk in disks {
+            let active = self.active(disk)?;
+            self.writable(&active)?;
+            noted.push(active);
+        }
+        if let VmStateIn::Image(image) = vmstate {
+            noted.push(image.clone());
+        }
+        self.noted = Some((tag.to_owned(), noted));
         for disk in disks {
             let memory = (*vmstate == VmStateIn::Disk(disk.clone())).then_some(memory);
             let active = self.active(disk)?;
@@ -297,7 +362,8 @@ impl Inner {
                 }
             }
             Step::SaveVmState { tag, vmstate, disks } => {
-                let mut images = Vec::new();
+                let noted = self.noted.clone().filter(|(noted, _)| noted == tag);
+                let mut images = noted.map(|(_, images)| images).unwrap_or_default();
                 if let Some(guest) = &mut self.guest {
                     guest.saved = false;
                     images.extend(disks.iter().filter_map(|disk| guest.active.get(disk).cloned()));
@@ -319,6 +385,13 @@ impl Inner {
             Pivot::Record => {}
             Pivot::SwitchToOverlays { disks } => self.switch(disks)?,
             Pivot::SnapshotDisks { overlays, internal, tag } => {
+                let mut noted = Vec::new();
+                for disk in internal {
+                    let active = self.active(disk)?;
+                    self.writable(&active)?;
+                    noted.push(active);
+                }
+                self.noted = Some((tag.clone(), noted));
                 self.switch(overlays)?;
                 for disk in internal {
                     let active = self.active(disk)?;
@@ -334,6 +407,8 @@ impl Inner {
             }
             Pivot::LoadVmState { tag, vmstate, disks } => {
                 assert!(!self.guest()?.running, "the vCPUs are stopped before memory is loaded");
+                let active: Result<_> = disks.iter().map(|disk| self.active(disk)).collect();
+                self.noted = Some((tag.clone(), active?));
                 self.load(tag, vmstate, disks)?;
                 self.guest()?.loaded = Some(tag.clone());
             }
@@ -382,6 +457,50 @@ impl Inner {
         active.ok_or_else(|| Error::new(Condition::OperationFailed, format!("no disk {disk}")))
     }
 
+    /// Where the guest's process is gone, its images tell: those that were written to, or have the
+    /// snapshot. What a load left half done is done by that.
+    pub(super) fn has_pivoted(&mut self, pivot: &Pivot) -> bool {
+        if self.guest.is_some() {
+            return self.pivoted(pivot);
+        }
+        let noted = |tag: &str| {
+            let (noted, images) = self.noted.as_ref()?;
+            (noted == tag).then(|| images.clone())
+        };
+        match pivot {
+            Pivot::Record => false,
+            Pivot::SwitchToOverlays { disks } => self.were_written(disks),
+            Pivot::SnapshotDisks { overlays, internal, .. } if internal.is_empty() => {
+                self.were_written(overlays)
+            }
+            Pivot::SnapshotDisks { tag, .. } | Pivot::SaveVmState { tag, .. } => {
+                noted(tag).is_some_and(|images| images.iter().all(|image| self.has_tag(image, tag)))
+            }
+            Pivot::LoadVmState { tag, .. } => {
+                let Some(images) = noted(tag) else { return false };
+                for path in images {
+                    if let Some(image) = self.images.get_mut(&path)
+                        && let Some(saved) = image.snapshots.iter().find(|saved| saved.tag == *tag)
+                    {
+                        image.data = saved.data.clone();
+                    }
+                }
+                true
+            }
+        }
+    }
+
+    fn were_written(&self, overlays: &[(String, PathBuf)]) -> bool {
+        let is_written = |path| self.images.get(path).is_some_and(|image| !image.data.is_empty());
+        overlays.iter().any(|(_, overlay)| is_written(overlay))
+    }
+
+    fn has_tag(&self, image: &Path, tag: &str) -> bool {
+        self.images
+            .get(image)
+            .is_some_and(|image| image.snapshots.iter().any(|saved| saved.tag == tag))
+    }
+
     pub(super) fn pivoted(&self, pivot: &Pivot) -> bool {
         match pivot {
             Pivot::Record => false,
@@ -410,6 +529,7 @@ impl Inner {
     pub(super) fn finish(&mut self, finish: &Finish) -> Result<()> {
         match finish {
             Finish::ThawFilesystems => self.undo(&Step::FreezeFilesystems),
+            // Of a guest that is gone nothing stands still.
             Finish::Resume(_) => {
                 if let Some(guest) = &mut self.guest {
                     (guest.running, guest.saved) = (true, false);
@@ -417,6 +537,7 @@ impl Inner {
             }
             Finish::Stop(_) => self.guest = None,
             Finish::ApplySnapshot { image, tag } => {
+                self.writable(image)?;
                 let image = self.image(image)?;
                 let saved = image.snapshots.iter().find(|saved| saved.tag == *tag).cloned();
                 let saved = saved.ok_or_else(|| {
@@ -425,21 +546,25 @@ impl Inner {
                 image.data = saved.data;
             }
             Finish::DeleteSnapshot { image, tag } => {
+                self.writable(image)?;
                 self.image(image)?.snapshots.retain(|saved| saved.tag != *tag);
             }
             Finish::Commit { disk, top, base } => self.commit(disk, top, base)?,
             Finish::Stream { top, base, .. } => self.stream(top, base.as_deref())?,
             Finish::Repoint { image, backing, .. } => {
+                self.writable(image)?;
                 self.image(image)?.backing = Some(backing.clone());
             }
             Finish::Overwrite { image, from } => {
                 assert!(self.guest.is_none(), "the guest has it open");
+                self.writable(image)?;
                 let data = self.image(from)?.data.clone();
                 self.image(image)?.data = data;
             }
             Finish::PutBack { file, to } => {
                 assert!(
-                    !self.guest.as_ref().is_some_and(|guest| guest.running),
+                    !self.images.contains_key(file)
+                        || !self.guest.as_ref().is_some_and(|guest| guest.running),
                     "the guest would write over what is put back"
                 );
                 if let Some(image) = self.images.remove(file) {
@@ -467,6 +592,7 @@ impl Inner {
         if self.committed.get(top).map(PathBuf::as_path) == Some(base) {
             return Ok(());
         }
+        self.writable(base)?;
         let mut merged = Vec::new();
         let mut at = top.to_owned();
         while at != base {
@@ -492,6 +618,7 @@ impl Inner {
     }
 
     fn stream(&mut self, top: &Path, base: Option<&Path>) -> Result<()> {
+        self.writable(top)?;
         let data = match base {
             None => self.read(top),
             Some(base) => {

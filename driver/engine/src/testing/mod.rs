@@ -5,11 +5,13 @@
 //! It keeps what a real world keeps across a crash of the daemon, and nothing else.
 //!
 //! - [`World`]: what a test does with it;
+//! - [`scene`]: what a user does with it, for tests that try every fault;
 //! - `inner`: what survives the daemon, and what each act does to it;
 //! - `ports`: the engine's ports.
 
 mod inner;
 mod ports;
+pub mod scene;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,7 +39,28 @@ pub enum Trouble {
     DiesBefore,
     /// The daemon dies after it.
     DiesAfter,
+    /// The hypervisor's process is gone before it.
+    GuestDies,
+    /// It has its effect, then the process ends, and the answer is lost.
+    GuestDiesAfter,
+    /// From it on nothing more can be written, until [`World::free`].
+    DiskFull,
 }
+
+impl Trouble {
+    pub const ALL: [Trouble; 7] = [
+        Trouble::Fails,
+        Trouble::FailsAfterEffect,
+        Trouble::DiesBefore,
+        Trouble::DiesAfter,
+        Trouble::GuestDies,
+        Trouble::GuestDiesAfter,
+        Trouble::DiskFull,
+    ];
+}
+
+/// The cluster that a living guest counts in.
+pub const TICK: u8 = 250;
 
 /// The simulated world. Clones share it.
 #[derive(Debug, Clone)]
@@ -314,14 +337,53 @@ impl World {
     pub fn arm(&self, n: usize, trouble: Trouble) {
         let mut inner = self.lock();
         inner.calls = 0;
+        inner.struck = None;
         inner.trouble = Some((n, trouble));
     }
 
-    /// The daemon is started again, and nothing goes wrong any more.
+    /// The daemon is started again, and nothing goes wrong any more, but for a full disk.
     pub fn revive(&self) {
         let mut inner = self.lock();
+        inner.live();
         inner.dead = false;
         inner.trouble = None;
+    }
+
+    /// From now on the guest writes while it runs: one number, to all disks and into its memory.
+    /// On these disks, which all snapshots take along, the two must never part.
+    pub fn live(&self, minded: &[&str]) {
+        let mut inner = self.lock();
+        inner.ticks = Some(1_000_000);
+        inner.minded = minded.iter().map(|disk| (*disk).to_owned()).collect();
+    }
+
+    /// What the guest wrote last, if it wrote since [`World::live`].
+    pub fn last_tick(&self) -> Option<u64> {
+        self.lock().ticks.filter(|ticks| *ticks > 1_000_000)
+    }
+
+    /// There is room again.
+    pub fn free(&self) {
+        self.lock().is_full = false;
+    }
+
+    /// The call that the trouble met.
+    pub fn struck(&self) -> Option<String> {
+        self.lock().struck.clone()
+    }
+
+    /// From the `n`th call from now on nothing can be written to a file.
+    pub fn freeze_file_at(&self, n: usize, path: &Path) {
+        let mut inner = self.lock();
+        inner.calls = 0;
+        inner.freezes = Some((n, path.to_owned()));
+    }
+
+    /// Nothing can be written to a file any more, or it can again.
+    pub fn set_read_only(&self, path: &Path, is_read_only: bool) {
+        if let Some(image) = self.lock().images.get_mut(path) {
+            image.is_read_only = is_read_only;
+        }
     }
 
     /// After so many more merges each one stops half way; none: all go on.
@@ -359,6 +421,12 @@ impl World {
             dead: false,
             merges_left: None,
             committed: inner.committed.clone(),
+            noted: inner.noted.clone(),
+            ticks: inner.ticks,
+            minded: inner.minded.clone(),
+            is_full: inner.is_full,
+            struck: None,
+            freezes: None,
         };
         World { uuid: self.uuid, inner: Arc::new(Mutex::new(copy)) }
     }
@@ -367,19 +435,39 @@ impl World {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One call from the daemon into the world.
-    fn call<T>(&self, effect: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
+    /// One call from the daemon into the world. A full disk refuses those that write.
+    fn call<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        writes: bool,
+        effect: impl FnOnce(&mut Inner) -> Result<T>,
+    ) -> Result<T> {
         let mut inner = self.lock();
         let gone = || Err(Error::new(Condition::Internal, "the daemon is dead"));
         if inner.dead {
             return gone();
         }
+        inner.live();
         let now = inner.calls;
         inner.calls += 1;
         let trouble = inner.trouble.filter(|(at, _)| *at == now).map(|(_, trouble)| trouble);
+        inner.is_full |= trouble == Some(Trouble::DiskFull);
+        if let Some((_, path)) = inner.freezes.take_if(|(at, _)| *at == now)
+            && let Some(image) = inner.images.get_mut(&path)
+        {
+            image.is_read_only = true;
+        }
+        let is_refused = inner.is_full && writes;
+        if (trouble.is_some() && trouble != Some(Trouble::DiskFull)) || is_refused {
+            inner.struck.get_or_insert_with(what);
+        }
+        if is_refused {
+            const ENOSPC: i32 = 28;
+            return Err(Error::new(Condition::System(ENOSPC), "no space left on device"));
+        }
         let injected = || Err(Error::new(Condition::OperationFailed, "injected failure"));
         match trouble {
-            None => effect(&mut inner),
+            None | Some(Trouble::DiskFull) => effect(&mut inner),
             Some(Trouble::Fails) => injected(),
             Some(Trouble::FailsAfterEffect) => {
                 effect(&mut inner)?;
@@ -393,6 +481,17 @@ impl World {
                 let result = effect(&mut inner);
                 inner.dead = true;
                 result.and_then(|_| gone())
+            }
+            Some(Trouble::GuestDies) => {
+                inner.guest = None;
+                effect(&mut inner)
+            }
+            Some(Trouble::GuestDiesAfter) => {
+                let had_guest = inner.guest.is_some();
+                let result = effect(&mut inner);
+                inner.live();
+                let has_guest = inner.guest.take().is_some();
+                if had_guest || has_guest { result.and_then(|_| injected()) } else { result }
             }
         }
     }

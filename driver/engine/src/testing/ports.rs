@@ -31,21 +31,25 @@ impl Hypervisor for World {
     }
 
     async fn start(&self, domain: Element, start: Start) -> Result<Active> {
-        self.call(|inner| {
-            inner.make_state(&domain);
-            let mut guest = Guest::boot(domain.clone(), 0);
-            guest.running = !start.paused;
-            inner.guest = Some(guest);
-            let loaded = match &start.from {
-                StartFrom::Boot | StartFrom::BootSnapshot => Ok(()),
-                StartFrom::VmState { tag, vmstate, disks } => inner.load(tag, vmstate, disks),
-                StartFrom::Memory { file } => inner.load_file(file),
-            };
-            if loaded.is_err() {
-                inner.guest = None;
-            }
-            loaded
-        })?;
+        self.call(
+            || "start".to_owned(),
+            false,
+            |inner| {
+                inner.make_state(&domain);
+                let mut guest = Guest::boot(domain.clone(), 0);
+                guest.running = !start.paused;
+                inner.guest = Some(guest);
+                let loaded = match &start.from {
+                    StartFrom::Boot | StartFrom::BootSnapshot => Ok(()),
+                    StartFrom::VmState { tag, vmstate, disks } => inner.load(tag, vmstate, disks),
+                    StartFrom::Memory { file } => inner.load_file(file),
+                };
+                if loaded.is_err() {
+                    inner.guest = None;
+                }
+                loaded
+            },
+        )?;
         self.active(self.uuid).ok_or_else(|| Error::new(Condition::Internal, "it is gone again"))
     }
 
@@ -71,15 +75,16 @@ impl Hypervisor for World {
     }
 
     fn set_live(&self, _domain: Uuid, live: Element) -> Result<()> {
-        self.call(|inner| inner.finish(&Finish::SetLive(live)))
+        self.call(|| "set-live".to_owned(), false, |inner| inner.finish(&Finish::SetLive(live)))
     }
 
     async fn suspend(&self, _domain: Uuid) -> Result<()> {
-        self.call(|inner| inner.act(&Step::Pause))
+        self.call(|| "suspend".to_owned(), false, |inner| inner.act(&Step::Pause))
     }
 
     async fn resume(&self, _domain: Uuid) -> Result<()> {
-        self.call(|inner| inner.finish(&Finish::Resume(ResumeReason::Unpaused)))
+        let resume = Finish::Resume(ResumeReason::Unpaused);
+        self.call(|| "resume".to_owned(), false, |inner| inner.finish(&resume))
     }
 
     async fn shutdown(&self, domain: Uuid) -> Result<()> {
@@ -87,15 +92,15 @@ impl Hypervisor for World {
     }
 
     async fn reboot(&self, _domain: Uuid) -> Result<()> {
-        self.call(|inner| inner.guest().map(|_| ()))
+        self.call(|| "reboot".to_owned(), false, |inner| inner.guest().map(|_| ()))
     }
 
     async fn reset(&self, _domain: Uuid) -> Result<()> {
-        self.call(|inner| inner.guest().map(|_| ()))
+        self.call(|| "reset".to_owned(), false, |inner| inner.guest().map(|_| ()))
     }
 
     async fn destroy(&self, _domain: Uuid, reason: ShutOffReason) -> Result<()> {
-        self.call(|inner| inner.finish(&Finish::Stop(reason)))
+        self.call(|| "destroy".to_owned(), false, |inner| inner.finish(&Finish::Stop(reason)))
     }
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
@@ -134,21 +139,38 @@ impl Hypervisor for World {
     }
 
     async fn act(&self, _domain: Uuid, step: &Step) -> Result<()> {
-        self.call(|inner| inner.act(step))
+        let writes =
+            !matches!(step, Step::Pause | Step::FreezeFilesystems | Step::AttachOverlay { .. });
+        self.call(|| word("act", step), writes, |inner| inner.act(step))
     }
 
     async fn undo(&self, _domain: Uuid, step: &Step) -> Result<()> {
-        self.call(|inner| {
-            inner.undo(step);
-            Ok(())
-        })
+        self.call(
+            || word("undo", step),
+            false,
+            |inner| {
+                inner.undo(step);
+                Ok(())
+            },
+        )
     }
 
     async fn pivot(&self, _domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
         // A pivot that had its effect and failed is one whose answer was lost.
-        let before = self.lock().pivoted(pivot);
-        self.call(|inner| inner.pivot(pivot)).map_err(|err| {
-            if self.lock().pivoted(pivot) && !before {
+        let (before, had_guest) = {
+            let inner = self.lock();
+            (inner.pivoted(pivot), inner.guest.is_some())
+        };
+        let writes = match pivot {
+            Pivot::Record | Pivot::SwitchToOverlays { .. } => false,
+            Pivot::SnapshotDisks { internal, .. } => !internal.is_empty(),
+            Pivot::SaveVmState { .. } | Pivot::LoadVmState { .. } => true,
+        };
+        self.call(|| word("pivot", pivot), writes, |inner| inner.pivot(pivot)).map_err(|err| {
+            let inner = self.lock();
+            // The connection went with the process: it may have acted.
+            let is_lost = had_guest && inner.guest.is_none();
+            if is_lost || (inner.pivoted(pivot) && !before) {
                 PivotError::InDoubt(err)
             } else {
                 PivotError::Refused(err)
@@ -157,11 +179,22 @@ impl Hypervisor for World {
     }
 
     async fn pivoted(&self, _domain: Uuid, pivot: &Pivot) -> Result<bool> {
-        self.call(|inner| Ok(inner.pivoted(pivot)))
+        self.call(|| word("ask", pivot), false, |inner| Ok(inner.has_pivoted(pivot)))
     }
 
     async fn finish(&self, _domain: Uuid, finish: &Finish) -> Result<()> {
-        self.call(|inner| inner.finish(finish))
+        let writes = !matches!(
+            finish,
+            Finish::ThawFilesystems
+                | Finish::Resume(_)
+                | Finish::Stop(_)
+                | Finish::SetLive(_)
+                | Finish::PutBack { .. }
+                | Finish::RemoveImage(_)
+                | Finish::KeepImage(_)
+                | Finish::HandOver(_)
+        );
+        self.call(|| word("finish", finish), writes, |inner| inner.finish(finish))
     }
 
     async fn merge(
@@ -174,7 +207,11 @@ impl Hypervisor for World {
             let stopped = Error::new(Condition::Aborted, "the merge was stopped");
             return Err(MergeError::NotMerged(stopped));
         }
-        self.finish(domain, merge).await.map_err(MergeError::InDoubt)
+        // A job that QEMU tells of as failed did not happen; of anything else nobody knows.
+        self.finish(domain, merge).await.map_err(|err| match err.condition {
+            Condition::System(_) => MergeError::NotMerged(err),
+            _ => MergeError::InDoubt(err),
+        })
     }
 
     async fn weigh(&self, _domain: Uuid, _merge: &Finish) -> u64 {
@@ -192,44 +229,64 @@ impl Hypervisor for World {
 
     async fn release(&self, _domain: Uuid, conclude: &Conclude) -> Result<()> {
         let Conclude::Start { start, .. } = conclude;
-        self.call(|inner| {
-            inner.guest()?.running = !start.paused;
-            Ok(())
-        })
+        self.call(
+            || "release".to_owned(),
+            false,
+            |inner| {
+                inner.guest()?.running = !start.paused;
+                Ok(())
+            },
+        )
     }
 }
 
 impl Records for World {
     fn set_config(&self, _domain: Uuid, config: &Element) -> Result<()> {
-        self.call(|inner| {
-            inner.config = Some(config.clone());
-            Ok(())
-        })
+        self.call(
+            || "records set-config".to_owned(),
+            true,
+            |inner| {
+                inner.config = Some(config.clone());
+                Ok(())
+            },
+        )
     }
 
     fn record(&self, _domain: Uuid, change: &MomentChange) -> Result<()> {
-        self.call(|inner| {
-            inner.moments.apply(change);
-            Ok(())
-        })
+        self.call(
+            || "records record".to_owned(),
+            true,
+            |inner| {
+                inner.moments.apply(change);
+                Ok(())
+            },
+        )
     }
 
     fn set_owned(&self, _domain: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()> {
-        self.call(|inner| {
-            inner.owned.clone_from(owned);
-            Ok(())
-        })
+        self.call(
+            || "records set-owned".to_owned(),
+            true,
+            |inner| {
+                inner.owned.clone_from(owned);
+                Ok(())
+            },
+        )
     }
 }
 
 impl Journals for World {
     fn begin(&self, _domain: Uuid, plan: &Plan) -> Result<Box<dyn Journal>> {
-        self.call(|inner| {
-            assert!(inner.journal.is_none(), "one operation at a time");
-            inner.plans.push(plan.to_string());
-            inner.journal = Some((plan.clone(), Vec::new()));
-            Ok(())
-        })?;
+        self.call(
+            || "journal begin".to_owned(),
+            true,
+            |inner| {
+                assert!(inner.journal.is_none(), "one operation at a time");
+                inner.plans.push(plan.to_string());
+                inner.journal = Some((plan.clone(), Vec::new()));
+                Ok(())
+            },
+        )?;
         Ok(Box::new(self.clone()))
     }
 
@@ -247,17 +304,32 @@ impl Journals for World {
 
 impl Journal for World {
     fn record(&mut self, entry: Entry) -> Result<()> {
-        self.call(|inner| {
-            let (_, entries) = inner.journal.as_mut().expect("the journal is open");
-            entries.push(entry);
-            Ok(())
-        })
+        self.call(
+            || word("journal", &entry),
+            true,
+            |inner| {
+                let (_, entries) = inner.journal.as_mut().expect("the journal is open");
+                entries.push(entry);
+                Ok(())
+            },
+        )
     }
 
     fn close(self: Box<Self>) -> Result<()> {
-        self.call(|inner| {
-            inner.journal = None;
-            Ok(())
-        })
+        self.call(
+            || "journal close".to_owned(),
+            false,
+            |inner| {
+                inner.journal = None;
+                Ok(())
+            },
+        )
     }
+}
+
+/// The call, as a person counts it: its kind and the word of the plan.
+fn word(kind: &str, of: &impl std::fmt::Debug) -> String {
+    let text = format!("{of:?}");
+    let word: String = text.chars().take_while(|c| c.is_alphanumeric()).collect();
+    format!("{kind} {word}")
 }
