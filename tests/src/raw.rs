@@ -124,7 +124,7 @@ impl RawClient {
     pub fn ask(&mut self, message: &Message) -> Message {
         let serial = self.post(message);
         loop {
-            let answer = self.next().expect("the connection is open");
+            let answer = self.receive().expect("the connection is open");
             if answer.kind == REPLY && answer.serial == serial {
                 return answer;
             }
@@ -138,12 +138,12 @@ impl RawClient {
 
     /// The next message; none where the daemon has closed.
     #[track_caller]
-    pub fn next(&mut self) -> Option<Message> {
-        self.try_next().unwrap_or_else(|err| panic!("no answer: {err}"))
+    pub fn receive(&mut self) -> Option<Message> {
+        self.try_receive().unwrap_or_else(|err| panic!("no answer: {err}"))
     }
 
     /// The same; an error when none comes in time.
-    pub fn try_next(&mut self) -> std::io::Result<Option<Message>> {
+    pub fn try_receive(&mut self) -> std::io::Result<Option<Message>> {
         let mut head = [0; 28];
         match self.socket.read_exact(&mut head) {
             Ok(()) => {}
@@ -169,7 +169,7 @@ impl RawClient {
     /// The daemon closes without another word.
     #[track_caller]
     pub fn is_closed(mut self) {
-        assert_eq!(self.next(), None);
+        assert_eq!(self.receive(), None);
     }
 }
 

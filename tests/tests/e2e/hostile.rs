@@ -103,7 +103,7 @@ fn a_message_may_be_cut_at_every_byte() {
     let mut client = RawClient::connect(&world.socket());
     let call = Message::call(CONNECT_OPEN, &open_arguments()).bytes();
     call.chunks(1).for_each(|byte| client.send(byte));
-    assert_eq!(client.next().expect("an answer").status, OK);
+    assert_eq!(client.receive().expect("an answer").status, OK);
     others.are_served();
 }
 
@@ -166,7 +166,7 @@ fn what_is_no_call_is_left_without_an_answer() {
         let message = Message { kind, ..Message::call(CONNECT_GET_LIB_VERSION, &[0; 4]) };
         client.post(&message);
         let serial = client.post(&Message::call(CONNECT_GET_LIB_VERSION, &[]));
-        let answer = client.next().expect("the connection is open");
+        let answer = client.receive().expect("the connection is open");
         assert_eq!((answer.serial, answer.status), (serial, OK), "after a message of kind {kind}");
         others.are_served();
     }
@@ -250,7 +250,7 @@ fn console(world: &World) -> (Guest<'_>, RawClient, u32) {
     let domain = dom(&mut client, "vm");
     let call = Message::call(DOMAIN_OPEN_CONSOLE, &[domain.as_slice(), &[0; 8]].concat());
     let serial = client.post(&call);
-    let answer = client.next().expect("an answer");
+    let answer = client.receive().expect("an answer");
     assert_eq!((answer.serial, answer.status), (serial, OK));
     (vm, client, serial)
 }
@@ -273,7 +273,7 @@ fn a_hole_on_a_console_ends_that_stream_alone() {
     let (vm, mut client, serial) = console(&world);
     let mut others = Others::of(&world);
     hole(&mut client, serial);
-    let end = client.next().expect("the connection is open");
+    let end = client.receive().expect("the connection is open");
     assert_eq!((end.kind, end.serial, end.status), (STREAM, serial, ERROR), "{end:?}");
     others.are_served();
     // What comes after the end is not for anybody.
@@ -294,7 +294,7 @@ fn a_stream_ends_once() {
         let mut others = Others::of(&world);
         packet(&mut client, serial, STREAM, how, &[]);
         let end = loop {
-            let message = client.next().expect("the connection is open");
+            let message = client.receive().expect("the connection is open");
             if message.status != CONTINUE {
                 break message;
             }
@@ -302,7 +302,7 @@ fn a_stream_ends_once() {
         assert_eq!((end.kind, end.serial, end.status), (STREAM, serial, OK), "{end:?}");
         packet(&mut client, serial, STREAM, after, b"");
         let asked = client.post(&Message::call(CONNECT_GET_LIB_VERSION, &[]));
-        let answer = client.next().expect("the connection is open");
+        let answer = client.receive().expect("the connection is open");
         assert_eq!(answer.serial, asked, "nothing was said to the second end: {answer:?}");
         others.are_served();
         vm.virsh("destroy {}");
@@ -389,7 +389,7 @@ fn libvirtd_dies_of_one_and_hangs_of_the_other() {
     let mut client = RawClient::open(&world.socket());
     let domain = dom(&mut client, "vm");
     client.post(&Message::call(DOMAIN_SNAPSHOT_LIST_NAMES, &names(&domain, 0)));
-    assert_eq!(client.next(), None, "it says no more");
+    assert_eq!(client.receive(), None, "it says no more");
     assert!(!world.virsh.run("version").success, "nor to anybody else");
     drop(world);
 
@@ -400,6 +400,6 @@ fn libvirtd_dies_of_one_and_hangs_of_the_other() {
     client.post(&Message::call(CONNECT_GET_LIB_VERSION, &[]));
     neighbour.patience(Duration::from_secs(5));
     neighbour.post(&Message::call(CONNECT_GET_LIB_VERSION, &[]));
-    let answer = neighbour.try_next();
+    let answer = neighbour.try_receive();
     assert!(answer.is_err(), "the neighbour has an answer: {answer:?}");
 }
