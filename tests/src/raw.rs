@@ -74,17 +74,21 @@ pub fn text(text: &str) -> Vec<u8> {
 
 #[derive(Debug)]
 pub struct RawClient {
-    socket: UnixStream,
+    pub(crate) socket: UnixStream,
     serial: u32,
 }
 
 impl RawClient {
     #[track_caller]
     pub fn connect(socket: &Path) -> Self {
-        let socket = UnixStream::connect(socket).expect("the daemon listens");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
-        socket.set_write_timeout(Some(PATIENCE)).expect("a socket");
-        Self { socket, serial: 0 }
+        Self::try_connect(socket).expect("the daemon listens")
+    }
+
+    pub fn try_connect(socket: &Path) -> std::io::Result<Self> {
+        let socket = UnixStream::connect(socket)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, serial: 0 })
     }
 
     /// Connected, and the hypervisor opened.
@@ -113,20 +117,35 @@ impl RawClient {
 
     /// Sends a message under a serial of its own, which is returned.
     pub fn post(&mut self, message: &Message) -> u32 {
-        self.serial += 1;
-        let message = Message { serial: self.serial, ..message.clone() };
+        let message = self.numbered(message);
         self.send(&message.bytes());
         self.serial
+    }
+
+    pub fn try_post(&mut self, message: &Message) -> std::io::Result<u32> {
+        let message = self.numbered(message);
+        self.socket.write_all(&message.bytes())?;
+        Ok(self.serial)
+    }
+
+    fn numbered(&mut self, message: &Message) -> Message {
+        self.serial += 1;
+        Message { serial: self.serial, ..message.clone() }
     }
 
     /// A call, and its answer. Other messages that come before it are passed over.
     #[track_caller]
     pub fn ask(&mut self, message: &Message) -> Message {
         let serial = self.post(message);
+        let answer = self.try_answer(serial).unwrap_or_else(|err| panic!("no answer: {err}"));
+        answer.expect("the connection is open")
+    }
+
+    pub fn try_answer(&mut self, serial: u32) -> std::io::Result<Option<Message>> {
         loop {
-            let answer = self.receive().expect("the connection is open");
-            if answer.kind == REPLY && answer.serial == serial {
-                return answer;
+            match self.try_receive()? {
+                Some(other) if other.kind != REPLY || other.serial != serial => {}
+                answer => return Ok(answer),
             }
         }
     }

@@ -1,16 +1,12 @@
-//! A client in raw frames of libvirt's protocol: for what no library would send, and for more
-//! connections than processes are wanted. Numbers are those of program REMOTE.
+//! Calls in raw frames, whose failure is for the caller to judge: for more connections than
+//! processes are wanted. Numbers are those of program REMOTE.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
-/// No answer takes longer, even on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(120);
-const PROGRAM_REMOTE: u32 = 0x2000_8086;
-const TYPE_REPLY: u32 = 1;
+use crate::raw::{Message, OK, RawClient, text};
 
 pub const CONNECT_OPEN: u32 = 1;
 pub const CONNECT_CLOSE: u32 = 2;
@@ -36,13 +32,8 @@ impl Args {
     }
 
     #[must_use]
-    pub fn text(self, text: &str) -> Self {
-        let length = u32::try_from(text.len()).expect("short");
-        let mut args = self.number(length);
-        args.0.extend(text.bytes());
-        let padded = args.0.len().next_multiple_of(4);
-        args.0.resize(padded, 0);
-        args
+    pub fn text(self, of: &str) -> Self {
+        self.raw(&text(of))
     }
 
     /// As a reply had it: a reference to a domain.
@@ -55,28 +46,16 @@ impl Args {
 
 /// The bytes of a call.
 pub fn call(procedure: u32, serial: u32, args: &Args) -> Vec<u8> {
-    let length = u32::try_from(args.0.len() + 28).expect("short");
-    let mut bytes = Vec::new();
-    for field in [length, PROGRAM_REMOTE, 1, procedure, 0, serial, 0] {
-        bytes.extend(field.to_be_bytes());
-    }
-    bytes.extend(&args.0);
-    bytes
+    Message { serial, ..Message::call(procedure, &args.0) }.bytes()
 }
 
 /// One connection.
 #[derive(Debug)]
-pub struct Client {
-    pub socket: UnixStream,
-    serial: u32,
-}
+pub struct Client(RawClient);
 
 impl Client {
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let socket = UnixStream::connect(path)?;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        socket.set_write_timeout(Some(DEADLINE))?;
-        Ok(Self { socket, serial: 0 })
+        RawClient::try_connect(path).map(Self)
     }
 
     pub fn open(path: &Path) -> io::Result<Self> {
@@ -86,42 +65,26 @@ impl Client {
         Ok(client)
     }
 
-    /// Sends a call and reads until its answer; the code of an error is in its message.
-    pub fn ask(&mut self, procedure: u32, args: &Args) -> io::Result<Vec<u8>> {
-        self.serial += 1;
-        self.socket.write_all(&call(procedure, self.serial, args))?;
-        loop {
-            let (kind, serial, status, payload) = self.next()?;
-            if kind != TYPE_REPLY || serial != self.serial {
-                continue;
-            }
-            if status == 0 {
-                return Ok(payload);
-            }
-            let code = payload.first_chunk::<4>().map_or(0, |code| u32::from_be_bytes(*code));
-            let words = String::from_utf8_lossy(&payload).into_owned();
-            return Err(io::Error::other(format!("error {code}: {words}")));
-        }
+    pub fn socket(&mut self) -> &mut UnixStream {
+        &mut self.0.socket
     }
 
-    fn next(&mut self) -> io::Result<(u32, u32, u32, Vec<u8>)> {
-        let mut head = [0; 28];
-        self.socket.read_exact(&mut head)?;
-        let mut field = head
-            .chunks_exact(4)
-            .map(|four| u32::from_be_bytes(four.try_into().unwrap_or_default()));
-        let length = field.next().unwrap_or_default().saturating_sub(28);
-        let (kind, serial, status) = (field.nth(3), field.next(), field.next());
-        let mut payload = vec![0; usize::try_from(length).unwrap_or_default()];
-        self.socket.read_exact(&mut payload)?;
-        let known = |field: Option<u32>| field.unwrap_or_default();
-        Ok((known(kind), known(serial), known(status), payload))
+    /// Sends a call and reads until its answer; the code of an error is in its message.
+    pub fn ask(&mut self, procedure: u32, args: &Args) -> io::Result<Vec<u8>> {
+        let serial = self.0.try_post(&Message::call(procedure, &args.0))?;
+        let answer = self.0.try_answer(serial)?;
+        let answer = answer.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))?;
+        if answer.status == OK {
+            return Ok(answer.payload);
+        }
+        let (code, _, words) = answer.refusal();
+        Err(io::Error::other(format!("error {code}: {words}")))
     }
 
     /// Says goodbye, and waits until the daemon has hung up.
     pub fn close(mut self) -> io::Result<()> {
         self.ask(CONNECT_CLOSE, &Args::default())?;
-        self.socket.shutdown(Shutdown::Write)?;
-        self.socket.read_to_end(&mut Vec::new()).map(drop)
+        self.0.socket.shutdown(Shutdown::Write)?;
+        self.0.socket.read_to_end(&mut Vec::new()).map(drop)
     }
 }

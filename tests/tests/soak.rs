@@ -96,7 +96,7 @@ impl Soak {
             1 => {
                 let mut client = Client::open(&socket).unwrap();
                 let message = wire::call(wire::CONNECT_LIST_ALL_DOMAINS, 9, &all);
-                client.socket.write_all(&[&[1, 0, 0, 0], &message[4..]].concat()).unwrap();
+                client.socket().write_all(&[&[1, 0, 0, 0], &message[4..]].concat()).unwrap();
             }
             // Looks, and says goodbye.
             2 => {
@@ -120,7 +120,7 @@ impl Soak {
                 for serial in 0..20 {
                     let procedure = wire::CONNECT_GET_CAPABILITIES;
                     let message = wire::call(procedure, serial, &Args::default());
-                    client.socket.write_all(&message).unwrap();
+                    client.socket().write_all(&message).unwrap();
                 }
             }
             // Only looks, and is refused what is more.
@@ -215,14 +215,14 @@ fn slow_and_silent_clients_cost_others_nothing() {
         };
         match number % 4 {
             // The half of a message that says it has 16 MiB.
-            1 => client.socket.write_all(&[1, 0, 0, 0, 0x20, 0, 0x80, 0x86, 0, 0]).unwrap(),
+            1 => client.socket().write_all(&[1, 0, 0, 0, 0x20, 0, 0x80, 0x86, 0, 0]).unwrap(),
             // Asks and does not read, as long as the daemon listens.
             2 => {
-                client.socket.set_nonblocking(true).unwrap();
+                client.socket().set_nonblocking(true).unwrap();
                 for serial in 0..2000 {
                     let procedure = wire::CONNECT_GET_CAPABILITIES;
                     let message = wire::call(procedure, serial, &Args::default());
-                    if client.socket.write_all(&message).is_err() {
+                    if client.socket().write_all(&message).is_err() {
                         break;
                     }
                 }
@@ -235,7 +235,7 @@ fn slow_and_silent_clients_cost_others_nothing() {
     let mut slow = Client::open(&socket).unwrap();
     let message = wire::call(wire::CONNECT_GET_CAPABILITIES, 7, &Args::default());
     for byte in &message {
-        slow.socket.write_all(&[*byte]).unwrap();
+        slow.socket().write_all(&[*byte]).unwrap();
         let mut other = Client::open(&socket).unwrap();
         let all = Args::default().number(1).number(0);
         soak.ask(&mut other, wire::CONNECT_LIST_ALL_DOMAINS, &all);
