@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 use virtsnap_xml::domain::to_inactive;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::{Definition, Memory, Request};
+use virtsnap_xml::snapshot::{Definition, Request};
 
 use crate::blockjob::{self, NewBlockJob};
 use crate::book::Book;
@@ -493,9 +493,8 @@ fn lock_all<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A creation that is repeated is the one that was begun, as far as its record tells.
 fn is_as_asked(made: &Definition, request: &Request, options: &New) -> bool {
-    let has_memory = !matches!(made.memory, Memory::No | Memory::Unsaid);
     made.description == request.description
-        && (!has_memory || matches!(options.scope, Scope::FullSystem { .. }))
+        && (!made.memory.is_saved() || matches!(options.scope, Scope::FullSystem { .. }))
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
