@@ -17,6 +17,7 @@ use super::definition::{self, Source, push_overlay, redirect};
 use super::live::{self, Parts};
 use super::overlay::plan_overlay;
 use super::policy;
+use super::route::first_gone;
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, saveable, state_files};
 use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Origin, Result};
@@ -343,11 +344,28 @@ fn check_internal(disk: &DiskFacts, facts: &DomainFacts, tag: &str) -> Result<()
     Ok(())
 }
 
+/// The disk's image. A running hypervisor has its chain open, but whoever opens it anew would not
+/// get past a layer that is gone; so nothing is laid on one, nor kept in it.
+///
+/// # Errors
+/// `OperationUnsupported` where snapshots cannot reach the disk, `OperationFailed` where an image
+/// that it stands on is not there.
 pub(super) fn image_facts<'a>(disk: &DiskFacts, facts: &'a DomainFacts) -> Result<&'a ImageFacts> {
-    disk.image().and_then(|path| facts.images.get(path)).ok_or_else(|| {
+    let path = disk.image().ok_or_else(|| {
         Error::new(
             Condition::OperationUnsupported,
             format!("disk '{}' is not on an image that can be looked into", disk.target),
+        )
+    })?;
+    let gone = first_gone(path, facts);
+    facts.images.get(path).filter(|_| gone.is_none()).ok_or_else(|| {
+        Error::new(
+            Condition::OperationFailed,
+            format!(
+                "disk '{}' stands on '{}', which is gone, or no image any more; put it back first",
+                disk.target,
+                gone.as_ref().unwrap_or(path).display()
+            ),
         )
     })
 }

@@ -18,7 +18,6 @@ use virtsnap_xml::snapshot::Disk;
 use super::align::overlay_path;
 use super::create::image_facts;
 use super::layers::Layers;
-use super::route::first_gone;
 use super::{Plan, Step};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DiskDevice, DiskFacts, DomainFacts, Format, ImageFacts, PathKind, Place};
@@ -72,16 +71,6 @@ pub(super) fn plan_overlay(
         return unsupported(format!("disk '{target}' is shared, and an overlay cannot be"));
     }
     check_depth(target, &backing, facts)?;
-    if let Some(gone) = first_gone(&backing, facts).filter(|_| !active) {
-        return Err(Error::new(
-            Condition::OperationFailed,
-            format!(
-                "disk '{target}' stands on '{}', which is gone, or no image any more; put it back \
-                 first",
-                gone.display()
-            ),
-        ));
-    }
     let kind = disk.source_type.as_deref().unwrap_or("file");
     let Some(overlay) = overlay_path(disk).filter(|_| matches!(kind, "file" | "block")) else {
         // libvirt's code for it, whether the domain runs or not (R-19, R-20).
