@@ -38,5 +38,6 @@ mod refusals;
 mod save;
 mod survive;
 mod transient;
+mod unfinished;
 mod vanished;
 mod versions;

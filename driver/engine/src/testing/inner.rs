@@ -248,7 +248,7 @@ impl Inner {
             }
             Step::CopyImage { from, to } => {
                 let image = self.image(from)?.clone();
-                self.new_image(to, image)?;
+                self.new_image(to, Image { is_read_only: false, ..image })?;
             }
             Step::AttachOverlay { disk, overlay, .. } => {
                 self.guest()?.attached.insert(disk.clone(), overlay.clone());
