@@ -181,7 +181,7 @@ pub struct StateFacts {
     pub file: StateFile,
     /// A path where nothing is, for the copy that the operation makes.
     pub free: Option<PathBuf>,
-    /// Of a revert: the copy of which the moment tells is there.
+    /// Of a revert: the copy of which the moment tells is there, and whole.
     pub has_copy: bool,
 }
 

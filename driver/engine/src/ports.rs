@@ -170,6 +170,15 @@ pub trait Hypervisor: Send + Sync + 'static {
         let _ = (domain, definition);
         Ok(Vec::new())
     }
+    /// There is a copy of that state file, of which nothing is missing.
+    fn is_whole_copy(
+        &self,
+        file: &StateFile,
+        copy: &Path,
+    ) -> impl Future<Output = Result<bool>> + Send {
+        let _ = file;
+        async { Ok(matches!(self.probe(copy).await?, PathKind::Regular(1..))) }
+    }
     /// How much can be written into a directory; none: that cannot be known.
     fn room(&self, directory: &Path) -> impl Future<Output = Option<Room>> + Send {
         let _ = directory;

@@ -421,9 +421,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         for file in self.hypervisor.state_files(facts.uuid, definition)? {
             let free = self.first_free(plan::state_files::names_beside(&file)).await?;
             let has_copy = match plan::state_files::copy_of(moment, file.kind) {
-                Some(copy) => {
-                    matches!(self.hypervisor.probe(&copy).await?, PathKind::Regular(_))
-                }
+                Some(copy) => self.hypervisor.is_whole_copy(&file, &copy).await?,
                 None => false,
             };
             found.push(StateFacts { file, free, has_copy });

@@ -19,8 +19,9 @@ use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
 use virtsnap_xml::element::Element;
 
 use crate::hypervisor::Qemu;
+use crate::image::system;
 use crate::migration;
-use crate::{facts, place, saving};
+use crate::{facts, place, saving, steps};
 
 impl Hypervisor for Qemu {
     fn complete(&self, domain: Element) -> Result<Element> {
@@ -123,6 +124,10 @@ impl Hypervisor for Qemu {
 
     fn state_files(&self, domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
         self.state_files_of(domain, definition)
+    }
+
+    async fn is_whole_copy(&self, file: &StateFile, copy: &Path) -> Result<bool> {
+        steps::is_whole_copy(file, copy).map_err(|err| system("read", copy, err))
     }
 
     fn forget_tpm(&self, domain: Uuid) -> Result<()> {

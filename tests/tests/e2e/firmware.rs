@@ -99,13 +99,33 @@ fn disks_come_back_with_the_variables_of_their_moment() {
     vm.has_in_firmware("none", "one");
     vm.virsh("destroy {}");
 
-    // Without its copy a revert is a risk.
-    let copy = kept(&vm, "off", "nvram");
+    // Without its copies, or with one that is cut short, a revert is a risk.
     let before = std::fs::read(nvram(&vm)).unwrap();
+    let aside = world.path("aside");
+    for copy in [kept(&vm, "off", "nvram"), kept(&vm, "off", "tpm")] {
+        std::fs::rename(&copy, &aside).unwrap();
+        let whole = std::fs::read(&aside).unwrap();
+        let damages: [&dyn Fn(); 5] = [
+            &|| {},
+            &|| std::fs::write(&copy, "").unwrap(),
+            &|| std::fs::write(&copy, &whole[..whole.len() / 2]).unwrap(),
+            &|| std::fs::create_dir(&copy).unwrap(),
+            &|| std::os::unix::fs::symlink("/no/such/file", &copy).unwrap(),
+        ];
+        for (n, damage) in damages.into_iter().enumerate() {
+            damage();
+            let disk = vm.source("vda");
+            let complaint = vm.refused("snapshot-revert {} off");
+            assert!(complaint.contains("revert requires force"), "{n}: {complaint}");
+            assert!(complaint.contains(copy.to_str().unwrap()), "{n}: {complaint}");
+            assert_eq!(std::fs::read(nvram(&vm)).unwrap(), before, "{n}");
+            assert_eq!(vm.source("vda"), disk, "{n}");
+            let _ = std::fs::remove_file(&copy).or_else(|_| std::fs::remove_dir(&copy));
+        }
+        std::fs::rename(&aside, &copy).unwrap();
+    }
+    let copy = kept(&vm, "off", "nvram");
     std::fs::remove_file(&copy).unwrap();
-    let complaint = vm.refused("snapshot-revert {} off");
-    assert!(complaint.contains("revert requires force"), "{complaint}");
-    assert!(complaint.contains(copy.to_str().unwrap()), "{complaint}");
     vm.virsh("snapshot-revert {} off --force");
     assert_eq!(std::fs::read(nvram(&vm)).unwrap(), before);
     // What a client hands back without knowing of the copies does not lose them.

@@ -269,7 +269,7 @@ fn missing(moment: &Definition, file: &StateFile) -> Error {
         StateKind::Tpm => "TPM state",
     };
     let why = match copy_of(moment, file.kind) {
-        Some(copy) => format!("'{}' is gone", copy.display()),
+        Some(copy) => format!("'{}' is gone, or not whole", copy.display()),
         None => "it was not kept when the snapshot was taken".to_owned(),
     };
     Error::new(

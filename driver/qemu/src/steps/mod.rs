@@ -19,6 +19,7 @@ mod pace;
 mod state_files;
 pub(crate) mod vmstate;
 
+pub(crate) use state_files::is_whole_copy;
 pub(crate) use vmstate::{attach_vm_state_image, detach_vm_state, may_be_in_vmstate_job};
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! either of them, and the file may be replaced while nothing writes to it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -120,6 +120,46 @@ impl Qemu {
     }
 }
 
+/// Flash has one size. swtpm's file says how long it is, itself included.
+pub(crate) fn is_whole_copy(file: &StateFile, copy: &Path) -> io::Result<bool> {
+    let Some((mut copy, length)) = measured(copy)? else { return Ok(false) };
+    match file.kind {
+        StateKind::Nvram => {
+            let mut is_known = false;
+            for like in [Some(&file.path), file.template.as_ref()].into_iter().flatten() {
+                let Some((_, whole)) = measured(like)? else { continue };
+                if whole == length {
+                    return Ok(true);
+                }
+                is_known = true;
+            }
+            Ok(!is_known && length > 0)
+        }
+        StateKind::Tpm => {
+            let mut head = [0; 10];
+            if length < head.len() as u64 {
+                return Ok(false);
+            }
+            copy.read_exact(&mut head)?;
+            let [.., a, b, c, d] = head;
+            Ok(u64::from(u32::from_be_bytes([a, b, c, d])) == length)
+        }
+    }
+}
+
+/// A file or device, and its length.
+fn measured(path: &Path) -> io::Result<Option<(File, u64)>> {
+    let mut file = match header::open_image(path) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(err) => return Err(err),
+    };
+    let length = file.seek(SeekFrom::End(0))?;
+    file.rewind()?;
+    Ok(Some((file, length)))
+}
+
 fn is_there(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
@@ -188,6 +228,42 @@ mod tests {
         data[199_999] = 8;
         assert!(!equal(&a, &at("c", &data)).unwrap());
         assert!(!equal(&a, &at("d", &data[..199_999])).unwrap());
+    }
+
+    #[test]
+    fn a_copy_that_is_cut_short_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let copy = at("copy");
+        let file = |kind| StateFile {
+            kind,
+            path: at("file"),
+            format: Format::Raw,
+            exists: true,
+            template: Some(at("template")),
+            copies: at("file"),
+        };
+        let is_whole = |kind, data: &[u8]| {
+            fs::write(&copy, data).unwrap();
+            is_whole_copy(&file(kind), &copy).unwrap()
+        };
+        assert!(is_whole(StateKind::Nvram, b"flash"));
+        assert!(!is_whole(StateKind::Nvram, b""));
+        fs::write(at("template"), "flash").unwrap();
+        assert!(is_whole(StateKind::Nvram, b"FLASH"));
+        assert!(!is_whole(StateKind::Nvram, b"flas"));
+        // The store itself may be the one that is damaged, or of another version of the firmware.
+        fs::write(at("file"), "fla").unwrap();
+        assert!(is_whole(StateKind::Nvram, b"FLASH") && is_whole(StateKind::Nvram, b"FLA"));
+
+        let tpm = b"\x02\x01\0\x0a\0\0\0\0\0\x0d...";
+        assert!(is_whole(StateKind::Tpm, tpm));
+        for cut in 0..tpm.len() {
+            assert!(!is_whole(StateKind::Tpm, &tpm[..cut]), "{cut}");
+        }
+        fs::remove_file(&copy).unwrap();
+        fs::create_dir(&copy).unwrap();
+        assert!(!is_whole_copy(&file(StateKind::Tpm), &copy).unwrap());
     }
 
     #[test]
