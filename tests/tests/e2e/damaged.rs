@@ -182,6 +182,76 @@ fn an_image_that_is_damaged_under_a_running_guest_is_named() {
     println!("faults: {refused} calls on damaged images of a running guest refused");
 }
 
+/// It only forgets: where a layer is not there, nobody can tell what else needs the others.
+#[test]
+fn a_deletion_without_one_of_the_layers_keeps_every_image() {
+    let world = World::new();
+    other(&world);
+    for (n, is_running) in [(0, false), (1, false), (0, true)] {
+        let vm = chain(&world, "vm");
+        let layers = layers(&world, &vm);
+        if is_running {
+            vm.virsh("start {}");
+        }
+        let (aside, before) = (world.path("aside"), files(&world, "vm"));
+        Missing.inflict(&layers[n], &aside);
+        let context = format!("layer {n}, running: {is_running}");
+        // What was asked to be merged cannot be.
+        let told = vm.virtsnap_refused("delete {} s1 --consolidate");
+        assert!(told.contains(&*layers[n].to_string_lossy()), "{context}: {told}");
+        assert_eq!(vm.snapshots(), ["s1", "s2"], "{context}");
+        vm.virsh("snapshot-delete {} s1");
+        assert_eq!(vm.snapshots(), ["s2"], "{context}");
+        Missing.heal(&layers[n], &aside);
+        for path in &layers[..2] {
+            let now = fs::read(path).expect("it was kept");
+            assert!(now == before[path], "{context}: {} was changed", path.display());
+        }
+        assert!(vm.holds("vda", 1, 3), "{context}");
+        // What the first could not merge, the next does.
+        vm.virsh("snapshot-delete {} s2");
+        assert!(vm.holds("vda", 1, 3), "{context}");
+        let left = images::chain(vm.source("vda").as_ref());
+        assert_eq!(left.len(), 1, "{context}: {left:?}");
+        if is_running {
+            vm.virsh("destroy {}");
+        }
+        vm.virsh("undefine {}");
+        for layer in &layers {
+            let _ = fs::remove_file(layer);
+        }
+    }
+}
+
+/// The newest layer is lost: what the snapshots hold is not.
+#[test]
+fn a_domain_whose_newest_layer_is_gone_goes_back() {
+    let world = World::new();
+    let vm = chain(&world, "vm");
+    fs::remove_file(&layers(&world, &vm)[2]).expect("ours");
+    for (name, pattern) in [("s2", 2), ("s1", 1)] {
+        vm.virsh(&format!("snapshot-revert {{}} {name}"));
+        assert!(vm.holds("vda", 1, pattern), "{name}");
+    }
+    vm.virsh("start {}");
+}
+
+/// A merge upwards leaves the overlay's name to the disk's own layer.
+#[test]
+fn a_name_that_the_disk_itself_has_is_not_told_to_be_removed() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    vm.write("vda", 1, 1);
+    vm.virsh("snapshot-create-as {} s --disk-only");
+    vm.virtsnap("delete {} s --keep overlay");
+    let active = vm.source("vda");
+    assert!(active.ends_with(".s"), "{active}");
+    let told = vm.refused("snapshot-create-as {} s --disk-only");
+    assert!(told.contains(&active) && told.contains("in use by the domain 'vm'"), "{told}");
+    assert!(told.contains("name another file") && !told.contains("remove it"), "{told}");
+    assert!(vm.holds("vda", 1, 1));
+}
+
 #[test]
 fn memory_that_is_damaged_is_named_while_the_guest_runs() {
     let world = World::new();

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use virtsnap_xml::snapshot::{Definition, Location, Survivor};
 
 use super::layers::{Layers, Roots, image_of};
+use super::route::first_gone;
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format};
 use crate::options::Consolidate;
@@ -127,6 +128,16 @@ impl Ground<'_> {
     /// # Errors
     /// `OperationUnsupported`, with what keeps a layer.
     pub(super) fn check_consolidated(&self, gone: &[&Definition], runs: &[Run]) -> Result<()> {
+        if let Some(image) = self.pinned.images.iter().find_map(|top| first_gone(top, self.facts)) {
+            return Err(Error::new(
+                Condition::OperationFailed,
+                format!(
+                    "nothing can be consolidated: '{}' is gone, or no image any more; put it back \
+                     first, or delete without CONSOLIDATE, which keeps all images",
+                    image.display()
+                ),
+            ));
+        }
         for moment in gone {
             for disk in moment.disks.iter().filter(|disk| disk.snapshot == Location::External) {
                 let Some(layer) = image_of(moment, &disk.name) else { continue };

@@ -135,10 +135,14 @@ impl Wanted<'_> {
                     Step::FillOverlay { overlay, format, backing, backing_format, virtual_size };
                 Ok(step)
             }
-            ("file", PathKind::Regular(_)) => unsupported(self.about(
-                "the overlay's file exists already; remove it, name another one, or, if it was \
-                 made for this, ask for it to be reused",
-            )),
+            ("file", PathKind::Regular(_)) => {
+                // Such as the disk's own: a merge leaves the name of an overlay to its layer.
+                self.check_unused(place)?;
+                unsupported(self.about(
+                    "the overlay's file exists already; remove it, name another one, or, if it \
+                     was made for this, ask for it to be reused",
+                ))
+            }
             ("block", PathKind::Missing) => {
                 let message = self.about("there is no such block device; make the device first");
                 Err(Error::new(Condition::OperationUnsupported, message))
@@ -197,7 +201,9 @@ impl Wanted<'_> {
     fn check_unused(&self, place: &Place) -> Result<()> {
         match &place.used_by {
             None => Ok(()),
-            Some(who) => unsupported(self.about(&format!("is in use by {who}; name another one"))),
+            Some(who) => unsupported(self.about(&format!(
+                "is in use by {who}, so leave it alone and name another file for the overlay"
+            ))),
         }
     }
 
