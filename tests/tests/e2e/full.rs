@@ -78,14 +78,14 @@ fn the_store_is_full() {
     println!("faults: {refused} calls found the store full, {done} had room enough");
 }
 
-/// A guest whose disk, raw, is on the small file system.
-fn on<'w>(world: &'w World, small: &Small) -> Guest<'w> {
+/// A guest whose disk is on the small file system.
+fn on<'w>(world: &'w World, small: &Small, format: &str) -> Guest<'w> {
     let uuid = Some("4c7d2f0a-8a0e-4b7f-9d4e-0f6a3b1c5d22".to_owned());
-    let vm = world.define(GuestSpec { uuid, ..GuestSpec::idle("vm").disks(&["raw"]) });
-    let (from, to) = (vm.disk("vda"), small.path("vm-vda.raw"));
+    let vm = world.define(GuestSpec { uuid, ..GuestSpec::idle("vm").disks(&[format]) });
+    let (from, to) = (vm.disk("vda"), small.path(&format!("vm-vda.{format}")));
     let xml = vm.spec.xml(world).replace(&*from.to_string_lossy(), &to.to_string_lossy());
     std::fs::remove_file(&from).expect("the directory is ours");
-    images::create(&to, "raw", "16M");
+    images::create(&to, format, "16M");
     let file = world.path("moved.xml");
     std::fs::write(&file, xml).expect("the directory is ours");
     world.virsh.ok(&format!("define {}", file.display()));
@@ -100,7 +100,7 @@ fn the_base_cannot_take_what_is_merged() {
     }
     let world = World::new();
     let small = Small::mount(world.path("img"), "24m");
-    let vm = on(&world, &small);
+    let vm = on(&world, &small, "raw");
     let overlay = world.path("over.vm-vda.e");
     for is_running in [true, false] {
         if is_running {
@@ -175,4 +175,90 @@ fn what_is_new_has_no_room() {
     vm.virsh("snapshot-delete {} e");
     assert!(vm.holds("vda", 1, 1));
     is_sound(&vm, "in the end");
+}
+
+/// The room goes while QEMU writes memory into the disk's own image.
+#[test]
+fn memory_inside_an_image_runs_out_of_room() {
+    if !host::is_root() {
+        skip!("only root may mount a small file system");
+    }
+    let world = World::new();
+    let small = Small::mount(world.path("img"), "128m");
+    let vm = on(&world, &small, "qcow2");
+    vm.virsh("start {}");
+    vm.write("vda", 1, 1);
+    vm.virsh("snapshot-create-as {} before");
+    vm.write("vda", 1, 2);
+    let mut held = slow(&world, Slow::Acts);
+    let client = world.ask("snapshot-create-as vm m");
+    let started = || world.journal().filter(|entries| !entries.is_empty()).map(drop);
+    host::wait("the first act", 60, started);
+    small.fill_but(0);
+    let told = client.wait_with_output().expect("it is ours");
+    let _ = held.kill();
+    held.wait().expect("it is ours");
+    let complaint = String::from_utf8_lossy(&told.stderr);
+    // QEMU calls it an error of input or output.
+    assert!(!told.status.success() && complaint.contains("saving the snapshot"), "{complaint}");
+    assert_eq!(vm.snapshots(), ["before"]);
+    assert!(vm.holds("vda", 1, 2));
+    small.empty();
+    is_sound(&vm, "without room");
+    assert_eq!(images::internal_snapshots(vm.source("vda").as_ref()), ["before"]);
+    vm.virsh("snapshot-create-as {} m");
+    vm.write("vda", 1, 3);
+    for (name, pattern) in [("m", 2), ("before", 1)] {
+        vm.virsh(&format!("snapshot-revert {{}} {name}"));
+        assert_eq!(vm.state(), "running", "{name}");
+        assert!(vm.holds("vda", 1, pattern), "{name}");
+    }
+}
+
+/// The overlay has no room for what lies below it.
+#[test]
+fn the_overlay_cannot_take_what_is_below() {
+    if !host::is_root() {
+        skip!("only root may mount a small file system");
+    }
+    let world = World::new();
+    let small = Small::mount(world.path("img"), "24m");
+    let vm = world.define(GuestSpec::idle("vm"));
+    let overlay = small.path("vm-vda.e");
+    (2..8).for_each(|mib| vm.write("vda", mib, 9));
+    for is_running in [true, false] {
+        if is_running {
+            vm.virsh("start {}");
+        }
+        vm.virsh("snapshot-create-as {} low --disk-only");
+        // What is the same below would not have to be taken.
+        let new = if is_running { 7 } else { 6 };
+        (4..8).for_each(|mib| vm.write("vda", mib, new));
+        let line = format!(
+            "snapshot-create-as {{}} e --disk-only --diskspec vda,file={}",
+            overlay.display()
+        );
+        vm.virsh(&line);
+        vm.write("vda", 3, 8);
+        let is_whole = || {
+            vm.holds("vda", 2, 9)
+                && vm.holds("vda", 3, 8)
+                && (4..8).all(|m| vm.holds("vda", m, new))
+        };
+        small.fill_but(2 * PAGE);
+        let complaint = vm.virtsnap_refused("delete {} e --keep overlay");
+        assert!(complaint.contains("o space"), "{complaint}");
+        assert_eq!(vm.state() == "running", is_running);
+        assert!(is_whole(), "running: {is_running}");
+        small.empty();
+        vm.virtsnap("delete {} e --keep overlay");
+        assert_eq!(vm.source("vda"), overlay.to_string_lossy());
+        assert_eq!(vm.snapshots(), ["low"]);
+        assert!(is_whole(), "running: {is_running}");
+        vm.virsh("snapshot-delete {} low");
+        assert!(is_whole(), "running: {is_running}");
+        if is_running {
+            vm.virsh("destroy {}");
+        }
+    }
 }
