@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use virtsnap_tests::faults::is_all;
-use virtsnap_tests::{Guest, GuestSpec, World, images};
+use virtsnap_tests::{Guest, GuestSpec, World, host, images, skip};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Damage {
@@ -221,6 +221,65 @@ fn a_deletion_without_one_of_the_layers_keeps_every_image() {
             let _ = fs::remove_file(layer);
         }
     }
+}
+
+/// Nobody may write to a file, not even root, until it is dropped.
+struct ReadOnly<'f>(&'f Path);
+
+impl<'f> ReadOnly<'f> {
+    fn make(file: &'f Path) -> Self {
+        for options in [&["--bind"][..], &["-o", "remount,bind,ro"]] {
+            let made = Command::new("mount").args(options).arg(file).arg(file).status();
+            assert!(made.is_ok_and(|status| status.success()), "mount {}", file.display());
+        }
+        Self(file)
+    }
+}
+
+impl Drop for ReadOnly<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+/// What has to write to it is refused, and succeeds when it may be written to.
+#[test]
+fn an_image_that_is_read_only_is_left_as_it_is() {
+    if !host::is_root() {
+        skip!("only root may mount a file read-only");
+    }
+    let world = World::new();
+    let vm = chain(&world, "vm");
+    let [base, _, active] = layers(&world, &vm);
+    let refused = |file: &Path, line: &str| {
+        let before = fs::read(file).expect("ours");
+        let told = match line.strip_prefix("virtsnap ") {
+            Some(line) => vm.virtsnap_refused(line),
+            None => vm.refused(line),
+        };
+        assert!(told.contains("ead-only"), "{line}: {told}");
+        assert!(fs::read(file).expect("ours") == before, "{line}: it was written to");
+        assert_eq!(vm.snapshots(), ["s1", "s2"], "{line}");
+    };
+    let held = ReadOnly::make(&active);
+    refused(&active, CREATE_FULL);
+    refused(&active, "start {}");
+    assert_eq!(vm.state(), "shut off");
+    drop(held);
+    let merge = "virtsnap delete {} s1 --keep base";
+    let held = ReadOnly::make(&base);
+    refused(&base, merge);
+    assert!(vm.holds("vda", 1, 3));
+    vm.virsh("start {}");
+    refused(&base, merge);
+    assert!(vm.state() == "running" && vm.holds("vda", 1, 3));
+    drop(held);
+    vm.virtsnap("delete {} s1 --keep base");
+    assert_eq!(vm.snapshots(), ["s2"]);
+    assert!(vm.holds("vda", 1, 3));
+    vm.virsh("destroy {}");
+    vm.virsh("snapshot-revert {} s2");
+    assert!(vm.holds("vda", 1, 2));
 }
 
 /// The newest layer is lost: what the snapshots hold is not.
