@@ -79,13 +79,14 @@ fn the_store_is_full() {
 }
 
 /// A guest whose disk is on the small file system.
-fn on<'w>(world: &'w World, small: &Small, format: &str) -> Guest<'w> {
+fn on<'w>(world: &'w World, small: &Small, spec: GuestSpec) -> Guest<'w> {
     let uuid = Some("4c7d2f0a-8a0e-4b7f-9d4e-0f6a3b1c5d22".to_owned());
-    let vm = world.define(GuestSpec { uuid, ..GuestSpec::idle("vm").disks(&[format]) });
+    let format = spec.disks[0].clone();
+    let vm = world.define(GuestSpec { uuid, ..spec });
     let (from, to) = (vm.disk("vda"), small.path(&format!("vm-vda.{format}")));
     let xml = vm.spec.xml(world).replace(&*from.to_string_lossy(), &to.to_string_lossy());
     std::fs::remove_file(&from).expect("the directory is ours");
-    images::create(&to, format, "16M");
+    images::create(&to, &format, "16M");
     let file = world.path("moved.xml");
     std::fs::write(&file, xml).expect("the directory is ours");
     world.virsh.ok(&format!("define {}", file.display()));
@@ -100,7 +101,7 @@ fn the_base_cannot_take_what_is_merged() {
     }
     let world = World::new();
     let small = Small::mount(world.path("img"), "24m");
-    let vm = on(&world, &small, "raw");
+    let vm = on(&world, &small, GuestSpec::idle("vm").disks(&["raw"]));
     let overlay = world.path("over.vm-vda.e");
     for is_running in [true, false] {
         if is_running {
@@ -185,7 +186,7 @@ fn memory_inside_an_image_runs_out_of_room() {
     }
     let world = World::new();
     let small = Small::mount(world.path("img"), "128m");
-    let vm = on(&world, &small, "qcow2");
+    let vm = on(&world, &small, GuestSpec::idle("vm"));
     vm.virsh("start {}");
     vm.write("vda", 1, 1);
     vm.virsh("snapshot-create-as {} before");
@@ -259,6 +260,53 @@ fn the_overlay_cannot_take_what_is_below() {
         assert!(is_whole(), "running: {is_running}");
         if is_running {
             vm.virsh("destroy {}");
+        }
+    }
+}
+
+/// The guest's own write has no room: it is paused, nothing it wrote is lost, and it goes on,
+/// also when a snapshot was taken meanwhile.
+#[test]
+fn a_guest_that_ran_out_of_room_goes_on() {
+    if !host::is_root() {
+        skip!("only root may mount a small file system");
+    }
+    let world = World::new();
+    let small = Small::mount(world.path("img"), "24m");
+    let vm = on(&world, &small, GuestSpec::new("vm").disks(&["raw"]));
+    let is_paused = || {
+        let state = vm.virsh("domstate {} --reason");
+        (state.trim() == "paused (I/O error)").then_some(())
+    };
+    for with_snapshot in [false, true] {
+        small.fill_but(0);
+        let mark = vm.mark();
+        vm.virsh("start {}");
+        host::wait("the guest's write to fail", 120, is_paused);
+        if with_snapshot {
+            let overlay = world.path("over.vm-vda.e");
+            let line = format!(
+                "snapshot-create-as {{}} e --disk-only --diskspec vda,file={}",
+                overlay.display()
+            );
+            vm.virsh(&line);
+            is_paused().expect("a snapshot does not wake it");
+        }
+        small.empty();
+        vm.virsh("resume {}");
+        vm.booted(mark);
+        vm.count_on(3);
+        vm.never_mismatched();
+        vm.virsh("destroy {}");
+        if with_snapshot {
+            vm.virsh("snapshot-revert {} e");
+            let mark = vm.mark();
+            vm.virsh("start {}");
+            vm.booted(mark);
+            vm.never_mismatched();
+        } else {
+            std::fs::remove_file(small.path("vm-vda.raw")).expect("ours");
+            images::create(&small.path("vm-vda.raw"), "raw", "16M");
         }
     }
 }
