@@ -2,7 +2,7 @@
 //! unfinished and resumed by the same call when there is room again; the guest goes on, and what
 //! it wrote is there.
 
-use virtsnap_tests::faults::{Slow, Small, is_all, orphans, slow};
+use virtsnap_tests::faults::{Slow, Small, is_all, orphans, signal, slow};
 use virtsnap_tests::{Guest, GuestSpec, World, host, images, skip};
 
 const PAGE: u64 = 4096;
@@ -195,7 +195,10 @@ fn memory_inside_an_image_runs_out_of_room() {
     let client = world.ask("snapshot-create-as vm m");
     let started = || world.journal().filter(|entries| !entries.is_empty()).map(drop);
     host::wait("the first act", 60, started);
+    let daemon = [world.process().expect("the daemon runs")];
+    signal("STOP", &daemon);
     small.fill_but(0);
+    signal("CONT", &daemon);
     let told = client.wait_with_output().expect("it is ours");
     let _ = held.kill();
     held.wait().expect("it is ours");
