@@ -167,7 +167,9 @@ impl Daemon<'_> {
     /// A revert may have brought up another QEMU meanwhile.
     fn wait_until_noticed(&self, victim: Pid, context: &str) {
         for _ in 0..400 {
-            if !self.is_up() || guest_of(&self.host.status()) != Some(victim) {
+            // Its status goes a moment before it is listed as off.
+            let other = guest_of(&self.host.status()).filter(|pid| *pid != victim);
+            if !self.is_up() || other.is_some() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(50));
