@@ -397,17 +397,26 @@ impl Bed {
         )
     }
 
-    /// Whatever runs it.
-    pub(crate) fn kill_qemu(&self, world: &World) -> bool {
+    /// The processes that run it.
+    fn qemus(&self, world: &World) -> Vec<u32> {
         let ours = format!("guest={},", self.name());
-        let found: Vec<u32> = world
+        world
             .processes("qemu-system")
             .into_iter()
             .filter(|id| {
                 let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
                 String::from_utf8_lossy(&line).contains(&ours)
             })
-            .collect();
+            .collect()
+    }
+
+    pub(crate) fn has_qemu(&self, world: &World) -> bool {
+        !self.qemus(world).is_empty()
+    }
+
+    /// Whatever runs it.
+    pub(crate) fn kill_qemu(&self, world: &World) -> bool {
+        let found = self.qemus(world);
         let ids: Vec<String> = found.iter().map(u32::to_string).collect();
         if ids.is_empty() {
             return false;

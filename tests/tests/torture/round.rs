@@ -367,7 +367,10 @@ impl Rack {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let seen = bed.look(&self.world, Depth::All);
-            if seen.state.is_some() || !qemu_killed || Instant::now() > deadline {
+            // A death is noticed a moment later.
+            let is_told =
+                seen.state.is_some_and(|state| (state != State::Off) == bed.has_qemu(&self.world));
+            if is_told || !qemu_killed || Instant::now() > deadline {
                 return seen;
             }
         }
