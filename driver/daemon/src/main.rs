@@ -89,7 +89,9 @@ fn start(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let mode = if root && !arguments.session { Mode::System } else { Mode::Session };
     // Whatever we were started with: nobody but us writes to what we make.
     let given = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rustix::process::umask(given | rustix::fs::Mode::from_raw_mode(0o022));
+    // Nor may it take from us what is ours: QEMU as root reaches no file by its capabilities.
+    let others = given & rustix::fs::Mode::from_raw_mode(0o077);
+    rustix::process::umask(others | rustix::fs::Mode::from_raw_mode(0o022));
     let config = Config::load(mode, arguments.config.as_deref())?;
     // RUST_LOG wins over the configuration.
     let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log))?;
