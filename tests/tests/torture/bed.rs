@@ -186,11 +186,12 @@ impl Bed {
         }
     }
 
-    /// Its count now is the least that it must have from now on.
+    /// What it has just said is the least that all of its disks must have from now on: at a boot,
+    /// it writes what it finds on its first disk to the others.
     pub(crate) fn advance(&mut self, world: &World) {
         let count = self.guest(world).last_match().unwrap_or(0);
         for disk in &mut self.model.disks {
-            *disk = Content::counting(count.max(disk.counter()));
+            *disk = Content::counting(count);
         }
     }
 
@@ -312,8 +313,9 @@ impl Bed {
             (_, 2) => How::Internal,
             _ => How::External,
         };
-        // Memory without one of its disks is a guest that disagrees with itself.
-        let all = memory != How::No && self.role == Role::Counts;
+        // A disk that does not go back with the other is a guest that disagrees with itself, and
+        // one that boots writes the count of its first disk to both.
+        let all = self.role == Role::Counts;
         let disks: Vec<How> = (0..2)
             .map(|n| match dice.below(5) {
                 0 if n == 1 && !all => How::No,

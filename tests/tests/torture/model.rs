@@ -322,10 +322,11 @@ impl Model {
     /// Takes over what was not known before it was seen: what exactly a snapshot of a guest that
     /// counts holds, and how far it is.
     pub(crate) fn learn(&mut self, seen: &Seen) {
+        let since = seen.since;
         self.state = seen.state.unwrap_or(self.state);
         for (known, seen) in self.disks.iter_mut().zip(&seen.disks) {
             if matches!(known, Content::Counting { .. }) {
-                *known = Content::counting(seen.counter);
+                *known = Content::Counting { from: seen.counter, since };
             }
         }
         if seen.depth != Depth::All {
@@ -340,5 +341,19 @@ impl Model {
             }
             known.memory.clone_from(&seen.memory);
         }
+    }
+}
+
+#[test]
+fn a_count_is_bound_from_when_looking_began() {
+    let reading = |counter| Reading { hash: format!("{counter}"), counter };
+    let ago = |seconds| Instant::now() - std::time::Duration::from_secs(seconds);
+    let mut model = Model::new(vec![Content::counting(0)]);
+    // A look that took ten seconds, while the guest counted on.
+    let seen = Seen { since: ago(10), disks: vec![reading(100)], ..Seen::new(Depth::Disks) };
+    model.learn(&seen);
+    let disk = &model.disks[0];
+    for (count, fits) in [(99, false), (100, true), (110, true), (100 + 10 + SLACK + 2, false)] {
+        assert_eq!(disk.complaint(&reading(count)).is_none(), fits, "{count}");
     }
 }

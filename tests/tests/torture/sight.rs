@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use virtsnap_tests::World;
-use virtsnap_tests::virsh::finish;
+use virtsnap_tests::virsh::{Outcome, finish};
 
 use crate::model::State;
 
@@ -43,9 +44,11 @@ pub(crate) enum Depth {
     All,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) depth: Depth,
+    /// When looking began: what is counted goes on meanwhile.
+    pub(crate) since: Instant,
     pub(crate) state: Option<State>,
     pub(crate) title: String,
     pub(crate) current: Option<String>,
@@ -57,6 +60,23 @@ pub(crate) struct Seen {
     pub(crate) problems: Vec<String>,
     /// The active images, with their formats.
     pub(crate) active: Vec<(PathBuf, String)>,
+}
+
+impl Seen {
+    pub(crate) fn new(depth: Depth) -> Self {
+        Self {
+            depth,
+            since: Instant::now(),
+            state: None,
+            title: String::new(),
+            current: None,
+            snapshots: BTreeMap::new(),
+            disks: Vec::new(),
+            losses: Vec::new(),
+            problems: Vec::new(),
+            active: Vec::new(),
+        }
+    }
 }
 
 /// What may be expected of the images.
@@ -74,7 +94,7 @@ type Source = (PathBuf, String, Option<String>);
 const PART: &str = "=";
 
 pub(crate) fn look(world: &World, name: &str, depth: Depth, care: Care) -> Seen {
-    let mut seen = Seen { depth, ..Seen::default() };
+    let mut seen = Seen::new(depth);
     let questions =
         ["domstate {}", "dumpxml {}", "dumpxml {} --inactive", "snapshot-list {} --name"]
             .join(&format!("; echo {PART}; "));
@@ -107,7 +127,7 @@ pub(crate) fn look(world: &World, name: &str, depth: Depth, care: Care) -> Seen 
     }
     let is_running = seen.state == Some(State::Running);
     if is_running {
-        flush(world, name, seen.active.len());
+        flush(world, name, &mut seen);
     }
     read_contents(world, &mut seen, &found);
     if depth == Depth::All {
@@ -119,9 +139,15 @@ pub(crate) fn look(world: &World, name: &str, depth: Depth, care: Care) -> Seen 
 }
 
 /// QEMU keeps some of qcow2's tables in memory until then.
-fn flush(world: &World, name: &str, disks: usize) {
-    let lines: Vec<_> = (0..disks).map(|n| through_qemu(name, n, "flush")).collect();
-    let _ = world.virsh.run(&lines.join("; "));
+fn flush(world: &World, name: &str, seen: &mut Seen) {
+    for disk in 0..seen.active.len() {
+        let line = through_qemu(name, disk, "flush");
+        let Outcome { success, stdout, stderr } = world.virsh.run(&line);
+        // qemu-io tells of an error in the text of a command that succeeded.
+        if !success || !stdout.trim().is_empty() {
+            seen.problems.push(format!("{line}: {}{}", stdout.trim(), stderr.trim()));
+        }
+    }
 }
 
 /// The virsh line for one command of qemu-io inside the running QEMU.
