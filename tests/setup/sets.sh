@@ -7,6 +7,7 @@
 #   target/sets/other    QEMU and libvirt clients of the other supported version: 7.2 and 9.0
 #                        (bookworm) where 10.0 and 11.3 are installed, and the other way round
 #   target/sets/agent    the agent that tests/agent-guest puts into its guest
+#   target/sets/dbus     libvirt-dbus, through which cockpit talks, a bus for it, and a client
 #
 # Each set has root/ (the packages' files) and bin/ (wrappers that find libraries, modules and
 # firmware in root/).  Where a suite cannot be reached, this says so, and fails when CI is set.
@@ -83,7 +84,8 @@ unpack() {
 # A wrapper execs, so that the process is the real program and no shell stays between.
 wrappers() {
     local set=$1 tool extra
-    for tool in usr/bin/{qemu-system-x86_64,qemu-img,qemu-io,virsh} usr/sbin/libvirtd; do
+    for tool in usr/bin/{qemu-system-x86_64,qemu-img,qemu-io,virsh,dbus-daemon} \
+        usr/sbin/{libvirtd,libvirt-dbus}; do
         [ -x "$set/root/$tool" ] || continue
         extra=
         case $tool in
@@ -123,4 +125,6 @@ esac
 unpack other "$other" qemu-system-x86 qemu-utils libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu ||
     skip "QEMU and libvirt clients of $other cannot be fetched"
 unpack agent "$here" qemu-guest-agent || skip "no guest agent to put into a guest"
+unpack dbus "$here" libvirt-dbus dbus-daemon python3-jeepney ||
+    skip "no libvirt-dbus for what cockpit asks"
 say "done"

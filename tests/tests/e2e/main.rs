@@ -6,6 +6,7 @@ mod access;
 mod blockers;
 mod blockjobs;
 mod clients;
+mod cockpit;
 mod confined;
 mod consumers;
 mod damaged;
