@@ -18,39 +18,10 @@ private=$target/apt
 triplet=x86_64-linux-gnu
 
 say() { echo "sets: $*"; }
+. "$root/tests/setup/apt.sh"
 
 # These must have the set's own version; what else is needed is fetched only where it is missing.
 of_the_set='^(qemu|libvirt|seabios|ipxe)'
-
-version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null; }
-
-# apt with our own lists and sources, and an empty record of installed packages.
-private_apt() {
-    local tool=$1
-    shift
-    "$tool" -q -o "Dir::State=$private/state" -o "Dir::State::status=$private/status" \
-        -o "Dir::Cache=$private/cache" -o "Dir::Etc::SourceList=$private/sources.list" \
-        -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::Preferences=/dev/null \
-        -o Dir::Etc::PreferencesParts=/dev/null -o APT::Sandbox::User= \
-        -o APT::Default-Release= -o APT::Install-Recommends=false "$@"
-}
-
-# Only the suite itself (and what backports build on): another release's libraries would be preferred
-# where they are newer, and have other names.
-prepare_apt() {
-    local suites=("$1" "${1%-backports}") codename mirror key=/usr/share/keyrings/debian-archive-keyring.gpg signed=
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
-    mirror=$(apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)' \
-        'Created-By: Packages' | awk -v suite="$codename" '$2 == suite { print $1; exit }')
-    [ -n "$mirror" ] || { say "apt is configured with no mirror of $codename"; return 1; }
-    [ ! -e $key ] || signed="[signed-by=$key] "
-    mkdir -p "$private"/state/lists/partial "$private"/cache/archives/partial
-    : > "$private/status"
-    for suite in "${suites[@]}"; do
-        echo "deb $signed$mirror $suite main"
-    done | sort -u > "$private/sources.list"
-    private_apt apt-get -qq update || { say "cannot read the package lists of $mirror"; return 1; }
-}
 
 # unpack NAME SUITE PACKAGE[=VERSION]...
 unpack() {
@@ -110,11 +81,8 @@ mkdir -p "$target/sets"
 exec 9> "$target/sets/.lock"
 flock 9
 
-libvirt=$(version_of libvirt-clients) || { say "run make setup first"; exit 1; }
-case $libvirt in
-    *~bpo*) here=bookworm-backports ;;
-    *) here=$(. /etc/os-release && echo "$VERSION_CODENAME") ;;
-esac
+here=$(suite_of_libvirt)
+libvirt=$(version_of libvirt-clients)
 unpack oracle "$here" "libvirt-daemon=$libvirt" "libvirt-daemon-driver-qemu=$libvirt" ||
     skip "no libvirtd $libvirt to compare with"
 
