@@ -12,6 +12,7 @@ use crate::domain::{Active, Event, Restore, Save, SaveImage, Start};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, Format, PathKind, Place, Room, StateFile};
 use crate::merging::Merging;
+use crate::plan::access::Access;
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
 /// Where a hypervisor tells what happened, in the order it happened. Must not block.
@@ -183,6 +184,16 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn room(&self, directory: &Path) -> impl Future<Output = Option<Room>> + Send {
         let _ = directory;
         async { None }
+    }
+    /// Refuses what the host does not let its processes open, and names the file, what denies it, and
+    /// what to do. Nothing is opened or changed; what cannot be told is not refused.
+    fn check_access(
+        &self,
+        domain: Uuid,
+        needs: &[Access],
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (domain, needs);
+        async { Ok(()) }
     }
     /// What is where an overlay on `below` is to be; nothing is changed.
     fn place(

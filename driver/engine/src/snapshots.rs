@@ -355,6 +355,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             rooms.extend(room.map(|room| (directory.clone(), room)));
         }
         plan::room::check(&needs, &rooms)?;
+        self.hypervisor.check_access(domain, &plan::access::needs(plan, facts)).await?;
         tracing::debug!(%domain, "{plan}");
         let mut journal = self.journals.begin(domain, plan)?;
         let outcome = self.stage(book, merging).execute(plan, journal.as_mut()).await;

@@ -6,6 +6,7 @@
 //! - [`hypervisor`]: the driver behind the engine's port; [`instance`]: one running QEMU;
 //! - `start`, `setup`, `life`, `events`, `reconnect`: a domain's way from its definition to its end;
 //! - [`process`], `status`, [`confine`]: its process, what outlives the daemon, its limits;
+//!   `apparmor`: what an administrator's profile denies it;
 //! - [`probe`]: what a QEMU binary can do; `network`, [`tpm`], `log`: what stands around a process;
 //! - [`qmp`]: the monitor connection;
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
@@ -18,6 +19,7 @@
 //! - `fuzzing`: a door to the readers above for the fuzz targets.
 
 mod agent;
+mod apparmor;
 pub mod argv;
 pub mod backing;
 pub mod blocks;

@@ -14,6 +14,7 @@ use virtsnap_engine::inspect::{
     BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
 };
 use virtsnap_engine::merging::Merging;
+use virtsnap_engine::plan::access::Access;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
 use virtsnap_xml::element::Element;
@@ -41,7 +42,8 @@ impl Hypervisor for Qemu {
     }
 
     async fn start(&self, domain: Element, start: Start) -> Result<Active> {
-        self.start_domain(domain, start).await
+        let uuid = virtsnap_xml::domain::uuid(&domain).unwrap_or_default();
+        self.start_domain(domain, start).await.map_err(|err| self.explain(uuid, err))
     }
 
     fn active(&self, domain: Uuid) -> Option<Active> {
@@ -114,6 +116,10 @@ impl Hypervisor for Qemu {
         place::room(directory).await
     }
 
+    async fn check_access(&self, domain: Uuid, needs: &[Access]) -> Result<()> {
+        self.refuse_denied(domain, needs).await
+    }
+
     async fn place(&self, at: &Path, below: &Path, facts: &DomainFacts) -> Result<Place> {
         self.overlay_place(at, below, facts).await
     }
@@ -135,7 +141,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {
-        self.act_step(domain, step).await
+        self.act_step(domain, step).await.map_err(|err| self.explain(domain, err))
     }
 
     async fn undo(&self, domain: Uuid, step: &Step) -> Result<()> {
@@ -143,7 +149,10 @@ impl Hypervisor for Qemu {
     }
 
     async fn pivot(&self, domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
-        self.pivot_to(domain, pivot).await
+        self.pivot_to(domain, pivot).await.map_err(|err| match err {
+            PivotError::Refused(err) => PivotError::Refused(self.explain(domain, err)),
+            doubt @ PivotError::InDoubt(_) => doubt,
+        })
     }
 
     async fn pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
@@ -151,7 +160,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn finish(&self, domain: Uuid, finish: &Finish) -> Result<()> {
-        self.finish_act(domain, finish).await
+        self.finish_act(domain, finish).await.map_err(|err| self.explain(domain, err))
     }
 
     async fn merge(
@@ -160,7 +169,10 @@ impl Hypervisor for Qemu {
         merge: &Finish,
         merging: &Merging,
     ) -> Result<(), MergeError> {
-        self.merge_layers(domain, merge, merging).await
+        self.merge_layers(domain, merge, merging).await.map_err(|err| match err {
+            MergeError::NotMerged(err) => MergeError::NotMerged(self.explain(domain, err)),
+            doubt @ MergeError::InDoubt(_) => doubt,
+        })
     }
 
     async fn weigh(&self, _domain: Uuid, merge: &Finish) -> u64 {
@@ -172,7 +184,8 @@ impl Hypervisor for Qemu {
             Conclude::Start { .. } if self.instance(domain).is_some() => Ok(()),
             Conclude::Start { definition, start } => {
                 let definition = saving::with_new_generation(definition.clone());
-                self.start_held(definition, start.clone()).await.map(|_| ())
+                let started = self.start_held(definition, start.clone()).await;
+                started.map(drop).map_err(|err| self.explain(domain, err))
             }
         }
     }

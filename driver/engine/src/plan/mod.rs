@@ -8,6 +8,7 @@
 //!             still until the journal says so, and is never brought up a second time
 //! ```
 
+pub mod access;
 mod align;
 pub mod create;
 mod definition;
