@@ -105,7 +105,9 @@ const SOON: Duration = Duration::from_secs(3);
 /// the next operation on that domain, and does not hold up the others. Nor do merges of layers,
 /// which may take hours: those that are not over soon are gone on with beside what clients ask, as
 /// the job that they were.
-async fn settle<H: Inspect>(domains: &Arc<Domains<H>>) -> Result<JoinSet<()>, StartError> {
+pub(crate) async fn settle<H: Inspect>(
+    domains: &Arc<Domains<H>>,
+) -> Result<JoinSet<()>, StartError> {
     let mut resuming = JoinSet::new();
     for unfinished in domains.table.store().unfinished()? {
         if cfg!(feature = "without-recovery") {
