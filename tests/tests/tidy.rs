@@ -84,6 +84,7 @@ fn dependencies_point_one_way() {
                 "virtsnap-rpc",
                 "virtsnap-store",
                 "virtsnap-xml",
+                "virtsnapd",
             ],
         ),
         // It drives programs, and links nothing of ours.

@@ -4,6 +4,7 @@
 //! - [`TARGETS`]: all of them; `fuzz_targets/` has each as a program of libFuzzer's (`make fuzz`);
 //! - `wire`: frames and XDR; `trees`: XML in every form that we read; `disk`: what stands in files;
 //!   `qemu`: what QEMU says; `planner`: what a client may ask of snapshots, in any order;
+//! - `session`: whole sessions of clients, the daemon's own code over a simulated hypervisor;
 //! - `memory`: what a target may allocate.
 //!
 //! `fixtures/fuzz/TARGET` has the seeds, and every input that once broke something. `cargo test`
@@ -13,6 +14,7 @@ mod disk;
 mod memory;
 mod planner;
 mod qemu;
+mod session;
 mod trees;
 mod wire;
 
@@ -32,6 +34,7 @@ const PER_BYTE: usize = 4096;
 /// In the order in which bytes reach us.
 pub const TARGETS: &[Target] = &[
     Target { name: "frames", read: wire::frames, fixed: 1 },
+    Target { name: "session", read: session::play, fixed: 32 },
     Target { name: "xdr", read: wire::xdr, fixed: 1 },
     Target { name: "xml", read: trees::xml, fixed: 1 },
     Target { name: "snapshot", read: trees::snapshot, fixed: 1 },

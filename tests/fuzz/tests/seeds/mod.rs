@@ -1,5 +1,7 @@
 //! Seeds: what the other fixtures have recorded, in the form that each target takes.
 
+mod sessions;
+
 use std::fs;
 use std::path::Path;
 
@@ -12,8 +14,9 @@ type Seeds = Vec<Vec<u8>>;
 /// Writes `fixtures/fuzz/TARGET/seed-N` anew.
 pub(crate) fn write(fixtures: &Path) {
     let snapshots = snapshots(fixtures);
-    let corpora: [(&str, Seeds); 14] = [
+    let corpora: [(&str, Seeds); 15] = [
         ("frames", frames(fixtures)),
+        ("session", sessions::all(fixtures)),
         ("xdr", payloads(fixtures)),
         ("xml", trees(fixtures)),
         ("snapshot", snapshots.clone()),
