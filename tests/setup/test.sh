@@ -6,7 +6,9 @@ cargo=${CARGO:-cargo}
 started=$SECONDS
 report() { echo "test: $1 after $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"; }
 
-echo "test: cargo test --workspace"
+# Most tests wait for a guest most of the time: more of them at once than there are cores.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) + 4))}
+echo "test: cargo test --workspace, $RUST_TEST_THREADS tests at a time"
 if ! "$cargo" test --locked --workspace --no-fail-fast; then
     report "FAILED"
     exit 1
