@@ -33,6 +33,8 @@ pub enum Slow {
     Acts,
     /// It is held before it writes anything: when QEMU has answered, before the journal says so.
     Words,
+    /// Memory goes into its file by about five MiB a second.
+    Memory,
 }
 
 /// It ends with the daemon.
@@ -41,6 +43,7 @@ pub fn slow(world: &World, what: Slow) -> Child {
     let (call, delay) = match what {
         Slow::Acts => ("fdatasync", "delay_exit=150000"),
         Slow::Words => ("write", "delay_enter=60000"),
+        Slow::Memory => ("splice", "delay_enter=200000"),
     };
     let strace = Command::new("strace")
         .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.to_string()])
@@ -199,6 +202,14 @@ impl Monitor {
             }
         }
         false
+    }
+
+    /// All events that came and were not asked for yet.
+    #[track_caller]
+    pub fn events(&mut self) -> Vec<Value> {
+        // What QEMU tells before its answer is here then.
+        self.execute("query-status", &json!({}));
+        self.events.drain(..).collect()
     }
 
     /// Waits for it.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use virtsnap_engine::options::Meanwhile;
 use virtsnap_qemu::hypervisor::MergeLimits;
 
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,8 @@ pub(crate) struct Guests {
     /// How long a guest may take to freeze its file systems for a snapshot with QUIESCE.
     pub(crate) freeze_deadline: Duration,
     pub(crate) merges: MergeLimits,
+    /// While its memory goes into a file.
+    pub(crate) meanwhile: Meanwhile,
 }
 
 /// The file as written.
@@ -96,6 +99,8 @@ struct File {
     merge_throttles: Option<u32>,
     /// What one merge moves at most; 0: no limit.
     merge_bytes_per_second: Option<u64>,
+    /// Whether a running guest goes on while a snapshot puts its memory into a file.
+    live_memory: Option<bool>,
 }
 
 impl File {
@@ -150,6 +155,10 @@ impl Config {
                 sandbox: file.sandbox.unwrap_or(true),
                 freeze_deadline: Duration::from_secs(file.freeze_seconds.unwrap_or(60)),
                 merges,
+                meanwhile: match file.live_memory {
+                    None | Some(true) => Meanwhile::GoesOn,
+                    Some(false) => Meanwhile::StandsStill,
+                },
             },
             max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
             log: file.log.unwrap_or_else(|| "info".to_owned()),
@@ -272,6 +281,15 @@ mod tests {
             let text = format!("max_clients = {clients}");
             assert!(config(Mode::System, &text, &[]).unwrap_err().contains("max_clients"));
         }
+    }
+
+    #[test]
+    fn guests_go_on_while_memory_is_saved_unless_told_otherwise() {
+        let meanwhile = |text| config(Mode::System, text, &[]).unwrap().guests.meanwhile;
+        assert_eq!(meanwhile(""), Meanwhile::GoesOn);
+        assert_eq!(meanwhile("live_memory = true"), Meanwhile::GoesOn);
+        assert_eq!(meanwhile("live_memory = false"), Meanwhile::StandsStill);
+        assert!(config(Mode::System, "live_memory = 'no'", &[]).unwrap_err().contains("boolean"));
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn open<H: Inspect>(
     let store = Arc::new(store);
     let table = Arc::new(Table::load(store, Events::new(sessions))?);
     let hypervisor = hypervisor(table.clone())?;
-    Ok(Domains::new(Arc::new(hypervisor), table))
+    Ok(Domains::new(Arc::new(hypervisor), table).with(config.guests.meanwhile))
 }
 
 /// How long the first client waits for merges that go on.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
@@ -87,6 +88,22 @@ pub struct MemoryJob {
     pub dirty_rate: u64,
     /// How often all of its memory was looked through.
     pub iteration: u64,
+}
+
+/// How often and how long a running guest was made to stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pauses {
+    /// All that are over, together.
+    pub over: Duration,
+    /// It stands still just now.
+    pub is_on: bool,
+}
+
+impl Pauses {
+    /// What came since; none while the last one is not over.
+    pub fn since(self, before: Self) -> Option<Duration> {
+        (self.is_on == before.is_on).then(|| self.over.saturating_sub(before.over))
+    }
 }
 
 /// Processor time of a guest, in nanoseconds.
@@ -199,6 +216,12 @@ pub trait Inspect: Hypervisor {
     ) -> impl Future<Output = Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>>> + Send {
         let _ = (domain, definition, named);
         async { Ok(BTreeMap::new()) }
+    }
+
+    /// In this life of the guest, by the hypervisor's clock; none where nobody keeps count.
+    fn pauses(&self, domain: Uuid) -> Option<Pauses> {
+        let _ = domain;
+        None
     }
 
     /// How far the memory is that is being saved just now; none: none is.

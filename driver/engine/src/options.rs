@@ -23,6 +23,8 @@ pub struct New {
     /// It becomes the domain's current snapshot, and so the parent of the next. If not, the
     /// domain writes to its overlays all the same.
     pub becomes_current: bool,
+    /// What a running guest does while its memory goes into a file of its own.
+    pub meanwhile: Meanwhile,
 }
 
 impl New {
@@ -34,11 +36,12 @@ impl New {
             afterwards: Afterwards::Continue,
             overlays: Overlays::Create,
             becomes_current: true,
+            meanwhile: Meanwhile::GoesOn,
         }
     }
 }
 
-/// Quiescing is for disk snapshots, `live` for full ones.
+/// Quiescing is for disk snapshots, `live` for full ones: it says that the guest has to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     DiskOnly { quiesce: bool },
@@ -63,6 +66,16 @@ pub enum Overlays {
     Create,
     /// The user made them.
     Reuse,
+}
+
+/// For the administrator to say, once for all guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Meanwhile {
+    /// Until the last pages are written; but one that is to be halted then has nothing to go on for.
+    #[default]
+    GoesOn,
+    /// libvirt's way: it stands still from the beginning, unless asked for `live`.
+    StandsStill,
 }
 
 /// virDomainRevertToSnapshot.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use virtsnap_engine::error::Error;
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::options::{
-    Afterwards, Consolidate, DeleteOptions, DeleteScope, New, Overlays, RevertOptions, RevertState,
-    Scope,
+    Afterwards, Consolidate, DeleteOptions, DeleteScope, Meanwhile, New, Overlays, RevertOptions,
+    RevertState, Scope,
 };
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::World;
@@ -22,7 +22,7 @@ use virtsnap_xml::policy::NAMESPACE;
 use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 
 /// A script, one act a line: `start`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
-/// `quiesced NAME`, `halted NAME`, `xml [disks|live|halted] <domainsnapshot>…`, `policy <policy>…`,
+/// `quiesced NAME`, `halted NAME`, `xml [disks] [live] [standing] [halted] <domainsnapshot>…`, `policy <policy>…`,
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
@@ -105,12 +105,14 @@ async fn act(
         }
         "xml" => {
             let (how, text) = rest.split_at(rest.find('<').unwrap());
-            match how.trim() {
-                "" => {}
-                "disks" => options.scope = Scope::DiskOnly { quiesce: false },
-                "live" => options.scope = Scope::FullSystem { live: true },
-                "halted" => options.afterwards = Afterwards::Halt,
-                _ => panic!("{line}"),
+            for word in how.split_whitespace() {
+                match word {
+                    "disks" => options.scope = Scope::DiskOnly { quiesce: false },
+                    "live" => options.scope = Scope::FullSystem { live: true },
+                    "standing" => options.meanwhile = Meanwhile::StandsStill,
+                    "halted" => options.afterwards = Afterwards::Halt,
+                    _ => panic!("{line}"),
+                }
             }
             let request = Request::parse(&Element::parse(text).unwrap()).unwrap();
             return create(engine, book, &request, &options).await;
@@ -210,6 +212,11 @@ fn follows_policy() {
 fn keeps_firmware() {
     check("firmware");
     check("firmware-qcow2");
+}
+
+#[test]
+fn saves_external_memory_while_the_guest_goes_on() {
+    check("live");
 }
 
 #[test]

@@ -23,8 +23,8 @@ use proptest::test_runner::{Config, TestRunner};
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::options::{
-    Afterwards, Consolidate, DeleteOptions, DeleteScope, Metadata, New, RevertOptions, RevertState,
-    Scope,
+    Afterwards, Consolidate, DeleteOptions, DeleteScope, Meanwhile, Metadata, New, RevertOptions,
+    RevertState, Scope,
 };
 use virtsnap_engine::plan::moment_image;
 use virtsnap_engine::snapshots::Snapshots;
@@ -89,6 +89,7 @@ enum How {
     NoMetadata,
     Halt,
     NotCurrent,
+    StandsStill,
 }
 
 impl Op {
@@ -140,6 +141,7 @@ fn any_create() -> impl Strategy<Value = Op> {
         1 => Just(How::NoMetadata),
         1 => Just(How::Halt),
         1 => Just(How::NotCurrent),
+        2 => Just(How::StandsStill),
     ];
     (0..NAMES, kinds, memory, scope, how).prop_map(|(name, kinds, memory, scope, how)| Op::Create {
         name,
@@ -340,6 +342,7 @@ impl Model {
             How::NoMetadata => options.metadata = Metadata::Forget,
             How::Halt => options.afterwards = Afterwards::Halt,
             How::NotCurrent => options.becomes_current = false,
+            How::StandsStill => options.meanwhile = Meanwhile::StandsStill,
         }
         let (disks, memory, was) = (self.seen(), self.memory(), self.world.guest());
         let known = self.held.contains_key(name);

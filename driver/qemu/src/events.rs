@@ -103,8 +103,8 @@ async fn restart(instance: &Instance) {
 pub(crate) fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) -> Next {
     match event.name.as_str() {
         "STOP" | "RESUME" if inner.is_stepping => {}
-        "STOP" => stopped(inner, told),
-        "RESUME" => resumed(inner, told),
+        "STOP" => stopped(inner, event, told),
+        "RESUME" => resumed(inner, event, told),
         "SHUTDOWN" => return shut_down(inner, event, told),
         "RESET" if inner.state != State::Paused(PausedReason::StartingUp) => {
             inner.rebooting = false;
@@ -142,11 +142,12 @@ pub(crate) fn translate(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Even
     Next::Nothing
 }
 
-fn stopped(inner: &mut Inner, told: &mut Vec<Event>) {
+fn stopped(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) {
     let reason = inner.pausing.take().unwrap_or(PausedReason::Unknown);
     if !matches!(inner.state, State::Running(_)) || inner.rebooting {
         return;
     }
+    inner.standing.begin(event.time());
     inner.state = State::Paused(reason);
     told.push(Event::Suspended(match reason {
         PausedReason::IoError => Suspended::IoError,
@@ -156,11 +157,12 @@ fn stopped(inner: &mut Inner, told: &mut Vec<Event>) {
     }));
 }
 
-fn resumed(inner: &mut Inner, told: &mut Vec<Event>) {
+fn resumed(inner: &mut Inner, event: &QmpEvent, told: &mut Vec<Event>) {
     let reason = inner.resuming.take().unwrap_or(RunningReason::Unpaused);
     if matches!(inner.state, State::Running(_)) {
         return;
     }
+    inner.standing.end(event.time());
     inner.state = State::Running(reason);
     told.push(Event::Resumed(match reason {
         // As libvirt.
@@ -342,8 +344,10 @@ fn disk_by_qom_path<'a>(live: &'a Element, path: &str) -> Option<&'a Element> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     use serde_json::json;
+    use virtsnap_engine::inspect::Pauses;
 
     use super::*;
 
@@ -379,6 +383,33 @@ mod tests {
         let resumed = vec![Event::Resumed(Resumed::FromSnapshot)];
         assert_eq!(told(&mut inner, "RESUME", Value::Null).0, resumed);
         assert_eq!(inner.state, State::Running(RunningReason::FromSnapshot));
+    }
+
+    #[test]
+    fn pauses_are_counted_once_they_are_over() {
+        let mut inner = running();
+        let at = |inner: &mut Inner, name: &str, seconds, micros| {
+            let event = QmpEvent { name: name.to_owned(), data: Value::Null, seconds, micros };
+            translate(inner, &event, &mut Vec::new());
+            inner.standing.pauses()
+        };
+        let pauses = |millis, is_on| Pauses { over: Duration::from_millis(millis), is_on };
+        // One that was started paused was not stopped.
+        assert_eq!(at(&mut inner, "RESUME", 5, 0), pauses(0, false));
+        assert_eq!(at(&mut inner, "STOP", 10, 900_000), pauses(0, true));
+        assert_eq!(at(&mut inner, "RESUME", 11, 0), pauses(100, false));
+        assert_eq!(at(&mut inner, "STOP", 20, 0), pauses(100, true));
+        // The clock was set back.
+        assert_eq!(at(&mut inner, "RESUME", 12, 0), pauses(100, false));
+        // A step that nobody is told of is one of a guest that stands.
+        at(&mut inner, "STOP", 30, 0);
+        inner.is_stepping = true;
+        at(&mut inner, "RESUME", 31, 0);
+        at(&mut inner, "STOP", 32, 0);
+        inner.is_stepping = false;
+        assert_eq!(at(&mut inner, "RESUME", 33, 0), pauses(3100, false));
+        assert_eq!(pauses(300, false).since(pauses(100, false)), Some(Duration::from_millis(200)));
+        assert_eq!(pauses(100, true).since(pauses(100, false)), None, "it is not over");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use virtsnap_engine::domain::{Active, PausedReason, RunningReason, ShutOffReason, State};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Target;
+use virtsnap_engine::inspect::Pauses;
 use virtsnap_xml::element::Element;
 
 use crate::blocks::throttle::Limits;
@@ -83,6 +84,30 @@ pub(crate) struct Inner {
     pub(crate) is_silent: bool,
     /// The guest takes one step that nobody is told of.
     pub(crate) is_stepping: bool,
+    pub(crate) standing: Standing,
+}
+
+/// How long the guest has stood still after it ran, by what QEMU's events tell of the time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Standing {
+    since: Option<Duration>,
+    over: Duration,
+}
+
+impl Standing {
+    pub(crate) fn begin(&mut self, at: Duration) {
+        self.since = Some(at);
+    }
+
+    /// A guest that was never seen to stop, because it was started so, has not been counted.
+    pub(crate) fn end(&mut self, at: Duration) {
+        let lasted = self.since.take().map(|since| at.saturating_sub(since));
+        self.over = self.over.saturating_add(lasted.unwrap_or_default());
+    }
+
+    pub(crate) fn pauses(self) -> Pauses {
+        Pauses { over: self.over, is_on: self.since.is_some() }
+    }
 }
 
 impl Inner {
@@ -110,6 +135,7 @@ impl Inner {
             unplugged: Vec::new(),
             is_silent: false,
             is_stepping: false,
+            standing: Standing::default(),
         }
     }
 }

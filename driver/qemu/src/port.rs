@@ -11,7 +11,8 @@ use virtsnap_engine::facts::{
     DomainFacts, Format, InternalSnapshot, PathKind, Place, Room, StateFile, Target,
 };
 use virtsnap_engine::inspect::{
-    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Platform, Screenshot,
+    BlockJob, CpuTimes, DiskStats, ImageSize, Inspect, MemoryJob, MemoryStat, Pauses, Platform,
+    Screenshot,
 };
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::access::Access;
@@ -233,6 +234,10 @@ impl Inspect for Qemu {
 
     async fn image_size(&self, domain: &Element, target: &str) -> Result<ImageSize> {
         self.size_of_image(domain, target).await
+    }
+
+    fn pauses(&self, domain: Uuid) -> Option<Pauses> {
+        Some(self.instance(domain)?.lock().standing.pauses())
     }
 
     async fn memory_job(&self, domain: Uuid) -> Result<Option<MemoryJob>> {

@@ -24,7 +24,7 @@ use virtsnap_engine::domain::{Active, Event, ShutOffReason, Start, StartFrom, St
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, PathKind, Place, Room};
 use virtsnap_engine::options::{
-    Consolidate, DeleteOptions, New, RevertOptions, RevertState, Scope,
+    Consolidate, DeleteOptions, Meanwhile, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step, moment_image};
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, PivotError, Records, Subject};
@@ -429,7 +429,10 @@ impl Daemon<'_> {
             Run => self.run(self.hypervisor.resume(self.uuid())),
             Memory(_) | Live(_) | Mixed(_) | Apart(_) => {
                 let (_, request) = op.request().unwrap();
-                let options = new(Scope::FullSystem { live: matches!(op, Live(_)) });
+                let mut options = new(Scope::FullSystem { live: false });
+                if !matches!(op, Live(_)) {
+                    options.meanwhile = Meanwhile::StandsStill;
+                }
                 self.run(snapshots.create(&self.book, &request, &options)).map(drop)
             }
             Full(n) => {

@@ -23,7 +23,14 @@ fn spec() -> GuestSpec {
 
 /// A guest that counts, with a second monitor.
 fn boot() -> World {
-    let world = World::new();
+    boot_with("")
+}
+
+/// The same, by a daemon with such a configuration.
+fn boot_with(config: &str) -> World {
+    let mut world = World::stopped(virtsnap_tests::Daemon::chosen());
+    config.clone_into(&mut world.config);
+    world.start();
     {
         let vm = world.define_watched(spec());
         images::resize(&vm.disk("vda"), "128M");
@@ -347,8 +354,8 @@ fn b_when_the_overlay_is_removed() {
 
 /// A checkpoint in a file, caught while memory is written. The guest that stood still goes on as
 /// soon as there is a daemon, and the file is gone or the snapshot's.
-fn in_the_middle_of_memory(take: &str) {
-    let mut world = boot();
+fn in_the_middle_of_memory(take: &str, config: &str) {
+    let mut world = boot_with(config);
     let file = world.path("m.mem");
     let take = &format!("{take} --memspec {},snapshot=external", file.display());
     let before = guest(&world).last_match().expect("it counts");
@@ -390,13 +397,13 @@ fn in_the_middle_of_memory(take: &str) {
 /// try overwrites it.
 #[test]
 fn c_while_memory_is_written() {
-    in_the_middle_of_memory("snapshot-create-as vm e");
+    in_the_middle_of_memory("snapshot-create-as vm e", "live_memory = false");
 }
 
 /// The same, of a guest that was to run on.
 #[test]
 fn c2_while_memory_is_written_live() {
-    in_the_middle_of_memory("snapshot-create-as vm e --live");
+    in_the_middle_of_memory("snapshot-create-as vm e", "");
 }
 
 const INTERNAL: &str = "snapshot-create-as vm e";

@@ -29,6 +29,7 @@ mod hotplug;
 mod internal;
 mod jobs;
 mod killed;
+mod live;
 mod merges;
 mod metadata;
 mod mixes;

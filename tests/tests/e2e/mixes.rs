@@ -50,8 +50,10 @@ fn sources(vm: &Guest<'_>) -> [String; 2] {
 }
 
 /// Every cell of one row of the table: taken, gone on, gone back to, deleted again.
-fn walk(how: &str) -> (World, GuestSpec) {
-    let world = World::new();
+fn walk(how: &str, config: &str) -> (World, GuestSpec) {
+    let mut world = World::stopped(virtsnap_tests::Daemon::chosen());
+    config.clone_into(&mut world.config);
+    world.start();
     let vm = world.boot(GuestSpec::new("vm").disks(&["qcow2", "qcow2"]));
     let mut names = Vec::new();
     for places in PLACES {
@@ -99,19 +101,19 @@ fn nothing_is_left(world: &World, spec: GuestSpec) {
 
 #[test]
 fn memory_inside_with_disks_anywhere() {
-    let (world, spec) = walk("");
+    let (world, spec) = walk("", "");
     nothing_is_left(&world, spec);
 }
 
 #[test]
 fn memory_outside_with_disks_anywhere() {
-    let (world, spec) = walk("--memspec snapshot=external");
+    let (world, spec) = walk("--memspec snapshot=external", "live_memory = false");
     nothing_is_left(&world, spec);
 }
 
 #[test]
 fn memory_outside_while_the_guest_goes_on_with_disks_anywhere() {
-    let (world, spec) = walk("--live --memspec snapshot=external");
+    let (world, spec) = walk("--memspec snapshot=external", "");
     nothing_is_left(&world, spec);
 }
 

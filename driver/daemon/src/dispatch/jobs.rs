@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
+use virtsnap_xml::snapshot::Memory;
 
 use super::info::millis;
 use super::{Context, Outcome, flags};
@@ -71,19 +72,33 @@ pub(super) async fn watched<H: Inspect, T>(
     domain: &Domain,
     operation: Operation,
     act: impl Future<Output = Result<T>>,
-    saved_memory: impl FnOnce(&T) -> bool,
+    memory: impl FnOnce(&T) -> &Memory,
 ) -> Result<T> {
-    let since = Instant::now();
-    let outcome = act.await?;
     let domains = &cx.daemon.domains;
+    let (since, before) = (Instant::now(), domains.hypervisor.pauses(domain.uuid));
+    let outcome = act.await?;
     let mut figures = Figures::new(operation, since);
-    if saved_memory(&outcome) {
+    let memory = memory(&outcome);
+    if memory.is_saved() {
+        // What the guest noticed: also the switch of its disks, and that all was to be durable.
+        let after = domains.hypervisor.pauses(domain.uuid);
+        let stood = after.zip(before).and_then(|(after, before)| after.since(before));
+        figures.stood = stood.map(millis);
+    }
+    if matches!(memory, Memory::External { .. }) {
         let saved = domains.hypervisor.saved_memory(domain.uuid);
         let saved = tokio::time::timeout(PATIENCE, saved).await;
         figures.memory = saved.ok().and_then(Result::ok).flatten();
     }
     tell_merges(cx, domain, &mut figures);
     figures.elapsed = millis(since.elapsed());
+    tracing::info!(
+        domain = domain.name(),
+        milliseconds = figures.elapsed,
+        guest_stood_still = figures.stood,
+        "{} is over",
+        operation.what()
+    );
     let params = params(&figures);
     domain.jobs.complete(figures);
     let (name, id) = (domain.name(), domains.id(domain));
@@ -145,10 +160,9 @@ fn params(figures: &Figures) -> Vec<TypedParam> {
     let mut params = vec![TypedParam::new("operation", operation)];
     let mut add = |field: &str, value: u64| params.push(TypedParam::new(field, value));
     add("time_elapsed", figures.elapsed);
-    if let Some(memory) = &figures.memory {
-        memory.downtime.into_iter().for_each(|time| add("downtime", time));
-        memory.setup.into_iter().for_each(|time| add("setup_time", time));
-    }
+    let memory = figures.memory.unwrap_or_default();
+    figures.stood.or(memory.downtime).into_iter().for_each(|time| add("downtime", time));
+    memory.setup.into_iter().for_each(|time| add("setup_time", time));
     if figures.memory.is_some() || figures.to_merge > 0 {
         let data = Data::of(figures);
         add("data_total", data.total);
@@ -268,6 +282,9 @@ mod tests {
         figures.memory =
             Some(MemoryJob { total: 10, processed: 4, remaining: 6, ..Default::default() });
         (figures.merged, figures.to_merge) = (1, 3);
+        assert!(!fields(&figures).contains(&"downtime".to_owned()));
+        figures.stood = Some(7);
+        assert!(params(&figures).contains(&TypedParam::new("downtime", 7_u64)));
         let data = Data::of(&figures);
         assert_eq!((data.total, data.processed, data.remaining), (13, 5, 8));
         assert!(fields(&figures).contains(&"memory_total".to_owned()));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
+use virtsnap_xml::snapshot::Memory;
 
 use super::flags::{self, Flag};
 use super::{Context, Outcome, jobs};
@@ -44,7 +45,7 @@ fn restored_running(bits: u32) -> Outcome<Option<bool>> {
 /// A save is a job that can be watched.
 async fn act<H: Inspect>(cx: &Context<'_, H>, domain: &Domain, saving: Saving) -> Outcome<()> {
     let saved = cx.daemon.domains.save(domain, saving);
-    Ok(jobs::watched(cx, domain, Operation::Save, saved, |()| false).await?)
+    Ok(jobs::watched(cx, domain, Operation::Save, saved, |()| &Memory::No).await?)
 }
 
 pub(super) async fn save<H: Inspect>(cx: Context<'_, H>, args: DomainSaveArgs) -> Outcome<()> {

@@ -9,7 +9,7 @@ use virtsnap_engine::error::{Condition, Error, Origin};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::options::{
     Afterwards, Consolidate, CreateOptions, DeleteOptions, DeleteScope, ListFilter, ListRoot,
-    Metadata, New, Overlays, RevertOptions, RevertState, Scope,
+    Meanwhile, Metadata, New, Overlays, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::ports::EventSink;
 use virtsnap_rpc::remote::*;
@@ -40,8 +40,8 @@ const ATOMIC: Flag = (128, "VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC");
 const LIVE: Flag = (256, "VIR_DOMAIN_SNAPSHOT_CREATE_LIVE");
 const VALIDATE: Flag = (512, "VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE");
 
-/// The flag word of virDomainSnapshotCreateXML as options.
-fn create_options(bits: u32) -> Outcome<CreateOptions> {
+/// The flag word of virDomainSnapshotCreateXML as options, with what the administrator said.
+fn create_options(bits: u32, meanwhile: Meanwhile) -> Outcome<CreateOptions> {
     let known = [
         REDEFINE,
         CURRENT,
@@ -78,6 +78,7 @@ fn create_options(bits: u32) -> Outcome<CreateOptions> {
         afterwards: if has(HALT) { Afterwards::Halt } else { Afterwards::Continue },
         overlays: if has(REUSE_EXT) { Overlays::Reuse } else { Overlays::Create },
         becomes_current: !has(CREATE_NO_CURRENT),
+        meanwhile,
     }))
 }
 
@@ -136,7 +137,7 @@ async fn create_or_redefine<H: Inspect>(
     cx: &Context<'_, H>,
     args: DomainSnapshotCreateXmlArgs,
 ) -> Outcome<SnapshotRef> {
-    let options = create_options(args.flags)?;
+    let options = create_options(args.flags, cx.daemon.domains.meanwhile)?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     if args.flags & HALT.0 != 0 && !domain.is_persistent() {
@@ -162,7 +163,7 @@ async fn create_or_redefine<H: Inspect>(
             let _job = domains.job(&domain, Operation::SnapshotCreate).await?;
             let creating = domains.snapshots.create(&domain.book, &request, &new);
             let made = jobs::watched(cx, &domain, Operation::SnapshotCreate, creating, |moment| {
-                matches!(moment.memory, Memory::External { .. })
+                &moment.memory
             })
             .await;
             domains.drop_if_gone(&domain);
@@ -221,7 +222,7 @@ pub(super) async fn revert<H: Inspect>(
     let was_active = domains.active(&domain).is_some();
     let reverting = domains.snapshots.revert(&domain.book, &args.snap.name, &options);
     let reverted =
-        jobs::watched(&cx, &domain, Operation::SnapshotRevert, reverting, |()| false).await;
+        jobs::watched(&cx, &domain, Operation::SnapshotRevert, reverting, |()| &Memory::No).await;
     if reverted.is_ok() && was_active && domains.active(&domain).is_none() {
         domain.set_off(ShutOffReason::FromSnapshot);
     }
@@ -282,7 +283,7 @@ pub(super) async fn delete<H: Inspect>(
     }
     let deleting = domains.snapshots.delete(&domain.book, &args.snap.name, &options);
     let deleted =
-        jobs::watched(&cx, &domain, Operation::SnapshotDelete, deleting, |()| false).await;
+        jobs::watched(&cx, &domain, Operation::SnapshotDelete, deleting, |()| &Memory::No).await;
     domains.drop_if_gone(&domain);
     Ok(deleted?)
 }
@@ -521,7 +522,7 @@ mod tests {
     #[test]
     fn nonsense_in_create_flags_is_refused() {
         for bits in [2, 1 | 4, 1 | 8, 64, 256 | 1, 1024, 1 << 15, 1 << 17, 1 | 1 << 16] {
-            assert_eq!(code(create_options(bits).unwrap_err()), 8, "{bits:#x}");
+            assert_eq!(code(create_options(bits, Meanwhile::GoesOn).unwrap_err()), 8, "{bits:#x}");
         }
     }
 
@@ -539,18 +540,19 @@ mod tests {
 
     #[test]
     fn create_flags_become_options() {
-        let CreateOptions::New(new) = create_options(16 | 64 | 128 | 4).unwrap() else {
+        let CreateOptions::New(new) = create_options(16 | 64 | 128 | 4, Meanwhile::GoesOn).unwrap()
+        else {
             panic!("not a redefine");
         };
         assert_eq!(new.scope, Scope::DiskOnly { quiesce: true });
         assert_eq!(new.metadata, Metadata::Forget);
-        let redefine = create_options(3).unwrap();
+        let redefine = create_options(3, Meanwhile::GoesOn).unwrap();
         assert_eq!(redefine, CreateOptions::Redefine { make_current: true });
     }
 
     #[test]
     fn our_own_bits_become_options() {
-        let CreateOptions::New(new) = create_options(1 << 16).unwrap() else {
+        let CreateOptions::New(new) = create_options(1 << 16, Meanwhile::GoesOn).unwrap() else {
             panic!("not a redefine");
         };
         assert!(!new.becomes_current);
@@ -569,7 +571,7 @@ mod tests {
 
     #[test]
     fn a_call_with_halt_never_gets_code_8() {
-        let failure = create_options(64 | 8).unwrap_err();
+        let failure = create_options(64 | 8, Meanwhile::GoesOn).unwrap_err();
         assert_eq!(code(without_invalid_argument(failure)), 74);
         let engine = Error::snapshot(Condition::InvalidArgument, "no");
         assert_eq!(code(without_invalid_argument(engine.into())), 74);

@@ -26,7 +26,7 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    fn what(self) -> &'static str {
+    pub(crate) fn what(self) -> &'static str {
         match self {
             Operation::Change(what) => what,
             Operation::Start => "a start",
@@ -52,6 +52,8 @@ pub(crate) struct Figures {
     pub(crate) elapsed: u64,
     /// Memory on its way to a file.
     pub(crate) memory: Option<MemoryJob>,
+    /// How long its guest stood still for a snapshot with memory, once that is over.
+    pub(crate) stood: Option<u64>,
     /// Of disks whose layers are merged.
     pub(crate) merged: u64,
     pub(crate) to_merge: u64,
@@ -60,7 +62,7 @@ pub(crate) struct Figures {
 impl Figures {
     pub(crate) fn new(operation: Operation, since: Instant) -> Self {
         let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Self { operation, elapsed, memory: None, merged: 0, to_merge: 0 }
+        Self { operation, elapsed, memory: None, stood: None, merged: 0, to_merge: 0 }
     }
 }
 

@@ -12,6 +12,7 @@ use virtsnap_engine::domain::{
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::StateKind;
+use virtsnap_engine::options::Meanwhile;
 use virtsnap_engine::plan::MomentChange;
 use virtsnap_engine::plan::state_files::copy_of;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
@@ -28,6 +29,8 @@ pub(crate) struct Domains<H> {
     pub(crate) hypervisor: Arc<H>,
     pub(crate) table: Arc<Table>,
     pub(crate) snapshots: Snapshots<H, Store, Store>,
+    /// For new snapshots.
+    pub(crate) meanwhile: Meanwhile,
     changes: tokio::sync::Mutex<()>,
 }
 
@@ -92,7 +95,13 @@ impl<H: Hypervisor> Domains<H> {
     pub(crate) fn new(hypervisor: Arc<H>, table: Arc<Table>) -> Self {
         let store = table.store().clone();
         let snapshots = Snapshots::new(hypervisor.clone(), store.clone(), store);
-        Self { hypervisor, table, snapshots, changes: tokio::sync::Mutex::default() }
+        let (changes, meanwhile) = (tokio::sync::Mutex::default(), Meanwhile::default());
+        Self { hypervisor, table, snapshots, meanwhile, changes }
+    }
+
+    /// As the administrator said.
+    pub(crate) fn with(self, meanwhile: Meanwhile) -> Self {
+        Self { meanwhile, ..self }
     }
 
     // -- looking -------------------------------------------------------------------------------

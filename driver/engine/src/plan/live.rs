@@ -8,7 +8,13 @@
 //! | internal | internal | – | the save job, which takes memory and disks |
 //! | internal | mixed | pause, the save job | switch to the overlays |
 //! | internal | external, none | pause, memory into an image of its own | switch, or the record |
-//! | external | any, none | pause (or not: live), memory into a save image | as without memory |
+//! | external | any, none | memory into a save image | as without memory |
+//!
+//! External memory of a running guest is saved live: it stands still for the last pages only. It is
+//! paused before where the administrator wants it as libvirt has it, and where it is to be halted,
+//! unless the caller asked for `live`: what is to end soon has nothing to go on for, and memory that
+//! nobody writes to is saved soonest, in the smallest file. The save itself stops a guest that writes
+//! faster than the file takes it. Internal memory is always that of a guest that stands still.
 //!
 //! Every new file is made before the guest stops. A disk that the user takes care of (`manual`)
 //! leaves the guest stopped: it is for the user to let it go on.
@@ -22,7 +28,7 @@ use super::{Finish, Pivot, Plan, ResumeReason, Step, state_files};
 use crate::domain::{State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{AgentState, DomainFacts, PathKind, Target};
-use crate::options::{Afterwards, New, Overlays, Scope};
+use crate::options::{Afterwards, Meanwhile, New, Overlays, Scope};
 
 /// The disks that take part, by where their snapshot goes.
 #[derive(Debug, Default)]
@@ -67,7 +73,7 @@ pub(super) fn arrange(
     // the moment that the memory is of, and a guest that is to be halted is not to go on.
     let goes_on = options.afterwards == Afterwards::Continue;
     let stops_itself = one_job && goes_on && !state_files::any(facts);
-    let live = runs && options.scope == Scope::FullSystem { live: true };
+    let live = runs && saved_live(moment, options);
     let stops = runs && (manual || (moment.memory.is_saved() && !stops_itself));
     if let Memory::Internal { image: Some(image) } = &moment.memory {
         plan.prepare.push(Step::CreateVmStateImage { image: image.into() });
@@ -104,6 +110,13 @@ pub(super) fn arrange(
         plan.finish.push(Finish::Resume(ResumeReason::Unpaused));
     }
     Ok(())
+}
+
+fn saved_live(moment: &Definition, options: &New) -> bool {
+    let asked = options.scope == Scope::FullSystem { live: true };
+    let by_itself =
+        options.meanwhile == Meanwhile::GoesOn && options.afterwards == Afterwards::Continue;
+    matches!(moment.memory, Memory::External { .. }) && (asked || by_itself)
 }
 
 fn check_quiesce(facts: &DomainFacts, manual: bool) -> Result<()> {

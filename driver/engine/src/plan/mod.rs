@@ -107,7 +107,8 @@ pub enum Step {
     SnapshotImage { image: PathBuf, tag: String },
     /// Memory and device state into a save image, with `definition` in its header; durable when
     /// done. The guest was stopped before, unless `live`: then it goes on until the last pages are
-    /// written. When done it is stopped, and its block nodes can be snapshot and written to.
+    /// written, or the file may not grow any more. When done it is stopped, and its block nodes can
+    /// be snapshot and written to.
     /// A file that is there already is refused, unless it is empty or `overwrite`.
     /// Undo: end the migration, remove the file if this step made it, and if it was `live` and
     /// the guest ran before, let it run again.

@@ -277,12 +277,16 @@ impl Inner {
     ) -> Result<()> {
         let guest = self.guest()?;
         assert_eq!(guest.running, live, "what runs is saved live, what is stopped is not");
-        let (memory, definition) = (guest.memory, definition.clone());
         match self.images.get_mut(file) {
             None => self.new_image(file, Image::default())?,
             Some(found) if overwrite || *found == Image::default() => {}
             Some(_) => return Err(Error::new(Condition::OperationFailed, "the file exists")),
         }
+        if live {
+            // Pass by pass: what is kept is of the moment at which it stops.
+            (0..3).for_each(|_| self.live());
+        }
+        let (memory, definition) = (self.guest()?.memory, definition.clone());
         self.image(file)?.memory = Some(SavedMemory { memory, definition });
         let guest = self.guest()?;
         (guest.running, guest.saved) = (false, true);

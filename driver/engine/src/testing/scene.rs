@@ -21,8 +21,8 @@ use crate::book::Book;
 use crate::error::{Error, Result};
 use crate::facts::{Format, StateKind};
 use crate::options::{
-    Afterwards, Consolidate, DeleteOptions, DeleteScope, Metadata, New, RevertOptions, RevertState,
-    Scope,
+    Afterwards, Consolidate, DeleteOptions, DeleteScope, Meanwhile, Metadata, New, RevertOptions,
+    RevertState, Scope,
 };
 use crate::ports::Journals;
 use crate::snapshots::Snapshots;
@@ -70,7 +70,9 @@ pub enum Op {
 pub enum Memory {
     None,
     Inside,
+    /// The guest stands still meanwhile, as the administrator wants it.
     Outside,
+    /// As it is by itself.
     Live,
 }
 
@@ -94,7 +96,7 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn mix(n: u8, memory: Memory, locations: [Location; 2]) -> (Request, Scope) {
+fn mix(n: u8, memory: Memory, locations: [Location; 2]) -> (Request, New) {
     let disks = DISKS
         .iter()
         .zip(locations)
@@ -103,15 +105,17 @@ fn mix(n: u8, memory: Memory, locations: [Location; 2]) -> (Request, Scope) {
         Memory::None => ("", Scope::DiskOnly { quiesce: false }),
         Memory::Inside => ("<memory snapshot='internal'/>", Scope::FullSystem { live: false }),
         Memory::Outside => ("<memory snapshot='external'/>", Scope::FullSystem { live: false }),
-        Memory::Live => ("<memory snapshot='external'/>", Scope::FullSystem { live: true }),
+        Memory::Live => ("<memory snapshot='external'/>", Scope::FullSystem { live: false }),
     };
+    let meanwhile =
+        if memory == Memory::Outside { Meanwhile::StandsStill } else { Meanwhile::GoesOn };
     let disks: String = disks.collect();
     let name = name(n);
     let text = format!(
         "<domainsnapshot><name>{name}</name>{asked}<disks>{disks}</disks></domainsnapshot>"
     );
     let parsed = Request::parse(&Element::parse(&text).expect("it is XML"));
-    (parsed.expect("it is a request"), scope)
+    (parsed.expect("it is a request"), New { meanwhile, ..New::plain(scope) })
 }
 
 fn create(world: &World, book: &Mutex<Book>, request: &Request, options: &New) -> Result<()> {
@@ -152,8 +156,8 @@ pub fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(
             create(world, book, &plain(n), &options)
         }
         Op::Mix(n, memory, vda, vdb) => {
-            let (request, scope) = mix(n, memory, [vda, vdb]);
-            create(world, book, &request, &New::plain(scope))
+            let (request, options) = mix(n, memory, [vda, vdb]);
+            create(world, book, &request, &options)
         }
         Op::Revert(n, state) => revert(world, book, n, RevertOptions { state, ..back }),
         Op::Discard(n) => revert(world, book, n, RevertOptions { discard: true, ..back }),

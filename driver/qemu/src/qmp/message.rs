@@ -1,6 +1,8 @@
 //! What the monitor says, one JSON object a line. Fields, events and error classes that we do
 //! not know are tolerated: a newer QEMU must not cost us the connection.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 /// An event, as sent. `data` is null where QEMU sends none.
@@ -14,6 +16,12 @@ pub struct QmpEvent {
 }
 
 impl QmpEvent {
+    /// Since the epoch, by QEMU's clock.
+    pub(crate) fn time(&self) -> Duration {
+        let micros = Duration::from_micros(u64::try_from(self.micros).unwrap_or_default());
+        Duration::from_secs(u64::try_from(self.seconds).unwrap_or_default()).saturating_add(micros)
+    }
+
     /// A string among the event's data.
     pub fn text(&self, field: &str) -> Option<&str> {
         self.data.get(field).and_then(Value::as_str)

@@ -14,7 +14,7 @@ use super::{Damage, Format, Head};
 use crate::image::claim::Writing;
 use crate::image::{blocking, failure, system};
 use crate::instance::Instance;
-use crate::migration::{self, Incoming};
+use crate::migration::{self, Guest, Incoming, Room};
 
 /// How long the last bytes may take into or out of a file when QEMU has failed.
 const LAST_BYTES: Duration = Duration::from_secs(60);
@@ -31,6 +31,10 @@ pub(crate) async fn save(
     let path = target.path().to_owned();
     let wrong = move |err| system("write", &path, err);
     let mut file = target.file().try_clone().map_err(&wrong)?;
+    let guest = match live {
+        true => Guest::GoesOn(room(&file, &head).map_err(&wrong)?),
+        false => Guest::Stands,
+    };
     let (read, write) = carry::pipe().map_err(&wrong)?;
     let passed = Passed::default();
     let copy = {
@@ -40,7 +44,7 @@ pub(crate) async fn save(
             carry::into_file(format, read, &file, &passed)
         })
     };
-    let saved = migration::save(instance, write, live, &passed).await;
+    let saved = migration::save(instance, write, guest, &passed).await;
     if saved.is_err() {
         // Otherwise QEMU keeps its end open, and there is no end to wait for.
         let _ = migration::end(instance).await;
@@ -57,6 +61,17 @@ pub(crate) async fn save(
         target.publish()
     })
     .await
+}
+
+/// What there is for the stream: of a device all that is behind the head, whatever it holds now.
+fn room(file: &File, head: &Head) -> io::Result<Room> {
+    if file.metadata()?.is_file() {
+        return Ok(Room::FileSystemOf(file.try_clone()?));
+    }
+    let mut device = file;
+    let length = device.seek(SeekFrom::End(0))?;
+    device.rewind()?;
+    Ok(Room::Bytes(length.saturating_sub(head.stream_at())))
 }
 
 fn torn(err: tokio::task::JoinError) -> Error {

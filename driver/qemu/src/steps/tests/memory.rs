@@ -6,6 +6,7 @@ use virtsnap_engine::facts::MemoryFile;
 use virtsnap_xml::domain::to_inactive;
 
 use super::*;
+use crate::migration::{Guest, Room};
 use crate::save_image::{Damage, Format as Stream, Head, Saved};
 
 fn save(file: &Path, live: bool, overwrite: bool, instance: &Instance) -> Step {
@@ -235,12 +236,57 @@ async fn a_file_that_cannot_be_written_leaves_the_guest_as_it_was() {
         });
         let passed = Default::default();
         // So small a guest may fit into the pipe, so that QEMU does not notice.
-        let _ = crate::migration::save(&instance, write, live, &passed).await;
+        let asked = if live { Guest::GoesOn(Room::Bytes(u64::MAX)) } else { Guest::Stands };
+        let _ = crate::migration::save(&instance, write, asked, &passed).await;
         assert!(copy.await.unwrap().is_err());
         bed.undo(&step).await;
         assert_eq!(status(&instance).await == "running", running);
         assert_eq!(instance.state(), state, "live: {live}");
         assert!(guest(&instance, 0, "write -P 3 0 64k").await);
+    }
+}
+
+/// A guest that goes on is stopped at once where its file has room for no more than its memory, and
+/// the pipe is filled only when it is: so nothing but that can have stopped it.
+#[tokio::test]
+async fn a_guest_stands_still_where_there_is_no_room_for_more() {
+    let Some(bed) = Bed::new() else { return };
+    let a = bed.image("a").await;
+    let instance = bed.start(&[&a]).await;
+    for (room, stops) in [(Room::Bytes(32 << 20), true), (Room::Bytes(u64::MAX), false)] {
+        instance.resume(RunningReason::Unpaused).await.unwrap();
+        bed.events();
+        let (read, write) = crate::save_image::carry::pipe().unwrap();
+        rustix::pipe::fcntl_setpipe_size(&write, 4096).unwrap();
+        let passed = Default::default();
+        let saving = crate::migration::save(&instance, write, Guest::GoesOn(room), &passed);
+        let watching = async {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            let is_sending = || async {
+                let now = crate::migration::progress(&instance.qmp).await.unwrap();
+                now.status == "active" && now.ram.transferred > 0
+            };
+            while std::time::Instant::now() < deadline && !is_sending().await
+                || stops && instance.state() == State::Running(RunningReason::Unpaused)
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            // Some looks later it still is as it was.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            let state = instance.state();
+            let all = tokio::task::spawn_blocking(move || {
+                let mut read = fs::File::from(read);
+                std::io::copy(&mut read, &mut std::io::sink()).unwrap()
+            });
+            (state, all.await.unwrap())
+        };
+        let (saved, (state, length)) = tokio::join!(saving, watching);
+        saved.unwrap();
+        assert!(length > 1 << 16, "{length}");
+        let stood = State::Paused(PausedReason::Snapshot);
+        assert_eq!(state == stood, stops, "{state:?}");
+        assert_eq!(instance.state(), stood);
+        assert_eq!(bed.events(), [Event::Suspended(Suspended::Paused)]);
     }
 }
 
@@ -375,7 +421,7 @@ async fn a_save_can_be_watched_and_aborted() {
     let (read, write) = crate::save_image::carry::pipe().unwrap();
     rustix::pipe::fcntl_setpipe_size(&write, 4096).unwrap();
     let passed = Default::default();
-    let saving = crate::migration::save(&instance, write, false, &passed);
+    let saving = crate::migration::save(&instance, write, Guest::Stands, &passed);
     let watching = async {
         loop {
             if let Some(job) = bed.qemu.memory_job(bed.uuid).await.unwrap() {
