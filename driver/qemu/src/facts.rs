@@ -285,12 +285,17 @@ fn is_there(path: &Path) -> bool {
             && matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice))
 }
 
-/// QEMU goes on with a file that was moved away or written over; whoever opens it next will not.
+/// QEMU goes on with a file that was moved away, written over or cut short; whoever opens it next
+/// will not.
 fn is_still_there(path: &Path, format: &Format) -> bool {
+    let has_header = || match header::open_image(path)? {
+        Some(file) => header::read(&file),
+        None => Ok(None),
+    };
     is_there(path)
         && (image::is_network(path)
             || *format != Format::Qcow2
-            || header::overlay_format(path).is_ok_and(|found| found == Some(Format::Qcow2)))
+            || has_header().is_ok_and(|header| header.is_some()))
 }
 
 /// Images that moments name or that we made, and that no disk stands on.
