@@ -31,22 +31,32 @@ pub fn signal(name: &str, ids: &[u32]) {
 pub enum Slow {
     /// It is held when an entry of the journal is on the disk, before it does what that announces.
     Acts,
+    /// It is held where the next entry of its journal is on the disk, until strace is no more.
+    NextAct,
     /// It is held before it writes anything: when QEMU has answered, before the journal says so.
     Words,
     /// Memory goes into its file by about five MiB a second.
     Memory,
+    /// A tool that it starts is held after each write to an image.
+    Images,
 }
+
+/// What [`slow`] saw, in strace's words.
+const SLOWED: &str = "slowed.log";
 
 /// It ends with the daemon.
 pub fn slow(world: &World, what: Slow) -> Child {
     let daemon = world.process().expect("the daemon runs");
     let (call, delay) = match what {
         Slow::Acts => ("fdatasync", "delay_exit=150000"),
+        Slow::NextAct => ("fdatasync", "delay_exit=3600000000"),
         Slow::Words => ("write", "delay_enter=60000"),
         Slow::Memory => ("splice", "delay_enter=200000"),
+        Slow::Images => ("pwrite64,pwritev", "delay_exit=60000"),
     };
     let strace = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.to_string()])
+        .args(["-f", "-qq", "-p", &daemon.to_string(), "-o"])
+        .arg(world.path(SLOWED))
         .args(["-e", &format!("trace={call}"), "-e", &format!("inject={call}:{delay}")])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -115,6 +125,12 @@ impl World {
             return None;
         }
         Some(Killed { journal, complaint })
+    }
+
+    /// Calls that [`slow`] held up to now.
+    pub fn slowed(&self) -> usize {
+        let seen = std::fs::read_to_string(self.path(SLOWED)).unwrap_or_default();
+        seen.lines().filter(|line| !line.contains("resumed>")).count()
     }
 
     /// A client that is not waited for.

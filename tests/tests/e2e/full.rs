@@ -2,7 +2,9 @@
 //! unfinished and resumed by the same call when there is room again; the guest goes on, and what
 //! it wrote is there.
 
-use virtsnap_tests::faults::{Slow, Small, is_all, orphans, signal, slow};
+use std::process::Output;
+
+use virtsnap_tests::faults::{Slow, Small, is_all, orphans, slow};
 use virtsnap_tests::{Guest, GuestSpec, World, host, images, skip};
 
 const PAGE: u64 = 4096;
@@ -131,6 +133,19 @@ fn the_base_cannot_take_what_is_merged() {
     }
 }
 
+/// The room goes when the first act is announced, and the daemon held before it begins with it.
+fn without_room_from_the_first_act(small: &Small, vm: &Guest, line: &str) -> Output {
+    let mut held = slow(vm.world, Slow::NextAct);
+    let client = vm.world.ask(&line.replace("{}", vm.name()));
+    let announced = || vm.world.journal().filter(|entries| !entries.is_empty()).map(drop);
+    host::wait("the first act", 60, announced);
+    small.fill_but(0);
+    assert_eq!(vm.world.journal().map(|entries| entries.len()), Some(1), "it was not held");
+    let _ = held.kill();
+    held.wait().expect("it is ours");
+    client.wait_with_output().expect("it is ours")
+}
+
 /// An overlay, and memory, that have no room, or no more of it.
 #[test]
 fn what_is_new_has_no_room() {
@@ -156,14 +171,7 @@ fn what_is_new_has_no_room() {
     small.empty();
     // The room goes while it is worked on.
     for line in [&take, &save] {
-        let mut held = slow(&world, Slow::Acts);
-        let client = world.ask(&line.replace("{}", "vm"));
-        let started = || world.journal().filter(|entries| !entries.is_empty()).map(drop);
-        host::wait("the first act", 60, started);
-        small.fill_but(0);
-        let told = client.wait_with_output().expect("it is ours");
-        let _ = held.kill();
-        held.wait().expect("it is ours");
+        let told = without_room_from_the_first_act(&small, &vm, line);
         assert!(!told.status.success(), "{line}");
         is_sound(&vm, line);
         assert!(vm.snapshots().is_empty() && !overlay.exists() && !memory.exists(), "{line}");
@@ -191,17 +199,7 @@ fn memory_inside_an_image_runs_out_of_room() {
     vm.write("vda", 1, 1);
     vm.virsh("snapshot-create-as {} before");
     vm.write("vda", 1, 2);
-    let mut held = slow(&world, Slow::Acts);
-    let client = world.ask("snapshot-create-as vm m");
-    let started = || world.journal().filter(|entries| !entries.is_empty()).map(drop);
-    host::wait("the first act", 60, started);
-    let daemon = [world.process().expect("the daemon runs")];
-    signal("STOP", &daemon);
-    small.fill_but(0);
-    signal("CONT", &daemon);
-    let told = client.wait_with_output().expect("it is ours");
-    let _ = held.kill();
-    held.wait().expect("it is ours");
+    let told = without_room_from_the_first_act(&small, &vm, "snapshot-create-as {} m");
     let complaint = String::from_utf8_lossy(&told.stderr);
     // QEMU calls it an error of input or output.
     assert!(!told.status.success() && complaint.contains("saving the snapshot"), "{complaint}");
