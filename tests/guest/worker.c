@@ -14,6 +14,8 @@
  *
  *   lie     write a wrong number to the first disk behind the memory's back (negative control)
  *   say X   print X
+ *   flood N from now on write into each of N clusters of the first disk, one after the other, over
+ *           and over, as fast as it takes them (0: no more)
  *   off     power off
  *   var X   write X into a UEFI variable, var? says what it holds
  *   nv X    write X into a persistent index of the TPM, nv? says what it holds
@@ -37,6 +39,7 @@
 #include <unistd.h>
 
 enum { BLOCK = 4096, OFFSET = 1 << 20, DISKS = 4, BUTTONS = 4 };
+enum { CLUSTER = 64 << 10, FLOOD = 2 << 20, FLOODED = 128 };
 static const char MAGIC[] = "virtsnap counter ";
 
 static int console;
@@ -45,6 +48,7 @@ static int disks;
 static int button[BUTTONS];
 static int buttons;
 static char *block;
+static int flood; /* clusters, of which there are FLOODED at FLOOD */
 
 static void say(const char *format, ...)
 {
@@ -77,6 +81,14 @@ static void write_counter(int i, long n)
 	snprintf(block, BLOCK, "%s%ld\n", MAGIC, n);
 	if (pwrite(disk[i], block, BLOCK, OFFSET) != BLOCK)
 		say("ERROR write vd%c: %s\n", 'a' + i, strerror(errno));
+}
+
+static void flood_on(void)
+{
+	static unsigned long turn;
+	snprintf(block, BLOCK, "flood %lu\n", ++turn);
+	if (pwrite(disk[0], block, BLOCK, FLOOD + turn % flood * CLUSTER) != BLOCK)
+		say("ERROR flood: %s\n", strerror(errno));
 }
 
 static void power_off(void)
@@ -165,6 +177,10 @@ static void command(const char *line, long memory)
 		say("LIED disk now says %ld\n", memory + 1000);
 	} else if (!strncmp(line, "say ", 4)) {
 		say("SAID %s\n", line + 4);
+	} else if (!strncmp(line, "flood ", 6)) {
+		int clusters = atoi(line + 6);
+		flood = disks > 0 && clusters > 0 ? clusters % (FLOODED + 1) : 0;
+		say("FLOODING %d\n", flood);
 	} else if (!strncmp(line, "var ", 4)) {
 		write_variable(line + 4);
 	} else if (!strcmp(line, "var?")) {
@@ -217,7 +233,10 @@ static void serve(struct timespec until, long memory)
 		struct pollfd fds[1 + BUTTONS] = { { .fd = console, .events = POLLIN } };
 		for (int i = 0; i < buttons; i++)
 			fds[1 + i] = (struct pollfd){ .fd = button[i], .events = POLLIN };
-		if (poll(fds, 1 + buttons, left) <= 0)
+		int ready = poll(fds, 1 + buttons, flood ? 0 : left);
+		if (flood && ready >= 0)
+			flood_on();
+		else if (ready <= 0)
 			return;
 		if (fds[0].revents & POLLIN)
 			typed(memory);

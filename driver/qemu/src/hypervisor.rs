@@ -68,6 +68,18 @@ impl Default for MergeLimits {
     }
 }
 
+/// QEMU and qemu-img move up to so many bytes at once, and then pause until that is within their
+/// speed.
+const AT_ONCE: u64 = 16 << 20;
+
+impl MergeLimits {
+    /// How long nothing moves after so many bytes, by `speed` alone.
+    pub(crate) fn pause(&self, moved: u64) -> Duration {
+        let millis = moved.min(AT_ONCE).saturating_mul(1000).checked_div(self.speed);
+        millis.map_or(Duration::ZERO, Duration::from_millis)
+    }
+}
+
 impl QemuConfig {
     /// Debian's programs, QEMU as who we are.
     pub fn new(run_dir: PathBuf, state_dir: PathBuf, log_dir: PathBuf) -> Self {

@@ -38,6 +38,7 @@ mod places;
 mod quiesce;
 mod refusals;
 mod save;
+mod stalls;
 mod survive;
 mod transient;
 mod unfinished;

@@ -255,14 +255,15 @@ fn a_new_daemon_takes_up_the_merge_that_goes_on() {
 /// writes are held back, then the merge is ended, and nothing of either is left.
 #[test]
 fn a_merge_that_the_guest_outruns_is_ended_with_the_chain_consistent() {
-    let slower = "merge_bytes_per_second = 4096\nmerge_window_seconds = 3\nmerge_throttles = 2\n";
+    let slower = "merge_bytes_per_second = 32768\nmerge_window_seconds = 1\nmerge_throttles = 2\n";
     let mut world = World::stopped(virtsnap_tests::Daemon::Virtsnapd);
     world.config = slower.to_owned();
     world.start();
     let vm = world.boot(GuestSpec::new("vm"));
     vm.count_on(1);
     vm.virsh("snapshot-create-as {} one --disk-only");
-    vm.live_io("vda", "write -P 2 4M 8M");
+    // What is merged at once is soon within that speed.
+    vm.live_io("vda", "write -P 2 4M 64k");
     let limit = |key: &str| {
         let told = vm.virsh("qemu-monitor-command {} '{\"execute\":\"query-block\"}'");
         let (_, after) = told.split_once(&format!("\"{key}\":")).expect("a limit is told");

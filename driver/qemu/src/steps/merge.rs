@@ -108,11 +108,14 @@ impl Qemu {
         merging: &Merging,
     ) -> Result<(), MergeError> {
         let id = job::id("merge", target);
-        let chain = follow(instance, target).await?;
-        let is_adopted = job::find(&instance.qmp, &id).await.map_err(asked)?.is_some();
-        let at = depth(&chain, top);
-        if is_adopted || at.is_some() {
+        let mut is_adopted = job::find(&instance.qmp, &id).await.map_err(asked)?.is_some();
+        loop {
+            let chain = follow(instance, target).await?;
+            let at = depth(&chain, top);
             if !is_adopted {
+                if at.is_none() {
+                    break;
+                }
                 may_begin(merging)?;
                 let arguments = self.commit_arguments(instance, &chain, &id, top, base).await;
                 let arguments = arguments.map_err(MergeError::NotMerged)?;
@@ -126,7 +129,10 @@ impl Qemu {
                 is_active: at == Some(0),
                 is_adopted,
             };
-            self.drive(instance, act, merging).await?;
+            if self.drive(instance, act, merging).await? {
+                break;
+            }
+            is_adopted = false;
         }
         let chain = follow(instance, target).await?;
         if depth(&chain, top).is_some() {
@@ -207,17 +213,23 @@ impl Qemu {
         merging: &Merging,
     ) -> Result<(), MergeError> {
         let id = job::id("merge", target);
-        let chain = follow(instance, target).await?;
-        let is_adopted = job::find(&instance.qmp, &id).await.map_err(asked)?.is_some();
-        if is_adopted || !is_streamed(&chain, top, base) {
+        let mut is_adopted = job::find(&instance.qmp, &id).await.map_err(asked)?.is_some();
+        loop {
+            let chain = follow(instance, target).await?;
             if !is_adopted {
+                if is_streamed(&chain, top, base) {
+                    break;
+                }
                 may_begin(merging)?;
                 let arguments = self.stream_arguments(instance, &chain, &id, top, base);
                 let arguments = arguments.map_err(MergeError::NotMerged)?;
                 instance.qmp.execute("block-stream", arguments).await.map_err(asked)?;
             }
             let act = Act { target, id: &id, top, base: None, is_active: false, is_adopted };
-            self.drive(instance, act, merging).await?;
+            if self.drive(instance, act, merging).await? {
+                break;
+            }
+            is_adopted = false;
         }
         let chain = follow(instance, target).await?;
         if !is_streamed(&chain, top, base) {
@@ -289,16 +301,18 @@ impl Qemu {
     }
 
     fn watch<'a>(&self, merging: &'a Merging) -> Watch<'a> {
-        Watch { merging, stall: self.config().merges.stall }
+        let limits = self.config().merges;
+        Watch { merging, stall: limits.stall.saturating_add(limits.pause(u64::MAX)) }
     }
 
-    /// From wherever the job is to its end.
+    /// From wherever the job is to its end. False: it is one that was told to end before, or failed
+    /// by itself then, so that the merge is to be begun anew.
     async fn drive(
         &self,
         instance: &Instance,
         act: Act<'_>,
         merging: &Merging,
-    ) -> Result<(), MergeError> {
+    ) -> Result<bool, MergeError> {
         let qmp = &instance.qmp;
         let limits = self.config().merges;
         let mut events = qmp.events();
@@ -349,7 +363,7 @@ impl Qemu {
             found =
                 job::next(qmp, &mut events, act.id, limits.stall).await.map_err(asked_of_job)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The job has done all but to change headers and to switch the disk.
@@ -413,7 +427,7 @@ impl Qemu {
         }
     }
 
-    /// What a job that is over came to; `why` we ended it.
+    /// What a job that is over came to, as [`Self::drive`]; `why` we ended it.
     async fn conclude_merge(
         &self,
         instance: &Instance,
@@ -421,7 +435,7 @@ impl Qemu {
         kind: BlockJobKind,
         job: &job::Job,
         why: Option<Error>,
-    ) -> Result<(), MergeError> {
+    ) -> Result<bool, MergeError> {
         let outcome = job::outcome(job, "the block job");
         if outcome.is_err() {
             let state_dir = &self.config().state_dir;
@@ -441,7 +455,14 @@ impl Qemu {
         if outcome.is_err() {
             nodes::sweep(instance).await.map_err(MergeError::InDoubt)?;
         }
-        outcome.map_err(|err| MergeError::NotMerged(why.unwrap_or(err)))
+        match (outcome, why) {
+            (Ok(()), _) => Ok(true),
+            (Err(err), None) if act.is_adopted => {
+                tracing::info!(domain = instance.name, disk = act.target, "{}", err.chain());
+                Ok(false)
+            }
+            (Err(err), why) => Err(MergeError::NotMerged(why.unwrap_or(err))),
+        }
     }
 
     fn tell(
