@@ -133,9 +133,12 @@ impl World {
         seen.lines().filter(|line| !line.contains("resumed>")).count()
     }
 
-    /// A client that is not waited for.
+    /// A client that is not waited for: virsh, or what `virtsnap …` says.
     pub fn ask(&self, line: &str) -> Child {
-        let mut client = self.virsh.command(line);
+        let mut client = match line.strip_prefix("virtsnap ") {
+            Some(line) => self.virsh.virtsnap_command(line),
+            None => self.virsh.command(line),
+        };
         client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         client.spawn().expect("virsh is there")
     }

@@ -63,9 +63,14 @@ impl Virsh {
 
     /// `virtsnap` with this daemon; words are parted by blanks.
     pub fn virtsnap(&self, line: &str) -> Outcome {
+        finish(&mut self.virtsnap_command(line), line)
+    }
+
+    /// That command line, likewise.
+    pub fn virtsnap_command(&self, line: &str) -> Command {
         let mut command = as_user(self.user, crate::host::virtsnap().as_os_str());
         command.arg("-c").arg(&self.uri).env("LC_ALL", "C.UTF-8").args(line.split_whitespace());
-        finish(&mut command, line)
+        command
     }
 
     /// Must fail; gives what it complained about.
