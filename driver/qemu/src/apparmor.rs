@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use uuid::Uuid;
+use virtsnap_block::child::confine_tool;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::plan::access::{Access, By, How};
 
 use crate::hypervisor::Qemu;
 use crate::image::{blocking, is_network};
 use crate::instance::Instance;
-use crate::system::confine_tool;
 
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 const QUERY: &str = "/sys/kernel/security/apparmor/.access";

@@ -426,7 +426,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::image::tests::{base, tool};
+    use virtsnap_block::testing::{base, tool};
 
     fn overlay(path: &Path, backing: &str) {
         let made = Command::new("qemu-img")

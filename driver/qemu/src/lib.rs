@@ -8,8 +8,6 @@
 //! - [`process`], `status`, [`confine`]: its process, what outlives the daemon, its limits;
 //!   `apparmor`: what an administrator's profile denies it;
 //! - [`probe`]: what a QEMU binary can do; `network`, [`tpm`], `log`: what stands around a process;
-//! - [`qmp`]: the monitor connection;
-//! - [`image`]: the one door to `qemu-img`, and what it tells of images;
 //! - [`blocks`]: block nodes and backing chains of a running QEMU; [`backing`]: chains in XML;
 //! - `hotplug`: devices that come to a running guest, and go;
 //! - `client_jobs`: pull, commit and copy as a client asks for them;
@@ -33,7 +31,6 @@ mod facts;
 pub mod fuzzing;
 mod hotplug;
 pub mod hypervisor;
-pub mod image;
 mod inspect;
 pub mod instance;
 mod life;
@@ -45,7 +42,6 @@ mod place;
 mod port;
 pub mod probe;
 pub mod process;
-pub mod qmp;
 #[cfg(test)]
 mod real;
 mod reconnect;
@@ -59,3 +55,5 @@ mod system;
 pub mod tpm;
 mod transient;
 mod unapplied;
+
+pub(crate) use virtsnap_block::{image, qmp};

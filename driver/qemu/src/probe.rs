@@ -14,10 +14,10 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use virtsnap_block::child::confine_tool;
 use virtsnap_engine::error::{Condition, Error, Result};
 
 use crate::argv::QemuFacts;
-use crate::system::confine_tool;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MAX_ANSWER: u64 = 16 << 20;

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Seek, Write};
 
+use virtsnap_block::image::header;
 use virtsnap_engine::recover::verdict;
 use virtsnap_qemu::fuzzing;
-use virtsnap_qemu::image::header;
 use virtsnap_store::fuzzing as store;
 
 /// Lines of a journal without their checksums, after two bytes that choose a place. What the lines

@@ -1,14 +1,13 @@
 //! Block nodes and backing chains of a running QEMU.
 //!
 //! - `nodes`: nodes added, found, reopened, deleted; a chain as QEMU has it;
-//! - `graph`: who stands on whom;
 //! - `throttle`: a guest's writes to one disk, held back for a while;
-//! - `job`: jobs that outlive the one who started them.
+//! - `graph`, `job`: of [`virtsnap_block`].
 
-pub(crate) mod graph;
-pub(crate) mod job;
 pub(crate) mod nodes;
 pub(crate) mod throttle;
+
+pub(crate) use virtsnap_block::{graph, job};
 
 use std::path::{Path, PathBuf};
 

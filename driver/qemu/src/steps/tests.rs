@@ -20,8 +20,8 @@ use virtsnap_xml::element::Element;
 use crate::blocks::{job, nodes};
 use crate::confine::Owner;
 use crate::hypervisor::{Qemu, QemuConfig};
-use crate::image::tests::{base, holds, tool, write};
 use crate::instance::Instance;
+use virtsnap_block::testing::{base, holds, tool, write};
 
 /// As found on the way, so that another version can be put in front of it.
 fn emulator() -> Option<PathBuf> {

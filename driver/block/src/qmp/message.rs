@@ -17,7 +17,7 @@ pub struct QmpEvent {
 
 impl QmpEvent {
     /// Since the epoch, by QEMU's clock.
-    pub(crate) fn time(&self) -> Duration {
+    pub fn time(&self) -> Duration {
         let micros = Duration::from_micros(u64::try_from(self.micros).unwrap_or_default());
         Duration::from_secs(u64::try_from(self.seconds).unwrap_or_default()).saturating_add(micros)
     }
@@ -30,13 +30,13 @@ impl QmpEvent {
 
 /// An error as the monitor words it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) class: String,
-    pub(crate) desc: String,
+pub struct Refusal {
+    pub class: String,
+    pub desc: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Message {
+pub enum Message {
     Greeting,
     Event(QmpEvent),
     Reply {
@@ -49,7 +49,7 @@ pub(crate) enum Message {
 
 impl Message {
     /// None where the line is no JSON object.
-    pub(crate) fn parse(line: &[u8]) -> Option<Self> {
+    pub fn parse(line: &[u8]) -> Option<Self> {
         let Ok(Value::Object(mut object)) = serde_json::from_slice(line) else { return None };
         if let Some(Value::String(name)) = object.remove("event") {
             return Some(Message::Event(event(name, &mut object)));

@@ -215,10 +215,7 @@ impl QemuImg {
     }
 }
 
-pub(crate) fn id_of<'a>(
-    snapshots: &'a [InternalSnapshot],
-    tag: &str,
-) -> Result<&'a str, &'static str> {
+pub fn id_of<'a>(snapshots: &'a [InternalSnapshot], tag: &str) -> Result<&'a str, &'static str> {
     let mut found = snapshots.iter().filter(|snapshot| snapshot.tag == tag);
     let Some(first) = found.next() else { return Err("does not have") };
     let same_id = snapshots.iter().filter(|snapshot| snapshot.id == first.id).count();

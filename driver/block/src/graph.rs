@@ -10,10 +10,10 @@ use serde_json::Value;
 use crate::qmp::{Qmp, QmpError};
 
 /// More than any chain is deep, filters and all.
-pub(crate) const MAX_STEPS: usize = 1000;
+pub const MAX_STEPS: usize = 1000;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Graph {
+pub struct Graph {
     nodes: BTreeMap<u64, Node>,
     /// Parent → name of the edge, child.
     edges: BTreeMap<u64, Vec<(String, u64)>>,
@@ -27,13 +27,13 @@ struct Node {
 }
 
 impl Graph {
-    pub(crate) async fn query(qmp: &Qmp) -> Result<Self, QmpError> {
+    pub async fn query(qmp: &Qmp) -> Result<Self, QmpError> {
         let answer = qmp.execute("x-debug-query-block-graph", Value::Null).await?;
         Self::parse(&answer)
             .ok_or_else(|| QmpError::Protocol("an unknown form of block graph".to_owned()))
     }
 
-    pub(crate) fn parse(answer: &Value) -> Option<Self> {
+    pub fn parse(answer: &Value) -> Option<Self> {
         let mut graph = Self::default();
         for node in answer.get("nodes")?.as_array()? {
             let name = node.get("name")?.as_str()?.to_owned();
@@ -48,13 +48,13 @@ impl Graph {
         Some(graph)
     }
 
-    pub(crate) fn names(&self) -> BTreeSet<String> {
+    pub fn names(&self) -> BTreeSet<String> {
         self.nodes.values().map(|node| node.name.clone()).collect()
     }
 
     /// Of the nodes in `known`, the chain that a device stands on, topmost first; filters between
     /// them are passed over. None where no device stands on any of them.
-    pub(crate) fn chain(&self, known: &BTreeSet<String>) -> Option<Vec<String>> {
+    pub fn chain(&self, known: &BTreeSet<String>) -> Option<Vec<String>> {
         let devices = self.nodes.iter().filter(|(_, node)| node.is_device).map(|(id, _)| *id);
         let mut at = devices.into_iter().find_map(|device| self.next(device, known))?;
         let mut chain = Vec::new();

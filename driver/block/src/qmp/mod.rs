@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use virtsnap_engine::error::{Condition, Error};
 
-pub(crate) use message::Message;
+pub use message::Message;
 pub use message::QmpEvent;
 
 /// A longer line ends the connection. The largest known answer, `query-qmp-schema`, takes 0.3 MiB.

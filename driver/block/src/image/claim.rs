@@ -114,7 +114,7 @@ pub async fn create_blank(tool: &QemuImg, domain: Uuid, image: &Path) -> Result<
 
 /// A file that is being written, to be [`published`](Writing::publish).
 #[derive(Debug)]
-pub(crate) struct Writing {
+pub struct Writing {
     claim: Claim,
     file: File,
     is_new: bool,
@@ -122,7 +122,7 @@ pub(crate) struct Writing {
 
 /// Opens a file for all of its content: a new one for us alone, or one that the user made, if it is
 /// empty or may be overwritten.
-pub(crate) async fn write_anew(domain: Uuid, path: &Path, overwrite: bool) -> Result<Writing> {
+pub async fn write_anew(domain: Uuid, path: &Path, overwrite: bool) -> Result<Writing> {
     let claim = Claim::new(domain, path)?;
     blocking(move || {
         let there = match fs::metadata(&claim.last) {
@@ -152,16 +152,16 @@ pub(crate) async fn write_anew(domain: Uuid, path: &Path, overwrite: bool) -> Re
 }
 
 impl Writing {
-    pub(crate) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.claim.last
     }
 
     /// All of it is written: makes it durable, under its name.
-    pub(crate) fn publish(self) -> Result<()> {
+    pub fn publish(self) -> Result<()> {
         if self.is_new {
             return self.claim.publish().inspect_err(|_| self.claim.drop());
         }

@@ -122,7 +122,7 @@ fn named(meta: &Metadata) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::tests::{base, tool};
+    use crate::testing::{base, tool};
 
     async fn fill(tool: &QemuImg, dir: &Path) -> Result<()> {
         let (at, below) = (dir.join("at"), dir.join("base"));

@@ -13,7 +13,7 @@
 //! (it looks for a colon before the first slash), and reach QEMU as `file.filename=` options with
 //! commas doubled wherever the command takes options.
 
-pub(crate) mod blank;
+pub mod blank;
 pub mod claim;
 pub mod copy;
 pub mod edit;
@@ -35,18 +35,18 @@ use virtsnap_engine::facts::Format;
 use virtsnap_xml::domain::{Nbd, Server};
 
 /// An error about one file. To a client it is the driver's, as where libvirt makes an overlay.
-pub(crate) fn failure(condition: Condition, message: impl Into<String>) -> Error {
+pub fn failure(condition: Condition, message: impl Into<String>) -> Error {
     Error::new(condition, message)
 }
 
 /// A system call on a file failed.
-pub(crate) fn system(what: &str, path: &Path, err: io::Error) -> Error {
+pub fn system(what: &str, path: &Path, err: io::Error) -> Error {
     let errno = err.raw_os_error().unwrap_or(libc::EIO);
     failure(Condition::System(errno), format!("cannot {what} '{}'", path.display())).caused_by(err)
 }
 
 /// Runs file-system work where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|err| {
@@ -56,7 +56,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 /// The path as QEMU can be given it: absolute, UTF-8, and not one that QEMU reads as something
 /// else.
-pub(crate) fn plain_path(path: &Path) -> Result<&str> {
+pub fn plain_path(path: &Path) -> Result<&str> {
     let refuse = |why: &str| {
         Err(failure(Condition::InvalidArgument, format!("image '{}': {why}", path.display())))
     };
@@ -76,7 +76,7 @@ pub(crate) fn plain_path(path: &Path) -> Result<&str> {
 }
 
 /// The name of a format as a QEMU driver.
-pub(crate) fn driver(format: &Format) -> Result<&str> {
+pub fn driver(format: &Format) -> Result<&str> {
     let name = format.as_str();
     let plain = !name.is_empty()
         && name.len() <= 32
@@ -89,7 +89,7 @@ pub(crate) fn driver(format: &Format) -> Result<&str> {
 }
 
 /// What a file or block device is known by, whatever its name.
-pub(crate) fn identity(meta: &Metadata) -> (u64, u64, u64) {
+pub fn identity(meta: &Metadata) -> (u64, u64, u64) {
     // A block device is the same by its number, not by the inode that leads to it.
     if meta.file_type().is_block_device() {
         (0, 0, meta.rdev())
@@ -99,13 +99,13 @@ pub(crate) fn identity(meta: &Metadata) -> (u64, u64, u64) {
 }
 
 /// Two names of one image.
-pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+pub fn is_same(one: &Path, other: &Path) -> bool {
     let of = |path: &Path| std::fs::metadata(path).ok().map(|meta| identity(&meta));
     of(one).is_some_and(|one| of(other) == Some(one))
 }
 
 /// QEMU's driver for the storage under a format: a file or a block device.
-pub(crate) fn storage_driver(path: &Path) -> &'static str {
+pub fn storage_driver(path: &Path) -> &'static str {
     match std::fs::metadata(path) {
         Ok(meta) if meta.file_type().is_block_device() => "host_device",
         _ => "file",
@@ -113,21 +113,21 @@ pub(crate) fn storage_driver(path: &Path) -> &'static str {
 }
 
 /// An export of an NBD server, named by its URI.
-pub(crate) fn network(path: &Path) -> Option<Nbd> {
+pub fn network(path: &Path) -> Option<Nbd> {
     Nbd::from_uri(path.to_str()?)
 }
 
-pub(crate) fn is_network(path: &Path) -> bool {
+pub fn is_network(path: &Path) -> bool {
     network(path).is_some()
 }
 
 /// Not there any more. Of a server that cannot be told, and its first use does.
-pub(crate) fn is_gone(path: &Path) -> bool {
+pub fn is_gone(path: &Path) -> bool {
     !is_network(path) && !path.exists()
 }
 
 /// The image as a header names what it stands on.
-pub(crate) fn name(path: &Path) -> Result<&str> {
+pub fn name(path: &Path) -> Result<&str> {
     match path.to_str().filter(|_| is_network(path)) {
         Some(uri) => Ok(uri),
         None => plain_path(path),
@@ -158,4 +158,4 @@ fn image_options(path: &Path, format: &Format) -> Result<OsString> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

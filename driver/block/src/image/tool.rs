@@ -20,7 +20,7 @@ use virtsnap_engine::merging::Merging;
 use virtsnap_engine::ports::MergeError;
 
 use super::failure;
-use crate::system::confine_tool;
+use crate::child::confine_tool;
 
 /// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -145,7 +145,7 @@ fn format_unsaid(image: &Path, backing: &Path) -> virtsnap_engine::error::Error 
 /// QEMU's `ImageInfo`, as much of it as we use.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct ImageInfo {
+pub struct ImageInfo {
     format: String,
     virtual_size: i64,
     #[serde(default)]
@@ -174,12 +174,12 @@ fn unsigned(number: i64) -> u64 {
 }
 
 impl ImageInfo {
-    pub(crate) fn has_tag(&self, tag: &str) -> bool {
+    pub fn has_tag(&self, tag: &str) -> bool {
         self.snapshots.iter().any(|snapshot| snapshot.name == tag)
     }
 
     /// `path` is what the image is called by us; a relative backing file is relative to it.
-    pub(crate) fn facts(self, path: &Path) -> ImageFacts {
+    pub fn facts(self, path: &Path) -> ImageFacts {
         ImageFacts {
             format: Format::from(self.format.as_str()),
             virtual_size: unsigned(self.virtual_size),

@@ -10,58 +10,14 @@ use uuid::Uuid;
 use virtsnap_engine::facts::Format::{Qcow2, Raw};
 use virtsnap_engine::merging::Merging;
 
+use crate::testing::{base, holds, tool, write};
+
 use super::info::resolve;
 use super::tool::Watch;
 use super::{QemuImg, claim};
 
 const DOMAIN: Uuid = Uuid::from_u128(7);
 const MIB: u64 = 1 << 20;
-
-/// None where the programs are missing: said loudly, and a failure in CI.
-pub(crate) fn tool() -> Option<QemuImg> {
-    for program in ["qemu-img", "qemu-io"] {
-        if Command::new(program).arg("--version").output().is_err() {
-            assert!(std::env::var_os("CI").is_none(), "{program} is missing");
-            eprintln!("SKIPPED: {program} is missing");
-            return None;
-        }
-    }
-    Some(QemuImg::new("qemu-img"))
-}
-
-fn spec(path: &Path, format: &str) -> String {
-    let name = path.to_str().unwrap().replace(',', ",,");
-    format!("driver={format},file.driver=file,file.filename={name}")
-}
-
-/// Runs one qemu-io command; whether it was content.
-pub(crate) fn io(path: &Path, format: &str, command: &str) -> bool {
-    let out = Command::new("qemu-io")
-        .args(["--image-opts", "-c", command])
-        .arg(spec(path, format))
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stdout);
-    out.status.success() && !text.contains("Pattern verification failed")
-}
-
-pub(crate) fn write(path: &Path, pattern: u8, at: &str) {
-    assert!(io(path, "qcow2", &format!("write -P {pattern} {at}")), "write to {path:?}");
-}
-
-pub(crate) fn holds(path: &Path, pattern: u8, at: &str) -> bool {
-    io(path, "qcow2", &format!("read -P {pattern} {at}"))
-}
-
-pub(crate) async fn base(path: &Path) {
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2"])
-        .arg(path)
-        .arg("4M")
-        .status()
-        .unwrap();
-    assert!(made.success());
-}
 
 async fn overlay(tool: &QemuImg, path: &Path, backing: &Path) {
     claim::create_overlay(tool, DOMAIN, path, &Qcow2, backing, &Qcow2, 4 * MIB).await.unwrap();

@@ -21,30 +21,30 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Job {
-    pub(crate) id: String,
-    pub(crate) status: String,
+pub struct Job {
+    pub id: String,
+    pub status: String,
     #[serde(default)]
     current_progress: i64,
     #[serde(default)]
     total_progress: i64,
     #[serde(default)]
-    pub(crate) error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl Job {
-    pub(crate) fn is_concluded(&self) -> bool {
+    pub fn is_concluded(&self) -> bool {
         self.status == "concluded"
     }
 
     /// What is done, and what there is to do as far as it is known, in units of the job's own.
-    pub(crate) fn progress(&self) -> (u64, u64) {
+    pub fn progress(&self) -> (u64, u64) {
         let known = |number: i64| u64::try_from(number).unwrap_or(0);
         (known(self.current_progress), known(self.total_progress))
     }
 }
 
-pub(crate) async fn all(qmp: &Qmp) -> Result<Vec<Job>, QmpError> {
+pub async fn all(qmp: &Qmp) -> Result<Vec<Job>, QmpError> {
     all_within(qmp, STALL).await
 }
 
@@ -53,12 +53,12 @@ async fn all_within(qmp: &Qmp, patience: Duration) -> Result<Vec<Job>, QmpError>
     serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
 }
 
-pub(crate) async fn find(qmp: &Qmp, id: &str) -> Result<Option<Job>, QmpError> {
+pub async fn find(qmp: &Qmp, id: &str) -> Result<Option<Job>, QmpError> {
     Ok(all(qmp).await?.into_iter().find(|job| job.id == id))
 }
 
 /// The job as it is when something has been told of it, or a while has passed.
-pub(crate) async fn next(
+pub async fn next(
     qmp: &Qmp,
     events: &mut Receiver<QmpEvent>,
     id: &str,
@@ -69,7 +69,7 @@ pub(crate) async fn next(
 }
 
 /// Waits until the job is as `until` says; none if there is no such job (any more).
-pub(crate) async fn wait(
+pub async fn wait(
     qmp: &Qmp,
     id: &str,
     until: impl Fn(&Job) -> bool,
@@ -78,7 +78,7 @@ pub(crate) async fn wait(
 }
 
 /// The same of a client's job: the client ends it, however long it does not move.
-pub(crate) async fn wait_for_ever(
+pub async fn wait_for_ever(
     qmp: &Qmp,
     id: &str,
     until: impl Fn(&Job) -> bool,
@@ -122,23 +122,23 @@ async fn told(events: &mut Receiver<QmpEvent>, id: &str) {
 }
 
 /// Ends the job where it is; it is concluded soon after. One that is over already is done.
-pub(crate) async fn cancel(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+pub async fn cancel(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     match qmp.execute("job-cancel", json!({ "id": id })).await {
         Err(err) if err.in_doubt() => Err(err),
         _ => Ok(()),
     }
 }
 
-pub(crate) async fn complete(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+pub async fn complete(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     qmp.execute("job-complete", json!({ "id": id })).await.map(drop)
 }
 
-pub(crate) async fn finalize(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+pub async fn finalize(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     qmp.execute_within("job-finalize", json!({ "id": id }), STALL).await.map(drop)
 }
 
 /// Takes the concluded job off QEMU's list. Gone is done.
-pub(crate) async fn dismiss(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+pub async fn dismiss(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     match qmp.execute("job-dismiss", json!({ "id": id })).await {
         Ok(_) => Ok(()),
         Err(err) => match find(qmp, id).await? {
@@ -149,7 +149,7 @@ pub(crate) async fn dismiss(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
 }
 
 /// The outcome of a concluded job.
-pub(crate) fn outcome(job: &Job, what: &str) -> Result<()> {
+pub fn outcome(job: &Job, what: &str) -> Result<()> {
     match &job.error {
         None => Ok(()),
         Some(error) => {
@@ -159,7 +159,7 @@ pub(crate) fn outcome(job: &Job, what: &str) -> Result<()> {
 }
 
 /// An identifier as QEMU wants it: letters, digits, `-`, `.`, `_`.
-pub(crate) fn id(kind: &str, of: &str) -> String {
+pub fn id(kind: &str, of: &str) -> String {
     let plain: String =
         of.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     format!("virtsnap-{kind}-{plain}")

@@ -15,7 +15,7 @@ use super::{driver, plain_path, system};
 
 /// Made with the owner of `like`, and nobody else may read it. An empty file that is there is used
 /// as it is; whether what is there is empty was looked at before.
-pub(crate) async fn create(
+pub async fn create(
     tool: &QemuImg,
     path: &Path,
     format: &Format,

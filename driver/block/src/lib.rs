@@ -1,0 +1,14 @@
+//! QEMU's block layer without a guest: what every hypervisor needs whose disks QEMU serves.
+//!
+//! - [`image`]: the one door to `qemu-img`, and what it tells of images;
+//! - [`qmp`]: the monitor connection;
+//! - [`job`], [`graph`]: jobs of a running QEMU, and how its block nodes stand on each other;
+//! - [`child`]: tools that read what a guest may have written reach files and no more.
+
+pub mod child;
+pub mod graph;
+pub mod image;
+pub mod job;
+pub mod qmp;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
