@@ -18,6 +18,8 @@
 #   make faults-simulated
 #                 every fault at every call of every operation, in recovery too, on the simulated
 #                 hypervisor: how many of each kind were injected
+#   make xen-bindings
+#                 the committed binding of libxl again, from Debian's headers
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
 
 .SUFFIXES:
@@ -30,7 +32,7 @@ PREFIX ?= /usr/local
 ROUNDS ?= 200
 DESTDIR ?=
 
-.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults faults-simulated setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults faults-simulated xen-bindings setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -133,3 +135,6 @@ faults: guest
 faults-simulated:
 	@VIRTSNAP_FAULTS=all $(CARGO) test --quiet --release --locked --package virtsnap-engine \
 	    --test faults -- --nocapture
+
+xen-bindings:
+	@driver/xen-sys/bindings.sh
