@@ -58,6 +58,8 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
+        let active = facts.disks.iter().filter_map(|disk| disk.image().cloned());
+        plan::strays::check_below(active, &facts, &moments)?;
         let draft = plan::create::draft(request, options, &facts, &moments)?;
         if completed.is_some() && options.metadata == Metadata::Forget {
             // It was made, and nobody keeps a record of it.
@@ -131,6 +133,11 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         let mut facts = self.facts(book).await?;
         let moments = lock(book).moments.clone();
         let moment = moments.expect(name)?;
+        if options.discard || options.delete_children {
+            plan::strays::check(&facts, &moments)?;
+        }
+        let images = moment.disks.iter().filter_map(|disk| plan::moment_image(moment, &disk.name));
+        plan::strays::check_below(images, &facts, &moments)?;
         if options.state != RevertState::ShutOff {
             self.check_machine(moment, &facts)?;
         }
@@ -188,6 +195,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             return self.forget(book, &doomed);
         }
         let facts = self.facts(book).await?;
+        plan::strays::check(&facts, &moments)?;
         let plan = plan::delete::delete(&doomed, options, &facts, &moments)?;
         self.run_merging(book, &plan, &facts, &merging).await
     }

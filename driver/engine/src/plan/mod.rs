@@ -27,6 +27,7 @@ pub mod route;
 pub mod saveable;
 mod show;
 pub mod state_files;
+pub(crate) mod strays;
 
 use std::fmt;
 use std::path::PathBuf;
