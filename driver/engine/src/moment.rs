@@ -1,6 +1,7 @@
 //! The tree of snapshots of one domain.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use virtsnap_xml::snapshot::{Definition, State};
 
@@ -20,7 +21,8 @@ use crate::plan::MomentChange;
 /// step with the first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MomentList {
-    moments: BTreeMap<String, Definition>,
+    /// Shared, since each call has a copy of the list and changes few of them.
+    moments: BTreeMap<String, Arc<Definition>>,
     current: Option<String>,
 }
 
@@ -28,14 +30,15 @@ impl MomentList {
     /// Takes what a store read. A parent that is not there makes its children roots, and so does
     /// a cycle: what is left of a damaged tree stays reachable.
     pub fn load(definitions: Vec<Definition>, current: Option<String>) -> Self {
-        let moments = definitions.into_iter().map(|def| (def.name.clone(), def)).collect();
+        let moments =
+            definitions.into_iter().map(|def| (def.name.clone(), Arc::new(def))).collect();
         let mut list = Self { moments, current };
         list.repair();
         list
     }
 
     pub fn get(&self, name: &str) -> Option<&Definition> {
-        self.moments.get(name)
+        self.moments.get(name).map(Arc::as_ref)
     }
 
     /// # Errors
@@ -63,15 +66,15 @@ impl MomentList {
 
     /// By name.
     pub fn iter(&self) -> impl Iterator<Item = &Definition> {
-        self.moments.values()
+        self.moments.values().map(Arc::as_ref)
     }
 
     pub fn children<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Definition> {
-        self.moments.values().filter(move |def| def.parent.as_deref() == Some(name))
+        self.iter().filter(move |def| def.parent.as_deref() == Some(name))
     }
 
     pub fn roots(&self) -> impl Iterator<Item = &Definition> {
-        self.moments.values().filter(|def| def.parent.is_none())
+        self.iter().filter(|def| def.parent.is_none())
     }
 
     /// Below `name`, parents before children.
@@ -112,7 +115,7 @@ impl MomentList {
             self.moments.remove(name);
         }
         for def in &change.write {
-            self.moments.insert(def.name.clone(), def.clone());
+            self.moments.insert(def.name.clone(), Arc::new(def.clone()));
         }
         self.current.clone_from(&change.current);
         self.repair();
@@ -132,7 +135,7 @@ impl MomentList {
 
     fn below<'a>(&'a self, start: Vec<&'a Definition>) -> Vec<&'a Definition> {
         let mut children: BTreeMap<&str, Vec<&Definition>> = BTreeMap::new();
-        for def in self.moments.values() {
+        for def in self.iter() {
             if let Some(parent) = &def.parent {
                 children.entry(parent).or_default().push(def);
             }
@@ -171,7 +174,7 @@ impl MomentList {
         let names: BTreeSet<String> = self.moments.keys().cloned().collect();
         for def in self.moments.values_mut() {
             if def.parent.as_ref().is_some_and(|parent| !names.contains(parent)) {
-                def.parent = None;
+                Arc::make_mut(def).parent = None;
             }
         }
         for name in &names {
@@ -180,7 +183,7 @@ impl MomentList {
                 .and_then(|def| def.parent.as_deref())
                 .is_some_and(|parent| self.reaches(parent, name));
             if looped && let Some(def) = self.moments.get_mut(name) {
-                def.parent = None;
+                Arc::make_mut(def).parent = None;
             }
         }
         if self.current.as_ref().is_some_and(|current| !names.contains(current)) {

@@ -29,6 +29,7 @@ use virtsnap_engine::options::{
 use virtsnap_engine::plan::moment_image;
 use virtsnap_engine::snapshots::Snapshots;
 use virtsnap_engine::testing::{Content, World};
+use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{
     Definition, DiskRequest, Location, Memory, MemoryRequest, Request, State, Survivor,
 };
@@ -502,7 +503,7 @@ impl Model {
         };
         // A layer that is written to is no snapshot any more.
         let config = self.book.lock().unwrap().config.clone();
-        let live = self.world.guest().map(|guest| guest.live);
+        let live = self.world.guest().map(|guest| Element::clone(&guest.live));
         let in_use: BTreeSet<PathBuf> = [config, live]
             .iter()
             .flatten()

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use super::{TICK, Trouble};
+use super::images::{Content, Damage, Image, Images, Saved, SavedMemory};
+use super::{FIRST_TICK, Spoil, TICK, Trouble};
 use crate::domain::{PausedReason, RunningReason, ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{
@@ -18,9 +20,6 @@ use crate::moment::MomentList;
 use crate::plan::state_files::{NVRAM as NVRAM_DISK, qcow2_store};
 use crate::plan::{Finish, Pivot, Plan, Step};
 use crate::ports::{Entry, Subject};
-
-/// Cluster → value. A cluster that is not there is read from the backing file, and 0 at the end.
-pub type Content = BTreeMap<u8, u64>;
 
 pub(super) const TEMPLATE: &str = "/fw/template.fd";
 pub(super) const NVRAM: &str = "/fw/vm.fd";
@@ -33,44 +32,12 @@ pub(super) fn state_path(kind: StateKind) -> &'static str {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Image {
-    pub backing: Option<PathBuf>,
-    pub data: Content,
-    pub snapshots: Vec<Saved>,
-    /// Not qcow2.
-    pub raw: bool,
-    /// Of a save image, which is no image of a disk.
-    pub memory: Option<SavedMemory>,
-    /// Made by a step whose plan has not ended.
-    pub claimed: bool,
-    /// An empty file that a user made: no image yet.
-    pub is_empty: bool,
-    /// A user made the file, and only its content is ours.
-    pub is_users: bool,
-    pub is_read_only: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Saved {
-    pub tag: String,
-    pub data: Content,
-    pub memory: Option<u64>,
-}
-
-/// What a save image has in it, and who was saved.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SavedMemory {
-    pub memory: u64,
-    pub definition: Element,
-}
-
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guest {
     pub running: bool,
     pub frozen: bool,
     pub memory: u64,
-    pub live: Element,
+    pub live: Arc<Element>,
     /// Active layer of each disk.
     pub active: BTreeMap<String, PathBuf>,
     attached: BTreeMap<String, PathBuf>,
@@ -80,16 +47,17 @@ pub struct Guest {
     /// It is shutting down.
     pub dying: bool,
 }
-/// What survives the daemon.
+
+/// What survives the daemon, and what a test has in mind for it.
 #[derive(Debug, Default)]
 pub(super) struct Inner {
-    pub(super) images: BTreeMap<PathBuf, Image>,
+    pub(super) images: Images,
     pub(super) guest: Option<Guest>,
-    pub(super) config: Option<Element>,
+    pub(super) config: Option<Arc<Element>>,
     pub(super) moments: MomentList,
     pub(super) owned: BTreeSet<PathBuf>,
-    pub(super) journal: Option<(Plan, Vec<Entry>)>,
-    pub(super) plans: Vec<String>,
+    pub(super) journal: Option<(Arc<Plan>, Vec<Entry>)>,
+    pub(super) plans: Vec<Arc<Plan>>,
     pub(super) now: i64,
     /// Bytes that can still be written; none: without end.
     pub(super) room: Option<u64>,
@@ -111,16 +79,33 @@ pub(super) struct Inner {
     pub(super) is_full: bool,
     /// The call that the trouble met.
     pub(super) struck: Option<String>,
-    /// The call from which on a file is read-only.
-    pub(super) freezes: Option<(usize, PathBuf)>,
+    /// The call from which on something is wrong with a file.
+    pub(super) spoils: Option<(usize, PathBuf, Spoil)>,
 }
+
+/// Two worlds that are the same in this have the same future. What differs most comes first.
+#[derive(Debug, PartialEq)]
+pub struct Same {
+    entries: Option<Vec<Entry>>,
+    owned: BTreeSet<PathBuf>,
+    guest: Option<Guest>,
+    ticks: Option<u64>,
+    committed: BTreeMap<PathBuf, PathBuf>,
+    noted: Option<(String, Vec<PathBuf>)>,
+    images: Images,
+    moments: MomentList,
+    config: Option<Arc<Element>>,
+    plan: Option<Arc<Plan>>,
+    others: (i64, Option<u64>, bool),
+}
+
 impl Guest {
     /// Nothing of an operation is left in it.
     pub fn is_settled(&self) -> bool {
         self.attached.is_empty() && !self.frozen
     }
 
-    pub(super) fn boot(live: Element, memory: u64) -> Self {
+    pub(super) fn boot(live: Arc<Element>, memory: u64) -> Self {
         let store = qcow2_store(&live).map(|path| (NVRAM_DISK.to_owned(), path));
         let active = domain::disks(&live)
             .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.path()?))))
@@ -139,7 +124,35 @@ impl Guest {
         }
     }
 }
+
 impl Inner {
+    /// What survives, but for how often its guest has written: counts are told by their order.
+    pub(super) fn same(&self) -> Same {
+        let mut images = self.images.clone();
+        let mut counts: BTreeSet<u64> = images.counts().collect();
+        counts.extend(self.ticks.into_iter().chain(self.guest.as_ref().map(|guest| guest.memory)));
+        let order: Vec<u64> = counts.into_iter().filter(|count| *count > FIRST_TICK).collect();
+        let told = |count: u64| match order.binary_search(&count) {
+            Ok(nth) => FIRST_TICK + 1 + nth as u64,
+            Err(_) => count,
+        };
+        images.count_as(told);
+        let guest = self.guest.clone();
+        Same {
+            entries: self.journal.as_ref().map(|(_, entries)| entries.clone()),
+            owned: self.owned.clone(),
+            guest: guest.map(|guest| Guest { memory: told(guest.memory), ..guest }),
+            ticks: self.ticks.map(told),
+            committed: self.committed.clone(),
+            noted: self.noted.clone(),
+            images,
+            moments: self.moments.clone(),
+            config: self.config.clone(),
+            plan: self.journal.as_ref().map(|(plan, _)| Arc::clone(plan)),
+            others: (self.now, self.room, self.is_full),
+        }
+    }
+
     /// A running guest writes. Its memory is of one mind with its disks, unless it has just booted.
     pub(super) fn live(&mut self) {
         let Some(ticks) = self.ticks else { return };
@@ -150,8 +163,7 @@ impl Inner {
         let images: Vec<PathBuf> = disks.clone().map(|(_, image)| image.clone()).collect();
         let of_one_mind = disks.clone().filter(|(disk, _)| self.minded.contains(*disk));
         for (_, image) in of_one_mind.filter(|_| guest.memory != 0) {
-            let content = self.read(image);
-            let seen = content.get(&TICK).copied().unwrap_or_default();
+            let seen = self.images.read_cluster(image, TICK);
             assert_eq!(seen, guest.memory, "memory met another disk's {}", image.display());
         }
         for image in images {
@@ -165,22 +177,25 @@ impl Inner {
         self.ticks = Some(ticks + 1);
     }
 
-    fn writable(&mut self, path: &Path) -> Result<()> {
+    fn check_writable(&self, path: &Path) -> Result<()> {
         const EROFS: i32 = 30;
         match self.images.get(path) {
             Some(image) if image.is_read_only => {
                 let message = format!("cannot write '{}': it is read-only", path.display());
                 Err(Error::new(Condition::System(EROFS), message))
             }
-            _ => Ok(()),
+            Some(image) => image.check_whole(path),
+            None => Ok(()),
         }
     }
 
     /// What a start makes where it is missing.
     pub(super) fn make_state(&mut self, definition: &Element) {
         for file in self.state_files(definition) {
-            let made = file.template.and_then(|path| self.images.get(&path)).cloned();
-            self.images.entry(file.path).or_insert(made.unwrap_or_default());
+            if !file.exists {
+                let made = file.template.and_then(|path| self.images.get(&path)).cloned();
+                self.images.insert(&file.path, made.unwrap_or_default());
+            }
         }
     }
 
@@ -203,17 +218,20 @@ impl Inner {
         nvram.into_iter().chain(tpm).collect()
     }
 
-    pub(super) fn read(&self, image: &Path) -> Content {
-        let Some(found) = self.images.get(image) else { return Content::new() };
-        let mut content = found.backing.as_ref().map(|b| self.read(b)).unwrap_or_default();
-        content.extend(found.data.clone());
-        content
-    }
-
     pub(super) fn guest(&mut self) -> Result<&mut Guest> {
         self.guest
             .as_mut()
             .ok_or_else(|| Error::new(Condition::OperationInvalid, "the domain is not running"))
+    }
+
+    /// Something is wrong with a file from now on.
+    pub(super) fn spoil(&mut self, path: &Path, spoil: Spoil) {
+        if let Some(image) = self.images.get_mut(path) {
+            match spoil {
+                Spoil::ReadOnly => image.is_read_only = true,
+                Spoil::Damaged(damage) => image.damage = Some(damage),
+            }
+        }
     }
 
     pub(super) fn image(&mut self, path: &Path) -> Result<&mut Image> {
@@ -226,7 +244,7 @@ impl Inner {
         if self.images.contains_key(path) {
             return Err(Error::new(Condition::OperationFailed, "the file exists"));
         }
-        self.images.insert(path.to_owned(), Image { claimed: true, ..image });
+        self.images.insert(path, Image { claimed: true, ..image });
         Ok(())
     }
 
@@ -235,12 +253,12 @@ impl Inner {
             Step::Pause => self.guest()?.running = false,
             Step::FreezeFilesystems => self.guest()?.frozen = true,
             Step::CreateOverlay { overlay, backing, .. } => {
-                self.image(backing)?;
+                self.image(backing)?.check_header(backing)?;
                 let image = Image { backing: Some(backing.clone()), ..Image::default() };
                 self.new_image(overlay, image)?;
             }
             Step::FillOverlay { overlay, backing, .. } => {
-                self.image(backing)?;
+                self.image(backing)?.check_header(backing)?;
                 let image = self.image(overlay)?;
                 assert!(image.is_empty, "only an empty file is filled");
                 let backing = Some(backing.clone());
@@ -248,13 +266,14 @@ impl Inner {
             }
             Step::CopyImage { from, to } => {
                 let image = self.image(from)?.clone();
+                image.check_whole(from)?;
                 self.new_image(to, Image { is_read_only: false, ..image })?;
             }
             Step::AttachOverlay { disk, overlay, .. } => {
                 self.guest()?.attached.insert(disk.clone(), overlay.clone());
             }
             Step::SnapshotImage { image, tag } => {
-                self.writable(image)?;
+                self.check_writable(image)?;
                 let image = self.image(image)?;
                 let (tag, data) = (tag.clone(), image.data.clone());
                 image.snapshots.push(Saved { tag, data, memory: None });
@@ -298,7 +317,7 @@ impl Inner {
         let mut noted = Vec::new();
         for disk in disks {
             let active = self.active(disk)?;
-            self.writable(&active)?;
+            self.check_writable(&active)?;
             noted.push(active);
         }
         if let VmStateIn::Image(image) = vmstate {
@@ -320,7 +339,7 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn undo(&mut self, step: &Step) {
+    pub(super) fn undo(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::Pause => {
                 if let Some(guest) = &mut self.guest {
@@ -350,6 +369,9 @@ impl Inner {
                 }
             }
             Step::SnapshotImage { image, tag } => {
+                if self.has_tag(image, tag) {
+                    self.check_writable(image)?;
+                }
                 if let Some(image) = self.images.get_mut(image) {
                     image.snapshots.retain(|saved| saved.tag != *tag);
                 }
@@ -376,12 +398,16 @@ impl Inner {
                     images.push(image.clone());
                 }
                 for path in images {
+                    if self.has_tag(&path, tag) {
+                        self.check_writable(&path)?;
+                    }
                     if let Some(image) = self.images.get_mut(&path) {
                         image.snapshots.retain(|saved| saved.tag != *tag);
                     }
                 }
             }
         }
+        Ok(())
     }
 
     pub(super) fn pivot(&mut self, pivot: &Pivot) -> Result<()> {
@@ -392,7 +418,7 @@ impl Inner {
                 let mut noted = Vec::new();
                 for disk in internal {
                     let active = self.active(disk)?;
-                    self.writable(&active)?;
+                    self.check_writable(&active)?;
                     noted.push(active);
                 }
                 self.noted = Some((tag.clone(), noted));
@@ -436,6 +462,7 @@ impl Inner {
         for disk in disks {
             let active = self.active(disk)?;
             let image = self.image(&active)?;
+            image.check_whole(&active)?;
             let saved = image.snapshots.iter().find(|saved| saved.tag == *tag);
             image.data = saved.ok_or_else(no_tag)?.data.clone();
         }
@@ -443,6 +470,7 @@ impl Inner {
             VmStateIn::Disk(disk) => self.active(disk)?,
             VmStateIn::Image(image) => image.clone(),
         };
+        self.image(&image)?.check_whole(&image)?;
         let saved = self.image(&image)?.snapshots.iter().find(|saved| saved.tag == *tag);
         let memory = saved.and_then(|saved| saved.memory).ok_or_else(no_tag)?;
         self.guest()?.memory = memory;
@@ -450,6 +478,7 @@ impl Inner {
     }
 
     pub(super) fn load_file(&mut self, file: &Path) -> Result<()> {
+        self.image(file)?.check_whole(file)?;
         let saved = self.image(file)?.memory.clone();
         let saved = saved.ok_or_else(|| Error::new(Condition::OperationFailed, "no save image"))?;
         self.guest()?.memory = saved.memory;
@@ -522,7 +551,7 @@ impl Inner {
                 })
             }
             Pivot::SaveVmState { tag, .. } => {
-                self.images.values().any(|image| image.snapshots.iter().any(|s| s.tag == *tag))
+                self.images.iter().any(|(_, image)| image.snapshots.iter().any(|s| s.tag == *tag))
             }
             Pivot::LoadVmState { tag, .. } => {
                 self.guest.as_ref().is_some_and(|guest| guest.loaded.as_ref() == Some(tag))
@@ -532,7 +561,7 @@ impl Inner {
 
     pub(super) fn finish(&mut self, finish: &Finish) -> Result<()> {
         match finish {
-            Finish::ThawFilesystems => self.undo(&Step::FreezeFilesystems),
+            Finish::ThawFilesystems => self.undo(&Step::FreezeFilesystems)?,
             // Of a guest that is gone nothing stands still.
             Finish::Resume(_) => {
                 if let Some(guest) = &mut self.guest {
@@ -541,7 +570,7 @@ impl Inner {
             }
             Finish::Stop(_) => self.guest = None,
             Finish::ApplySnapshot { image, tag } => {
-                self.writable(image)?;
+                self.check_writable(image)?;
                 let image = self.image(image)?;
                 let saved = image.snapshots.iter().find(|saved| saved.tag == *tag).cloned();
                 let saved = saved.ok_or_else(|| {
@@ -550,18 +579,19 @@ impl Inner {
                 image.data = saved.data;
             }
             Finish::DeleteSnapshot { image, tag } => {
-                self.writable(image)?;
+                self.check_writable(image)?;
                 self.image(image)?.snapshots.retain(|saved| saved.tag != *tag);
             }
             Finish::Commit { disk, top, base } => self.commit(disk, top, base)?,
             Finish::Stream { top, base, .. } => self.stream(top, base.as_deref())?,
             Finish::Repoint { image, backing, .. } => {
-                self.writable(image)?;
+                self.check_writable(image)?;
                 self.image(image)?.backing = Some(backing.clone());
             }
             Finish::Overwrite { image, from } => {
                 assert!(self.guest.is_none(), "the guest has it open");
-                self.writable(image)?;
+                self.check_writable(image)?;
+                self.images.check_whole(from)?;
                 let data = self.image(from)?.data.clone();
                 self.image(image)?.data = data;
             }
@@ -572,12 +602,12 @@ impl Inner {
                     "the guest would write over what is put back"
                 );
                 if let Some(image) = self.images.remove(file) {
-                    self.images.insert(to.clone(), Image { claimed: false, ..image });
+                    self.images.insert(to, Image { claimed: false, ..image });
                 }
             }
             Finish::SetLive(live) => {
                 if let Some(guest) = &mut self.guest {
-                    guest.live = live.clone();
+                    guest.live = Arc::new(live.clone());
                 }
             }
             Finish::RemoveImage(path) => {
@@ -596,11 +626,12 @@ impl Inner {
         if self.committed.get(top).map(PathBuf::as_path) == Some(base) {
             return Ok(());
         }
-        self.writable(base)?;
+        self.check_writable(base)?;
         let mut merged = Vec::new();
         let mut at = top.to_owned();
         while at != base {
             let image = self.image(&at)?;
+            image.check_whole(&at)?;
             assert!(image.snapshots.is_empty(), "a layer with snapshots must not be committed");
             merged.push(image.data.clone());
             at = image.backing.clone().ok_or_else(|| {
@@ -622,12 +653,13 @@ impl Inner {
     }
 
     fn stream(&mut self, top: &Path, base: Option<&Path>) -> Result<()> {
-        self.writable(top)?;
+        self.check_writable(top)?;
+        self.images.check_whole(top)?;
         let data = match base {
-            None => self.read(top),
+            None => self.images.read(top),
             Some(base) => {
-                let below = self.read(base);
-                self.read(top).into_iter().filter(|(k, v)| below.get(k) != Some(v)).collect()
+                let below = self.images.read(base);
+                self.images.read(top).into_iter().filter(|(k, v)| below.get(k) != Some(v)).collect()
             }
         };
         let image = self.image(top)?;
@@ -679,7 +711,7 @@ impl Inner {
             Some(_) => State::Paused(PausedReason::User),
             None => State::ShutOff(ShutOffReason::Unknown),
         };
-        let live = self.guest.as_ref().map(|guest| guest.live.clone());
+        let live = self.guest.as_ref().map(|guest| Element::clone(&guest.live));
         let definition = live.as_ref().or(subject.config.as_ref());
         let disks: Vec<DiskFacts> = definition
             .into_iter()
@@ -702,7 +734,10 @@ impl Inner {
         open.extend(config.filter_map(|disk| disk.path().map(PathBuf::from)));
         let mut images = BTreeMap::new();
         while let Some(path) = open.pop() {
-            let Some(image) = self.images.get(&path) else { continue };
+            let found = self.images.get(&path);
+            let Some(image) = found.filter(|image| image.damage != Some(Damage::NoImage)) else {
+                continue;
+            };
             if subject.memory_files.contains(&path) {
                 continue;
             }
@@ -739,12 +774,15 @@ impl Inner {
         }
     }
 }
+
 fn memory_file(image: &Image) -> MemoryFile {
     match &image.memory {
+        _ if image.damage.is_some() => MemoryFile::Damaged("it is cut short".to_owned()),
         Some(saved) => MemoryFile::Whole { definition: saved.definition.clone() },
         None => MemoryFile::Damaged("it is no save image".to_owned()),
     }
 }
+
 pub(super) fn image_facts(image: &Image) -> ImageFacts {
     ImageFacts {
         format: if image.raw { Format::Raw } else { Format::Qcow2 },

@@ -6,14 +6,16 @@
 //!
 //! - [`World`]: what a test does with it;
 //! - [`scene`]: what a user does with it, for tests that try every fault;
+//! - `images`: what files there are;
 //! - `inner`: what survives the daemon, and what each act does to it;
 //! - `ports`: the engine's ports.
 
+mod images;
 mod inner;
 mod ports;
 pub mod scene;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,11 +24,14 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Location, Memory};
 
+use self::images::Images;
+pub use self::images::{Content, Damage, Image, Saved, SavedMemory};
 use self::inner::Inner;
-pub use self::inner::{Content, Guest, Image, Saved, SavedMemory};
+pub use self::inner::{Guest, Same};
 use crate::book::Book;
 use crate::error::{Condition, Error, Result};
 use crate::facts::{Format, StateKind};
+use crate::moment::MomentList;
 
 /// How the call that was chosen goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +64,19 @@ impl Trouble {
     ];
 }
 
+/// What becomes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoil {
+    /// Nothing can be written to it any more.
+    ReadOnly,
+    Damaged(Damage),
+}
+
 /// The cluster that a living guest counts in.
 pub const TICK: u8 = 250;
+
+/// Where it begins to count. A test writes nothing larger.
+const FIRST_TICK: u64 = 1_000_000;
 
 /// The simulated world. Clones share it.
 #[derive(Debug, Clone)]
@@ -76,10 +92,10 @@ impl World {
     pub fn new(targets: &[&str]) -> Self {
         let uuid = Uuid::from_u128(0x1234);
         let mut devices = Element::new("devices");
-        let mut images = BTreeMap::new();
+        let mut images = Images::default();
         for target in targets {
             let path = format!("/img/{target}.qcow2");
-            images.insert(PathBuf::from(&path), Image::default());
+            images.insert(Path::new(&path), Image::default());
             devices.push(
                 Element::new("disk")
                     .with_attr("type", "file")
@@ -95,7 +111,7 @@ impl World {
             .with_child(Element::new("name").with_text(NAME))
             .with_child(Element::new("uuid").with_text(uuid.to_string()))
             .with_child(devices);
-        let inner = Inner { images, config: Some(config), now: 1000, ..Inner::default() };
+        let inner = Inner { images, config: Some(Arc::new(config)), now: 1000, ..Inner::default() };
         Self { uuid, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -110,7 +126,7 @@ impl World {
             domain.child_or_insert("os").push(nvram);
             domain.child_or_insert("devices").push(Element::new("tpm"));
         });
-        world.lock().images.insert(PathBuf::from(inner::TEMPLATE), Image::default());
+        world.lock().images.insert(Path::new(inner::TEMPLATE), Image::default());
         world
     }
 
@@ -153,7 +169,7 @@ impl World {
         Mutex::new(Book {
             uuid: self.uuid,
             name: NAME.to_owned(),
-            config: inner.config.clone(),
+            config: inner.config.as_deref().cloned(),
             moments: inner.moments.clone(),
             owned: inner.owned.clone(),
             has_managed_save: false,
@@ -162,9 +178,20 @@ impl World {
         })
     }
 
+    /// The moments that are recorded.
+    pub fn moments(&self) -> MomentList {
+        self.lock().moments.clone()
+    }
+
+    /// The files that are recorded as ours.
+    pub fn owned(&self) -> BTreeSet<PathBuf> {
+        self.lock().owned.clone()
+    }
+
     /// Changes the persistent definition, as a user's edit does.
     pub fn edit(&self, change: impl FnOnce(&mut Element)) {
-        change(self.lock().config.as_mut().expect("the domain is persistent"));
+        let mut inner = self.lock();
+        change(Arc::make_mut(inner.config.as_mut().expect("the domain is persistent")));
     }
 
     /// The disk's image is a raw one.
@@ -172,14 +199,14 @@ impl World {
         let mut inner = self.lock();
         let config = inner.config.as_mut().expect("the domain is persistent");
         let path = format!("/img/{target}.raw");
-        domain::set_image(config, target, "file", &path, "raw");
+        domain::set_image(Arc::make_mut(config), target, "file", &path, "raw");
         inner.images.remove(Path::new(&format!("/img/{target}.qcow2")));
-        inner.images.insert(PathBuf::from(path), Image { raw: true, ..Image::default() });
+        inner.images.insert(Path::new(&path), Image { raw: true, ..Image::default() });
     }
 
     /// An empty file, as one who is to have it filled makes it.
     pub fn touch(&self, path: &str) {
-        self.lock().images.insert(PathBuf::from(path), Image::default());
+        self.lock().images.insert(Path::new(path), Image::default());
     }
 
     pub fn start(&self) {
@@ -220,7 +247,7 @@ impl World {
             is_users: true,
             ..Image::default()
         };
-        self.lock().images.insert(path.into(), image);
+        self.lock().images.insert(Path::new(path), image);
     }
 
     /// The guest, or an offline tool, writes to a disk; the guest's memory changes with it.
@@ -252,7 +279,7 @@ impl World {
                 PathBuf::from(disk.path().expect("the disk has a path"))
             }
         };
-        inner.read(&image)
+        inner.images.read(&image)
     }
 
     /// What a disk of a moment holds, as the moment's record says where it is.
@@ -266,13 +293,8 @@ impl World {
         let is_internal =
             def.disks.iter().any(|d| d.name == target && d.snapshot == Location::Internal);
         match found.snapshots.iter().find(|saved| saved.tag == moment) {
-            Some(saved) if is_internal => {
-                let mut content =
-                    found.backing.as_ref().map(|below| inner.read(below)).unwrap_or_default();
-                content.extend(saved.data.clone());
-                Some(content)
-            }
-            _ => Some(inner.read(&image)),
+            Some(saved) if is_internal => Some(inner.images.over(found, &saved.data)),
+            _ => Some(inner.images.read(&image)),
         }
     }
 
@@ -308,7 +330,8 @@ impl World {
     }
 
     pub fn images(&self) -> BTreeMap<PathBuf, Image> {
-        self.lock().images.clone()
+        let inner = self.lock();
+        inner.images.iter().map(|(path, image)| (path.to_owned(), image.clone())).collect()
     }
 
     /// Somebody moves an image away; [`World::put_back`] brings it again.
@@ -317,12 +340,12 @@ impl World {
     }
 
     pub fn put_back(&self, path: &Path, image: Image) {
-        self.lock().images.insert(path.to_owned(), image);
+        self.lock().images.insert(path, image);
     }
 
     /// Every plan that was begun, as a person reads it.
     pub fn plans(&self) -> Vec<String> {
-        self.lock().plans.clone()
+        self.lock().plans.iter().map(ToString::to_string).collect()
     }
 
     pub fn has_journal(&self) -> bool {
@@ -353,13 +376,13 @@ impl World {
     /// On these disks, which all snapshots take along, the two must never part.
     pub fn live(&self, minded: &[&str]) {
         let mut inner = self.lock();
-        inner.ticks = Some(1_000_000);
+        inner.ticks = Some(FIRST_TICK);
         inner.minded = minded.iter().map(|disk| (*disk).to_owned()).collect();
     }
 
     /// What the guest wrote last, if it wrote since [`World::live`].
     pub fn last_tick(&self) -> Option<u64> {
-        self.lock().ticks.filter(|ticks| *ticks > 1_000_000)
+        self.lock().ticks.filter(|ticks| *ticks > FIRST_TICK)
     }
 
     /// There is room again.
@@ -372,17 +395,22 @@ impl World {
         self.lock().struck.clone()
     }
 
-    /// From the `n`th call from now on nothing can be written to a file.
-    pub fn freeze_file_at(&self, n: usize, path: &Path) {
+    /// From the `n`th call from now on something is wrong with a file.
+    pub fn spoil_at(&self, n: usize, path: &Path, spoil: Spoil) {
         let mut inner = self.lock();
         inner.calls = 0;
-        inner.freezes = Some((n, path.to_owned()));
+        inner.spoils = Some((n, path.to_owned(), spoil));
     }
 
-    /// Nothing can be written to a file any more, or it can again.
-    pub fn set_read_only(&self, path: &Path, is_read_only: bool) {
+    /// The same from now on.
+    pub fn spoil(&self, path: &Path, spoil: Spoil) {
+        self.lock().spoil(path, spoil);
+    }
+
+    /// Nothing is wrong with a file any more, if it is there.
+    pub fn mend(&self, path: &Path) {
         if let Some(image) = self.lock().images.get_mut(path) {
-            image.is_read_only = is_read_only;
+            (image.is_read_only, image.damage) = (false, None);
         }
     }
 
@@ -395,6 +423,11 @@ impl World {
     pub fn was_struck(&self) -> bool {
         let inner = self.lock();
         inner.trouble.is_some_and(|(at, _)| inner.calls > at)
+    }
+
+    /// All that the future depends on.
+    pub fn same(&self) -> Same {
+        self.lock().same()
     }
 
     /// A second passes.
@@ -426,7 +459,7 @@ impl World {
             minded: inner.minded.clone(),
             is_full: inner.is_full,
             struck: None,
-            freezes: None,
+            spoils: None,
         };
         World { uuid: self.uuid, inner: Arc::new(Mutex::new(copy)) }
     }
@@ -452,10 +485,8 @@ impl World {
         inner.calls += 1;
         let trouble = inner.trouble.filter(|(at, _)| *at == now).map(|(_, trouble)| trouble);
         inner.is_full |= trouble == Some(Trouble::DiskFull);
-        if let Some((_, path)) = inner.freezes.take_if(|(at, _)| *at == now)
-            && let Some(image) = inner.images.get_mut(&path)
-        {
-            image.is_read_only = true;
+        if let Some((_, path, spoil)) = inner.spoils.take_if(|(at, ..)| *at == now) {
+            inner.spoil(&path, spoil);
         }
         let is_refused = inner.is_full && writes;
         if (trouble.is_some() && trouble != Some(Trouble::DiskFull)) || is_refused {

@@ -1,13 +1,15 @@
 //! The simulated world behind the engine's ports: each call may be the one that goes wrong.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
 
 use super::inner::{Guest, image_facts};
-use super::{NAME, World};
+use super::{Image, NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, PathKind, Place, Room, StateFile};
@@ -36,8 +38,11 @@ impl Hypervisor for World {
             false,
             |inner| {
                 inner.make_state(&domain);
-                let mut guest = Guest::boot(domain.clone(), 0);
+                let mut guest = Guest::boot(Arc::new(domain), 0);
                 guest.running = !start.paused;
+                for image in guest.active.values() {
+                    inner.images.check_open(image)?;
+                }
                 inner.guest = Some(guest);
                 let loaded = match &start.from {
                     StartFrom::Boot | StartFrom::BootSnapshot => Ok(()),
@@ -66,7 +71,7 @@ impl Hypervisor for World {
             name: NAME.to_owned(),
             id: 1,
             state,
-            live: guest.live.clone(),
+            live: Element::clone(&guest.live),
         })
     }
 
@@ -121,13 +126,18 @@ impl Hypervisor for World {
     async fn place(&self, at: &Path, _below: &Path, facts: &DomainFacts) -> Result<Place> {
         let kind = self.probe(at).await?;
         let inner = self.lock();
-        let image = inner.images.get(at).filter(|image| !image.is_empty);
+        let is_image = |image: &&Image| !image.is_empty && image.damage.is_none();
+        let image = inner.images.get(at).filter(is_image);
         Ok(Place {
             used_by: facts.images.contains_key(at).then(|| "this domain".to_owned()),
             is_blank: image.is_some_and(|image| image.data.is_empty()),
             image: image.map(image_facts),
             kind,
         })
+    }
+
+    async fn is_whole_copy(&self, _file: &StateFile, copy: &Path) -> Result<bool> {
+        Ok(self.lock().images.get(copy).is_some_and(|image| image.damage.is_none()))
     }
 
     async fn room(&self, _directory: &Path) -> Option<Room> {
@@ -145,14 +155,7 @@ impl Hypervisor for World {
     }
 
     async fn undo(&self, _domain: Uuid, step: &Step) -> Result<()> {
-        self.call(
-            || word("undo", step),
-            false,
-            |inner| {
-                inner.undo(step);
-                Ok(())
-            },
-        )
+        self.call(|| word("undo", step), false, |inner| inner.undo(step))
     }
 
     async fn pivot(&self, _domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
@@ -246,7 +249,7 @@ impl Records for World {
             || "records set-config".to_owned(),
             true,
             |inner| {
-                inner.config = Some(config.clone());
+                inner.config = Some(Arc::new(config.clone()));
                 Ok(())
             },
         )
@@ -282,8 +285,9 @@ impl Journals for World {
             true,
             |inner| {
                 assert!(inner.journal.is_none(), "one operation at a time");
-                inner.plans.push(plan.to_string());
-                inner.journal = Some((plan.clone(), Vec::new()));
+                let plan = Arc::new(plan.clone());
+                inner.plans.push(Arc::clone(&plan));
+                inner.journal = Some((plan, Vec::new()));
                 Ok(())
             },
         )?;
@@ -292,8 +296,11 @@ impl Journals for World {
 
     fn unfinished(&self) -> Result<Vec<Unfinished>> {
         let journal = self.lock().journal.clone();
-        let unfinished =
-            journal.map(|(plan, entries)| Unfinished { domain: self.uuid, plan, entries });
+        let unfinished = journal.map(|(plan, entries)| Unfinished {
+            domain: self.uuid,
+            plan: Plan::clone(&plan),
+            entries,
+        });
         Ok(unfinished.into_iter().collect())
     }
 
@@ -329,7 +336,20 @@ impl Journal for World {
 
 /// The call, as a person counts it: its kind and the word of the plan.
 fn word(kind: &str, of: &impl std::fmt::Debug) -> String {
-    let text = format!("{of:?}");
-    let word: String = text.chars().take_while(|c| c.is_alphanumeric()).collect();
-    format!("{kind} {word}")
+    /// Takes no more than the first word: what follows may be a whole definition.
+    struct FirstWord(String);
+
+    impl std::fmt::Write for FirstWord {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let word = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            self.0.push_str(word);
+            if word.len() == text.len() { Ok(()) } else { Err(std::fmt::Error) }
+        }
+    }
+
+    let mut told = FirstWord(format!("{kind} "));
+    match write!(told, "{of:?}") {
+        // It is one word, or ends after it on purpose.
+        Ok(()) | Err(std::fmt::Error) => told.0,
+    }
 }

@@ -16,6 +16,7 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Location, Request, Survivor};
 
+use super::inner::Inner;
 use super::{Content, TICK, World};
 use crate::book::Book;
 use crate::error::{Error, Result};
@@ -260,15 +261,15 @@ fn without_tick(mut content: Content) -> Content {
 }
 
 pub fn view(world: &World) -> View {
-    let book = world.book().into_inner().unwrap_or_else(PoisonError::into_inner);
-    let moments = book.moments.iter().filter(|def| !def.delete_in_progress).map(|def| {
+    let all = world.moments();
+    let moments = all.iter().filter(|def| !def.delete_in_progress).map(|def| {
         let (disks, memory) = held(world, &def.name);
         let disks = disks.into_iter().map(|disk| disk.map(without_tick)).collect();
         (def.name.clone(), (def.parent.clone(), def.description.clone(), disks, memory.is_some()))
     });
     View {
         moments: moments.collect(),
-        current: book.moments.current().map(str::to_owned),
+        current: all.current().map(str::to_owned),
         disks: contents(world).into_iter().map(without_tick).collect(),
         guest: world.guest().map(|guest| (guest.running, guest.frozen)),
     }
@@ -280,42 +281,41 @@ pub fn assert_tidy(world: &World, context: &str) {
     if let Some(guest) = world.guest() {
         assert!(guest.is_settled(), "{context}: QEMU has something of ours: {guest:?}");
     }
-    let book = world.book().into_inner().unwrap_or_else(PoisonError::into_inner);
-    let needed = needed(world, &book);
-    for (path, image) in world.images() {
+    let inner = world.lock();
+    let needed = needed(&inner);
+    for (path, image) in inner.images.iter() {
         assert!(!image.claimed, "{context}: {} is still claimed", path.display());
         let original = ["/fw/template.fd", "/fw/vm.fd", "/fw/tpm2/permall", "/img/vda.raw"]
             .iter()
             .any(|file| path == Path::new(file))
             || DISKS.iter().any(|disk| path == Path::new(&format!("/img/{disk}.qcow2")));
         assert!(
-            original || image.is_users || book.owned.contains(&path) || needed.contains(&path),
+            original || image.is_users || inner.owned.contains(path) || needed.contains(path),
             "{context}: {} is nobody's",
             path.display()
         );
     }
     for path in &needed {
-        assert!(world.images().contains_key(path), "{context}: {} is needed", path.display());
+        assert!(inner.images.contains_key(path), "{context}: {} is needed", path.display());
     }
-    for path in &book.owned {
-        assert!(world.images().contains_key(path), "{context}: {} is gone", path.display());
+    for path in &inner.owned {
+        assert!(inner.images.contains_key(path), "{context}: {} is gone", path.display());
     }
 }
 
 /// What the domain and its moments stand on, all the way down.
-fn needed(world: &World, book: &Book) -> BTreeSet<PathBuf> {
-    let images = world.images();
+fn needed(inner: &Inner) -> BTreeSet<PathBuf> {
     let of_disks = |domain: &Element| -> Vec<PathBuf> {
         domain::disks(domain).filter_map(|disk| Some(PathBuf::from(disk.path()?))).collect()
     };
-    let mut open: Vec<PathBuf> = book.config.iter().flat_map(of_disks).collect();
-    open.extend(world.guest().into_iter().flat_map(|guest| guest.active.into_values()));
-    for moment in book.moments.iter() {
+    let mut open: Vec<PathBuf> = inner.config.as_deref().map(of_disks).unwrap_or_default();
+    open.extend(inner.guest.iter().flat_map(|guest| guest.active.values().cloned()));
+    for moment in inner.moments.iter() {
         open.extend(DISKS.iter().filter_map(|disk| crate::plan::moment_image(moment, disk)));
     }
     let mut needed = BTreeSet::new();
     while let Some(path) = open.pop() {
-        open.extend(images.get(&path).and_then(|image| image.backing.clone()));
+        open.extend(inner.images.get(&path).and_then(|image| image.backing.clone()));
         needed.insert(path);
     }
     needed

@@ -1,0 +1,223 @@
+//! What was done before, and the operation that meets a fault.
+
+use virtsnap_engine::facts::Format;
+use virtsnap_engine::options::{DeleteScope, RevertState, Scope};
+use virtsnap_engine::testing::scene::{DISKS, Memory, Op};
+use virtsnap_xml::snapshot::Location;
+
+use Op::{
+    Alone, Delete, Discard, DiscardAlone, External, Forget, Halting, Internal, Mix, Pause,
+    Quiesced, Raw, Redefine, Reset, Revert, Start, Stop, Stream, Unrecorded, Write,
+};
+
+const AS: RevertState = RevertState::AsSnapshot;
+const UP: RevertState = RevertState::Running;
+const OFF: RevertState = RevertState::ShutOff;
+const STILL: RevertState = RevertState::Paused;
+const ONE: DeleteScope = DeleteScope::Single;
+const FAMILY: DeleteScope = DeleteScope::WithDescendants;
+const BELOW: DeleteScope = DeleteScope::DescendantsOnly;
+const IN: Location = Location::Internal;
+const EX: Location = Location::External;
+const NO: Location = Location::No;
+const BY_HAND: Location = Location::Manual;
+
+const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
+
+/// Kevin Wolf's table, and what is left out of it or left to the user.
+const MIXES: [[Location; 2]; 7] =
+    [[IN, IN], [EX, EX], [IN, EX], [EX, IN], [EX, NO], [NO, IN], [IN, BY_HAND]];
+
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) nvram: Format,
+    pub(crate) before: Vec<Op>,
+    pub(crate) op: Op,
+}
+
+impl Case {
+    /// The disks that all snapshots of the case take along.
+    pub(crate) fn minded(&self) -> Vec<&'static str> {
+        let leaves_out = |op: &Op, nth: usize| match op {
+            Mix(_, _, vda, vdb) => ![IN, EX].contains([vda, vdb][nth]),
+            _ => false,
+        };
+        let ops = || self.before.iter().chain([&self.op]);
+        let all = DISKS.iter().enumerate();
+        all.filter(|(nth, _)| !ops().any(|op| leaves_out(op, *nth)))
+            .map(|(_, disk)| *disk)
+            .collect()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Cases(pub(crate) Vec<Case>);
+
+impl Cases {
+    fn add(&mut self, before: &[Op], op: Op) {
+        self.0.push(Case { nvram: Format::Raw, before: before.to_vec(), op });
+    }
+
+    fn add_with_store(&mut self, before: &[Op], op: Op) {
+        self.0.push(Case { nvram: Format::Qcow2, before: before.to_vec(), op });
+    }
+}
+
+fn chain() -> Vec<Op> {
+    vec![Write(1), External(0), Write(2), External(1), Write(3), External(2), Write(4)]
+}
+
+fn chains() -> [Vec<Op>; 3] {
+    let then = |more: &[Op]| [&chain()[..], more].concat();
+    [chain(), then(&[Start]), then(&[Revert(1, AS), Write(5), External(3), Write(6)])]
+}
+
+pub(crate) fn creations() -> Cases {
+    let mut cases = Cases::default();
+    let disks = Scope::DiskOnly { quiesce: false };
+    let full = Scope::FullSystem { live: false };
+    cases.add(&[Start, Write(1)], Mix(1, Memory::Inside, EX, EX));
+    for before in [&[Write(1)][..], &[Start, Write(1)], &[Write(1), External(0), Write(2), Start]] {
+        cases.add(before, External(1));
+        cases.add(before, Internal(1));
+        cases.add(before, Unrecorded(1));
+    }
+    for before in [&[Start, Write(1)][..], &[Start, Write(1), External(0), Write(2), Pause]] {
+        cases.add(before, Halting(1, disks));
+        cases.add(before, Halting(1, full));
+    }
+    cases.add(&[Start, Write(1)], Quiesced(1));
+    cases.add(&[Start, Write(1), External(0), Write(2)], Quiesced(1));
+    for before in [&[Raw, Write(1)][..], &[Raw, Start, Write(1)]] {
+        cases.add(before, External(1));
+    }
+    cases
+}
+
+pub(crate) fn mixes() -> Cases {
+    let mut cases = Cases::default();
+    for memory in MEMORIES {
+        for [vda, vdb] in MIXES {
+            let mix = Mix(1, memory, vda, vdb);
+            cases.add(&[Start, Write(1), External(0), Write(2)], mix);
+            if memory != Memory::Live {
+                cases.add(&[Start, Write(1), Pause], mix);
+            }
+        }
+    }
+    for memory in &MEMORIES[1..] {
+        cases.add(&[Start, Write(1)], Mix(1, *memory, NO, NO));
+    }
+    cases
+}
+
+pub(crate) fn mixes_given_back() -> Cases {
+    let mut cases = Cases::default();
+    for memory in MEMORIES {
+        for [vda, vdb] in MIXES {
+            let taken = [Start, Write(1), Mix(0, memory, vda, vdb), Write(2)];
+            let then = |more: &[Op]| [&taken[..], more].concat();
+            cases.add(&taken, Revert(0, AS));
+            cases.add(&taken, Revert(0, STILL));
+            cases.add(&then(&[External(1), Write(3)]), Revert(0, UP));
+            cases.add(&then(&[Stop]), Revert(0, OFF));
+            cases.add(&taken, Delete(0, ONE));
+            cases.add(&then(&[Mix(1, memory, vdb, vda), Write(3), Stop]), Delete(0, FAMILY));
+        }
+    }
+    cases
+}
+
+pub(crate) fn variable_stores() -> Cases {
+    let mut cases = Cases::default();
+    cases.add_with_store(&[Start, Write(1), External(0), Write(2), Stop, Write(3)], Reset(0));
+    for memory in MEMORIES {
+        cases.add_with_store(&[Start, Write(1)], Mix(1, memory, IN, EX));
+        let taken = [Start, Write(1), Mix(0, memory, EX, EX), Write(2)];
+        cases.add_with_store(&taken, Revert(0, AS));
+        cases.add_with_store(&taken, Delete(0, ONE));
+    }
+    let whole = [Start, Write(1), Internal(0), Write(2)];
+    let then = |more: &[Op]| [&whole[..], more].concat();
+    cases.add_with_store(&[Start, Stop, Write(1)], Internal(1));
+    cases.add_with_store(&[Start, Write(1)], Internal(1));
+    cases.add_with_store(&whole, Revert(0, AS));
+    cases.add_with_store(&then(&[Stop, Write(3)]), Revert(0, AS));
+    cases.add_with_store(&[Start, Stop, Write(1), Internal(0), Start, Write(2)], Revert(0, UP));
+    cases.add_with_store(&then(&[Internal(1)]), Delete(0, ONE));
+    cases
+}
+
+pub(crate) fn reverts() -> Cases {
+    let mut cases = Cases::default();
+    for (before, state) in [
+        (&[Write(1), Internal(0), Write(2)][..], AS),
+        (&[Write(1), External(0), Write(2)], AS),
+        (&[Write(1), External(0), Write(2)], STILL),
+        (&[Write(1), External(0), Write(2), Start, Write(3)], AS),
+        (&[Write(1), External(0), Write(2), Start, Write(3)], UP),
+        (&[Start, Write(1), Internal(0), Write(2)], AS),
+        (&[Start, Write(1), Internal(0), Write(2), Stop], AS),
+        (&[Start, Write(1), Internal(0), Write(2), External(1), Write(3)], AS),
+        (&[Start, Write(1), Internal(0), Write(2), External(1), Write(3)], STILL),
+        (&[Start, Write(1), Internal(0), Write(2), External(1), Stop, Write(3)], UP),
+        (&[Raw, Start, Write(1), External(0), Write(2)], UP),
+        (&[Raw, Write(1), External(0), Write(2)], AS),
+    ] {
+        cases.add(before, Revert(0, state));
+    }
+    cases.add(&[Start, Write(1), External(0), Write(2), Stop, Write(3)], Reset(0));
+    cases
+}
+
+pub(crate) fn reverts_that_give_up() -> Cases {
+    let mut cases = Cases::default();
+    for before in &chains()[..2] {
+        cases.add(before, Discard(2));
+        cases.add(before, DiscardAlone(1));
+        cases.add(before, Alone(0, AS));
+        cases.add(before, Alone(1, UP));
+    }
+    for before in [
+        &[Start, Write(1), Internal(0), Write(2), Internal(1), Write(3)][..],
+        &[Start, Write(1), Internal(0), Write(2), External(1), Write(3), Internal(2), Write(4)],
+        &[Write(1), Internal(0), Write(2), External(1), Write(3)],
+    ] {
+        cases.add(before, Alone(0, AS));
+        cases.add(before, Alone(0, OFF));
+    }
+    cases
+}
+
+pub(crate) fn deletions() -> Cases {
+    let mut cases = Cases::default();
+    for before in &chains() {
+        for n in 0..3 {
+            cases.add(before, Delete(n, ONE));
+            cases.add(before, Stream(n, ONE));
+        }
+        cases.add(before, Stream(0, FAMILY));
+        cases.add(before, Delete(0, FAMILY));
+        cases.add(before, Delete(0, BELOW));
+    }
+    for before in [
+        &[Write(1), Internal(0), Write(2), Internal(1), Write(3)][..],
+        &[Start, Write(1), Internal(0), Write(2), External(1), Write(3)],
+        &[Start, Write(1), External(0), Write(2), Internal(1), Write(3)],
+    ] {
+        cases.add(before, Delete(0, ONE));
+        cases.add(before, Delete(1, ONE));
+        cases.add(before, Delete(0, FAMILY));
+    }
+    cases.add(&[Raw, Start, Write(1), External(0), Write(2)], Delete(0, ONE));
+    cases
+}
+
+pub(crate) fn records() -> Cases {
+    let mut cases = Cases::default();
+    for before in &chains() {
+        cases.add(before, Forget(2));
+        cases.add(before, Redefine(1));
+    }
+    cases
+}
