@@ -18,6 +18,8 @@
 #   make faults-simulated
 #                 every fault at every call of every operation, in recovery too, on the simulated
 #                 hypervisor: how many of each kind were injected
+#   make test-apparmor
+#                 snapshots under AppArmor profiles, in a Debian host of its own under emulation
 #   make xen-bindings
 #                 the committed binding of libxl again, from Debian's headers
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
@@ -32,7 +34,7 @@ PREFIX ?= /usr/local
 ROUNDS ?= 200
 DESTDIR ?=
 
-.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults faults-simulated xen-bindings setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults faults-simulated test-apparmor xen-bindings setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -59,6 +61,10 @@ demo: guest
 test: agent-guest
 	@tests/setup/test.sh
 
+# In a host that is built from Debian's packages: target/host/apparmor.
+test-apparmor: setup
+	@tests/host/test.sh apparmor
+
 # SECONDS is for each target. CI runs each for a few.
 fuzz: setup
 	@tests/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
@@ -82,6 +88,8 @@ install:
 	done
 	@install -D -m 644 driver/daemon/systemd/virtsnap.sysusers \
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/virtsnap.conf
+	@install -D -m 644 driver/daemon/apparmor/qemu \
+	    $(DESTDIR)$(PREFIX)/share/doc/virtsnap/apparmor-qemu
 	@install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/virtsnap/README.md
 	@echo "install: done; then: systemd-sysusers && systemctl daemon-reload &&" \
 	    "systemctl enable --now virtsnapd.socket virtsnapd-ro.socket"

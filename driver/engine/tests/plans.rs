@@ -26,6 +26,7 @@ use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
+/// `confined`, `unconfined`,
 /// `reuse <domainsnapshot>…`, `room BYTES`, `memory KIB`, `blocked WHY`. Returns the plans, and the refusals
 /// where one was.
 fn play(world: &World, script: &str) -> String {
@@ -66,6 +67,8 @@ async fn act(
         "stop" => world.stop(),
         "pause" => world.pause(),
         "die" => world.shut_down(),
+        "confined" => world.set_confined(true),
+        "unconfined" => world.set_confined(false),
         "room" => world.set_room(name.parse().unwrap()),
         "memory" => {
             let set = |domain: &mut Element| domain.child_or_insert("memory").set_text(name);
@@ -222,6 +225,12 @@ fn saves_external_memory_while_the_guest_goes_on() {
 #[test]
 fn gives_up_on_request() {
     check("given-up");
+}
+
+/// What a confined hypervisor would have to be allowed; nothing is planned.
+#[test]
+fn asks_what_confines_the_hypervisor() {
+    check("confined");
 }
 
 #[test]

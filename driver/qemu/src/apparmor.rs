@@ -160,8 +160,8 @@ impl Qemu {
         };
         let profile = profile.map(|profile| {
             format!(
-                "QEMU is confined by the AppArmor profile '{}', which has to allow it that file \
-                 (the kernel's log has what it denied)",
+                "QEMU is confined by the AppArmor profile '{}', which denies what it does not \
+                 name (the kernel's log has each denial)",
                 profile.0
             )
         });

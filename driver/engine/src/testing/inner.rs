@@ -61,6 +61,8 @@ pub(super) struct Inner {
     pub(super) now: i64,
     /// Bytes that can still be written; none: without end.
     pub(super) room: Option<u64>,
+    /// The hypervisor's processes may open nothing that they have not open.
+    pub(super) confined: bool,
     pub(super) memory_blockers: Vec<String>,
     pub(super) calls: usize,
     pub(super) trouble: Option<(usize, Trouble)>,

@@ -234,6 +234,11 @@ impl World {
         self.lock().room = Some(bytes);
     }
 
+    /// From now on what confines the hypervisor denies all that a plan needs.
+    pub fn set_confined(&self, confined: bool) {
+        self.lock().confined = confined;
+    }
+
     /// A device is there whose state cannot be saved, and why.
     pub fn block_memory(&self, why: &str) {
         self.lock().memory_blockers.push(why.to_owned());
@@ -448,6 +453,7 @@ impl World {
             plans: Vec::new(),
             now: inner.now,
             room: inner.room,
+            confined: inner.confined,
             memory_blockers: inner.memory_blockers.clone(),
             calls: 0,
             trouble: None,

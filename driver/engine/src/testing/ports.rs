@@ -14,6 +14,7 @@ use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, S
 use crate::error::{Condition, Error, Result};
 use crate::facts::{DomainFacts, PathKind, Place, Room, StateFile};
 use crate::merging::Merging;
+use crate::plan::access::{Access, By};
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, ResumeReason, Step};
 use crate::ports::{
     Entry, Hypervisor, Journal, Journals, MergeError, PivotError, Records, Subject, Unfinished,
@@ -142,6 +143,20 @@ impl Hypervisor for World {
 
     async fn room(&self, _directory: &Path) -> Option<Room> {
         self.lock().room.map(|free| Room { file_system: 1, free })
+    }
+
+    async fn check_access(&self, _domain: Uuid, needs: &[Access]) -> Result<()> {
+        if needs.is_empty() || !self.lock().confined {
+            return Ok(());
+        }
+        let denied = needs.iter().map(|need| {
+            let by = match need.by {
+                By::Running => "",
+                By::Started(_) => " when started",
+            };
+            format!("{:?} {} ({}){by}", need.how, need.image.display(), need.role)
+        });
+        Err(Error::new(Condition::System(13), denied.collect::<Vec<_>>().join(", ")))
     }
 
     fn state_files(&self, _domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
