@@ -50,7 +50,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Bytes a second: no limit. QEMU's own default is that of a network.
 const UNLIMITED: u64 = 1 << 50;
 /// After so many passes over a running guest's memory it is stopped for the last one.
-const PASSES: u64 = 12;
+pub(crate) const PASSES: u64 = 12;
 /// Or after that many times its memory.
 const SIZES: u64 = 2;
 /// What may be written between two looks at the room that is left.

@@ -6,6 +6,7 @@ use virtsnap_engine::facts::MemoryFile;
 use virtsnap_xml::domain::to_inactive;
 
 use super::*;
+use crate::image::tests::io;
 use crate::migration::{Guest, Room};
 use crate::save_image::{Damage, Format as Stream, Head, Saved};
 
@@ -288,6 +289,72 @@ async fn a_guest_stands_still_where_there_is_no_room_for_more() {
         assert_eq!(instance.state(), stood);
         assert_eq!(bed.events(), [Event::Suspended(Suspended::Paused)]);
     }
+}
+
+/// 512 KiB of memory, written to again and again: a boot sector.
+///
+/// ```text
+///          cld
+///   all:   mov bx, 0x1000
+///   next:  mov es, bx
+///          xor di, di
+///          mov cx, 0x8000
+///          inc ax
+///          rep stosw
+///          add bx, 0x1000
+///          cmp bx, 0x9000
+///          jb  next
+///          jmp all
+/// ```
+const WRITES: [u8; 26] = [
+    0xfc, 0xbb, 0x00, 0x10, 0x8e, 0xc3, 0x31, 0xff, 0xb9, 0x00, 0x80, 0x40, 0xf3, 0xab, 0x81, 0xc3,
+    0x00, 0x10, 0x81, 0xfb, 0x00, 0x90, 0x72, 0xec, 0xeb, 0xe7,
+];
+
+/// What a guest writes to is never less than what the file takes in the time that QEMU would let it
+/// stand still. So it is stopped, and what is saved is whole.
+#[tokio::test]
+async fn a_guest_that_writes_faster_than_its_file_takes_it_is_stopped() {
+    let Some(bed) = Bed::new() else { return };
+    let a = bed.image("a").await;
+    let mut sector = WRITES.to_vec();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    fs::write(bed.at("sector"), sector).unwrap();
+    assert!(io(&a, "qcow2", &format!("write -s {} 0 512", bed.at("sector").display())));
+    let instance = bed.start(&[&a]).await;
+    instance.resume(RunningReason::Unpaused).await.unwrap();
+    let address = 0x8_0000;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let first = byte_at(&instance, address).await;
+    while byte_at(&instance, address).await == first {
+        assert!(std::time::Instant::now() < deadline, "it does not boot");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    bed.events();
+
+    let (read, write) = crate::save_image::carry::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&write, 64 << 10).unwrap();
+    let reading = tokio::task::spawn_blocking(move || {
+        // About a MiB a second.
+        let (mut read, mut chunk, mut length) = (fs::File::from(read), vec![0; 32 << 10], 0);
+        loop {
+            match std::io::Read::read(&mut read, &mut chunk).unwrap() {
+                0 => return length,
+                some => length += some as u64,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(30));
+        }
+    });
+    let passed = Default::default();
+    let guest = Guest::GoesOn(Room::Bytes(u64::MAX));
+    crate::migration::save(&instance, write, guest, &passed).await.unwrap();
+    let now = crate::migration::progress(&instance.qmp).await.unwrap();
+    assert!(now.ram.dirty_sync_count >= crate::migration::PASSES, "{now:?}");
+    let (length, memory) = (reading.await.unwrap(), now.ram.total);
+    assert!(length > 2 << 20 && length < 3 * memory, "{length} of {memory}");
+    assert_eq!(instance.state(), State::Paused(PausedReason::Snapshot));
+    assert_eq!(bed.events(), [Event::Suspended(Suspended::Paused)]);
 }
 
 #[tokio::test]
