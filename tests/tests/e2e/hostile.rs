@@ -300,7 +300,8 @@ fn a_stream_ends_once() {
             }
         };
         assert_eq!((end.kind, end.serial, end.status), (STREAM, serial, OK), "{end:?}");
-        packet(&mut client, serial, STREAM, after, b"");
+        let late: &[u8] = if after == CONTINUE { b"late" } else { b"" };
+        packet(&mut client, serial, STREAM, after, late);
         let asked = client.post(&Message::call(CONNECT_GET_LIB_VERSION, &[]));
         let answer = client.receive().expect("the connection is open");
         assert_eq!(answer.serial, asked, "nothing was said to the second end: {answer:?}");
@@ -357,6 +358,54 @@ fn never_reads(socket: &Path) {
             return;
         }
     }
+}
+
+/// A boot sector that writes to the serial port for ever.
+fn babbler() -> [u8; 512] {
+    let mut sector = [0; 512];
+    // mov dx, 0x3f8; mov al, 'x'; out dx, al; jmp to the out
+    sector[..8].copy_from_slice(&[0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xeb, 0xfd]);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
+/// Whoever opens a console and does not read it holds up neither the daemon nor the guest.
+#[test]
+fn a_console_that_floods_and_is_not_read_costs_little() {
+    let world = World::with(Daemon::Virtsnapd);
+    let vm = world.define(GuestSpec::idle("vm").disks(&["raw"]));
+    let disk = std::fs::OpenOptions::new().write(true).open(vm.disk("vda")).expect("the disk");
+    std::os::unix::fs::FileExt::write_all_at(&disk, &babbler(), 0).expect("the disk");
+    vm.virsh("start {}");
+    let mut others = Others::of(&world);
+    let mut slow = RawClient::open(&world.socket());
+    let domain = dom(&mut slow, "vm");
+    let open = Message::call(DOMAIN_OPEN_CONSOLE, &[domain.as_slice(), &[0; 8]].concat());
+    assert_eq!(slow.ask(&open).status, OK);
+    let flood = |client: &mut RawClient| {
+        let mut heard = 0;
+        while heard < 256 << 10 {
+            let packet = client.receive().expect("the connection is open");
+            assert_eq!((packet.kind, packet.status), (STREAM, CONTINUE));
+            heard += packet.payload.iter().filter(|&&byte| byte == b'x').count();
+        }
+    };
+    flood(&mut slow);
+    // From here on it reads no more.
+    let before = memory(&world);
+    for _ in 0..50 {
+        others.are_served();
+    }
+    assert_eq!(vm.state(), "running");
+    let more = memory(&world).saturating_sub(before);
+    assert!(more < 16 << 20, "{} MiB for one console", more >> 20);
+    // Its place is free when it has gone, and what was not read for it is lost.
+    drop(slow);
+    let mut next = RawClient::open(&world.socket());
+    host::wait("the console", 60, || (next.ask(&open).status == OK).then_some(()));
+    flood(&mut next);
+    vm.virsh("destroy {}");
+    others.are_served();
 }
 
 /// A client that goes away in the middle of a snapshot cancels nothing.
