@@ -130,9 +130,9 @@ faults: guest
 	@mkdir -p target && rm -f target/faults.figures
 	@CRASHES=all CRASHES_FIGURES=$(CURDIR)/target/faults.figures $(CARGO) test --quiet --locked \
 		--package virtsnap-qemu --test crashes guests
-	@echo "faults: the daemon killed, file systems full, files damaged, clients gone"
+	@echo "faults: the daemon killed, file systems full, files damaged, clients gone, merges stuck"
 	@VIRTSNAP_FAULTS=all $(CARGO) test --quiet --locked --package virtsnap-tests --test e2e -- \
-		--nocapture killed:: full:: damaged:: vanished:: 2>&1 | \
+		--nocapture killed:: full:: damaged:: vanished:: stalls:: tools:: perished:: 2>&1 | \
 		grep --line-buffered "^faults\|panick\|^test result"; exit $${PIPESTATUS[0]}
 	@awk '{ died += $$4; undone += $$6; done += $$8; later += $$10 } END { \
 		printf "faults: QEMU died %d times in %d operations, ", died, NR; \

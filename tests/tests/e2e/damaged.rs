@@ -183,7 +183,8 @@ fn an_image_that_is_damaged_under_a_running_guest_is_named() {
 }
 
 /// Where a layer is not there, nobody can tell what else needs the others: it only forgets. What is
-/// there and is no image, under a domain that is off, is named, and nothing is done.
+/// there and is no image, of a domain that is off or as the disk itself, is named, and nothing is
+/// done.
 #[test]
 fn a_deletion_without_one_of_the_layers_keeps_every_image() {
     let world = World::new();
@@ -231,7 +232,8 @@ fn deletes_without(world: &World, damage: Damage, n: usize, is_running: bool) ->
     assert!(files(world, "vm") == with_damage, "{context}: a refusal changed something");
 
     let is_no_image = matches!(damage, Empty | CutShort | Nonsense | OtherFormat);
-    let is_refused = is_no_image && !is_running;
+    // Of a running guest's lower layers QEMU tells; the disk's own is asked by name.
+    let is_refused = is_no_image && (!is_running || n == 2);
     let outcome = world.virsh.run("snapshot-delete vm s1");
     assert_eq!(outcome.success, !is_refused, "{context}: {}", outcome.stderr);
     if is_refused {

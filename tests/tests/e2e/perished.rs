@@ -71,6 +71,8 @@ fn killed_in(take: &str, part: &str) {
     // The next one is whole.
     world.virsh.ok(take);
     let taken = vm.count_on(2);
+    // What it says from now on is of the snapshot.
+    vm.virsh("suspend {}");
     let mark = vm.mark();
     vm.virsh("snapshot-revert {} e");
     let n = vm.next_match(mark);

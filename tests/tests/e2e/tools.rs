@@ -55,8 +55,9 @@ fn kill_at(
         });
     }
     let complaint = String::from_utf8_lossy(&told.stderr).into_owned();
-    assert!(told.status.success() != was_reached, "{line}: {complaint}");
-    was_reached.then_some(complaint)
+    assert!(told.status.success() || was_reached, "{line}: {complaint}");
+    // At the last of its writes it may be over before it can be killed.
+    (!told.status.success()).then_some(complaint)
 }
 
 /// No journal, nobody's file but the first one, which is the user's, no corruption. What was killed
