@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use virtsnap_block::testing::io;
 use virtsnap_engine::facts::MemoryFile;
 use virtsnap_xml::domain::to_inactive;
 
 use super::*;
-use crate::image::tests::io;
 use crate::migration::{Guest, Room};
 use crate::save_image::{Damage, Format as Stream, Head, Saved};
 
