@@ -405,6 +405,24 @@ impl Guest<'_> {
         complete.lines().rev().find_map(|line| line.strip_prefix("MATCH ")?.trim_end().parse().ok())
     }
 
+    /// Waits until the guest, which counted on after the mark for as long as that took, counts from
+    /// further back: its memory was reverted. Gives where it goes on.
+    #[track_caller]
+    pub fn back_at(&self, mark: Mark) -> u64 {
+        host::wait(&format!("guest {} to count from further back", self.name()), PATIENCE, || {
+            let mut last = self.last_match_before(mark)?;
+            let lines = self.lines(mark);
+            let counts = lines.iter().filter_map(|line| line.strip_prefix("MATCH ")?.parse().ok());
+            for count in counts {
+                if count <= last {
+                    return Some(count);
+                }
+                last = count;
+            }
+            None
+        })
+    }
+
     /// Memory and disks never disagreed.
     #[track_caller]
     pub fn never_mismatched(&self) {

@@ -75,8 +75,9 @@ fn an_ordinary_user_has_a_daemon_of_their_own() {
     let late = vm.count_on(3);
     vm.virsh("snapshot-create-as {} disk --disk-only");
     vm.virsh("snapshot-delete {} disk");
+    let mark = vm.mark();
     vm.virsh("snapshot-revert {} whole");
-    let n = vm.next_match(vm.mark());
+    let n = vm.back_at(mark);
     assert!((at..late).contains(&n), "{n} is not of the snapshot at {at}");
     vm.never_mismatched();
     vm.virsh("destroy {}");

@@ -40,9 +40,10 @@ fn a_killed_daemon_finds_its_guest_and_its_snapshots_again() {
     world.virsh.ok("resume vm");
     world.virsh.ok("snapshot-create-as vm after --disk-only");
     world.virsh.ok("snapshot-delete vm after");
-    world.virsh.ok("snapshot-revert vm whole");
     let vm = virtsnap_tests::Guest { world: &world, spec: GuestSpec::new("vm") };
-    let n = vm.next_match(vm.mark());
+    let mark = vm.mark();
+    vm.virsh("snapshot-revert {} whole");
+    let n = vm.back_at(mark);
     assert!((at..late).contains(&n), "{n} is not of the snapshot at {at}");
     vm.never_mismatched();
     vm.virsh("destroy {}");

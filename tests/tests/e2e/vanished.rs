@@ -35,7 +35,7 @@ fn an_operation_outlives_its_client() {
     let late = vm.count_on(2);
     let mark = vm.mark();
     vanish(&vm, "snapshot-revert {} m", works, || rests() && vm.state() == "running");
-    let n = vm.next_match(mark);
+    let n = vm.back_at(mark);
     assert!((at..late).contains(&n), "{n} is not of the snapshot at {at}");
     (8..12).for_each(|mib| vm.write("vda", mib, 9));
     vanish(&vm, "snapshot-delete {} m", works, || rests() && !has("m"));

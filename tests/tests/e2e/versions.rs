@@ -78,8 +78,9 @@ fn short_life(world: &World) {
     vm.next_match(vm.mark());
     let late = vm.count_on(3);
     assert_eq!(world.virsh.lines("snapshot-list vm --name --topological"), ["disk", "whole"]);
+    let mark = vm.mark();
     vm.virsh("snapshot-revert {} whole");
-    let n = vm.next_match(vm.mark());
+    let n = vm.back_at(mark);
     assert!((at..late).contains(&n), "{n} is not of the snapshot at {at}");
     vm.virsh("snapshot-delete {} whole");
     vm.virsh("snapshot-delete {} disk");
@@ -109,8 +110,9 @@ fn memory_in_a_file(vm: &Guest) {
         }
         vm.next_match(vm.mark());
         let late = vm.count_on(3);
+        let mark = vm.mark();
         vm.virsh(&format!("snapshot-revert {{}} {name} --running"));
-        let n = vm.next_match(vm.mark());
+        let n = vm.back_at(mark);
         assert!((at..late).contains(&n), "{n} is not of the snapshot {name} at {at}");
         vm.count_on(1);
         vm.never_mismatched();
