@@ -52,6 +52,7 @@ impl Book {
             Finish::RemoveImage(path) => {
                 self.owned.remove(path);
             }
+            Finish::ForgetSave(_) => self.has_managed_save = false,
             Finish::ThawFilesystems
             | Finish::Resume(_)
             | Finish::Stop(_)
@@ -63,6 +64,7 @@ impl Book {
             | Finish::Overwrite { .. }
             | Finish::PutBack { .. }
             | Finish::HandOver(_)
+            | Finish::SetSaved { .. }
             | Finish::SetLive(_) => {}
         }
     }

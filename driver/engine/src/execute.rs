@@ -243,6 +243,8 @@ impl<H: Hypervisor, R: Records> Stage<'_, H, R> {
             | Finish::Overwrite { .. }
             | Finish::PutBack { .. }
             | Finish::HandOver(_)
+            | Finish::SetSaved { .. }
+            | Finish::ForgetSave(_)
             | Finish::SetLive(_) => self.hypervisor.finish(self.domain, finish).await,
         }
     }

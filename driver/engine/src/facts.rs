@@ -27,7 +27,8 @@ pub struct DomainFacts {
     /// images that hold nothing but memory are among them. By name: an absolute path, or the URI of
     /// an export of an NBD server, which is none.
     pub images: BTreeMap<PathBuf, ImageFacts>,
-    /// The save images that the domain's moments name, without those that are missing.
+    /// The save images that the domain's moments name, and its managed save, without those that
+    /// are missing.
     pub memory_files: BTreeMap<PathBuf, MemoryFile>,
     /// Files that virtsnap created: the only ones it may remove.
     pub owned: BTreeSet<PathBuf>,
@@ -41,7 +42,8 @@ pub struct DomainFacts {
     /// Why the hypervisor would not save the memory of the running guest, in its words; none if it
     /// would.
     pub memory_blockers: Vec<String>,
-    pub has_managed_save: bool,
+    /// The save image that the domain's next start is to go on from.
+    pub managed_save: Option<PathBuf>,
     /// Some moment's record cannot be read: what it needs is not known.
     pub has_unreadable_moments: bool,
     /// Seconds since the epoch: the time of planning.
@@ -154,8 +156,9 @@ pub struct InternalSnapshot {
 /// A save image: memory and device state in a file of their own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MemoryFile {
-    /// It can be loaded; `definition` is the live one of the guest that was saved.
-    Whole { definition: Element },
+    /// It can be loaded; `definition` is the live one of the guest that was saved, and `running`
+    /// whether it is to run.
+    Whole { definition: Element, running: bool },
     /// It cannot, and why.
     Damaged(String),
 }

@@ -30,7 +30,7 @@ pub struct Subject {
     /// Images beyond the disks' own chains: layers and overlays that moments name, and the format
     /// that those say they have.
     pub images: BTreeMap<PathBuf, Format>,
-    /// Save images that moments name.
+    /// Save images that moments name, and the managed save.
     pub memory_files: BTreeSet<PathBuf>,
     /// Files virtsnap created for this domain.
     pub owned: BTreeSet<PathBuf>,
@@ -255,6 +255,8 @@ pub trait Records: Send + Sync + 'static {
     fn record(&self, domain: Uuid, change: &MomentChange) -> Result<()>;
     /// The set of files virtsnap created for a domain.
     fn set_owned(&self, domain: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()>;
+    /// Where a managed save of the domain is, if there is one.
+    fn managed_save(&self, domain: Uuid) -> Result<PathBuf>;
 }
 
 /// The intent log of one running operation. An entry is durable when the call returns.

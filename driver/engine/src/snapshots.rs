@@ -380,11 +380,14 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
 
     async fn facts(&self, book: &Mutex<Book>) -> Result<DomainFacts> {
         let owned = lock(book).owned.clone();
+        let managed_save = self.managed_save(book)?;
         let subject = {
             let book = lock(book);
             // Copies of state files are no images.
             let copies: BTreeSet<PathBuf> =
                 book.moments.iter().flat_map(plan::state_files::copies).collect();
+            let mut memory_files = plan::memory_files_of(&book.moments);
+            memory_files.extend(managed_save.clone());
             let mut images = plan::images_of(&book.moments);
             let store = book.config.as_ref().and_then(plan::state_files::qcow2_store);
             images.extend(store.map(|path| (path, Format::Qcow2)));
@@ -393,15 +396,23 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
                 name: book.name.clone(),
                 config: book.config.clone(),
                 images,
-                memory_files: plan::memory_files_of(&book.moments),
+                memory_files,
                 owned: owned.difference(&copies).cloned().collect(),
             }
         };
         let mut facts = self.hypervisor.facts(&subject).await?;
         facts.owned = owned;
-        facts.has_managed_save = lock(book).has_managed_save;
+        facts.managed_save = managed_save;
         facts.has_unreadable_moments = lock(book).has_unreadable_moments;
         Ok(facts)
+    }
+
+    fn managed_save(&self, book: &Mutex<Book>) -> Result<Option<PathBuf>> {
+        let (domain, is_there) = {
+            let book = lock(book);
+            (book.uuid, book.has_managed_save)
+        };
+        is_there.then(|| self.records.managed_save(domain)).transpose()
     }
 
     /// The domain's state files, each with a path for its copy.
@@ -450,7 +461,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     /// Memory only loads into the machine it was saved from.
     fn check_machine(&self, moment: &Definition, facts: &DomainFacts) -> Result<()> {
         let Some(file) = plan::memory_path(moment) else { return Ok(()) };
-        let Some(MemoryFile::Whole { definition }) = facts.memory_files.get(file) else {
+        let Some(MemoryFile::Whole { definition, .. }) = facts.memory_files.get(file) else {
             return Ok(());
         };
         // libvirt leaves out of a save image what is a default anyway.

@@ -21,7 +21,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::policy::NAMESPACE;
 use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 
-/// A script, one act a line: `start`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
+/// A script, one act a line: `start`, `save`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks] [live] [standing] [halted] <domainsnapshot>…`, `policy <policy>…`,
 /// `raw TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
@@ -63,7 +63,14 @@ async fn act(
     let mut options = New::plain(Scope::FullSystem { live: false });
     let named = Request { name: Some(name.to_owned()), ..Request::default() };
     match verb {
-        "start" => world.start(),
+        "start" => {
+            world.start();
+            book.lock().unwrap().has_managed_save = false;
+        }
+        "save" => {
+            world.save();
+            book.lock().unwrap().has_managed_save = true;
+        }
         "stop" => world.stop(),
         "pause" => world.pause(),
         "die" => world.shut_down(),
@@ -199,6 +206,11 @@ fn reverts() {
 #[test]
 fn deletes() {
     check("delete");
+}
+
+#[test]
+fn takes_saved_memory() {
+    check("saved");
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Qemu {
             state_files: Vec::new(),
             agent,
             memory_blockers,
-            has_managed_save: false,
+            managed_save: None,
             has_unreadable_moments: false,
             now: now(),
         })
@@ -149,7 +149,7 @@ fn memory_file(path: &Path) -> MemoryFile {
         Err(damage) => return MemoryFile::Damaged(damage.to_string()),
     };
     match Element::parse(&saved.head.definition) {
-        Ok(definition) => MemoryFile::Whole { definition },
+        Ok(definition) => MemoryFile::Whole { definition, running: saved.head.was_running },
         Err(err) => MemoryFile::Damaged(format!("its definition cannot be read: {err}")),
     }
 }

@@ -5,7 +5,7 @@
 //! still runs gets its guest back and the file goes; if it is gone, the image is whole and stays.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -191,6 +191,50 @@ pub(crate) async fn edit(file: &Path, definition: &Element, running: Option<bool
         file.write_all_at(&head.to_bytes(true), 0)
             .and_then(|()| file.sync_all())
             .map_err(|err| system("write", &path, err))
+    })
+    .await
+}
+
+/// Another definition in the save image that a start is to go on from: in a new file, which takes
+/// the place of the old one when all of it is on the disk. One that is not there is done.
+pub(crate) async fn set_saved(file: &Path, definition: &Element) -> Result<()> {
+    let (path, text) = (file.to_owned(), definition.to_string());
+    blocking(move || {
+        let mut old = match fs::File::open(&path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(|err| system("open", &path, err))?,
+        };
+        let head = Head::read(&old).map_err(|damage| unusable(&path, &damage.to_string()))?;
+        let stream_at = head.stream_at();
+        let head = head
+            .with_definition(text.clone())
+            .unwrap_or_else(|| Head::new(text, head.cookie.clone(), head.was_running, head.format));
+        let mut write = || -> io::Result<()> {
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            // As all that the store writes, which removes what a crash leaves.
+            let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
+            new.write_all(&head.to_bytes(true))?;
+            old.seek(io::SeekFrom::Start(stream_at))?;
+            io::copy(&mut old, new.as_file_mut())?;
+            new.as_file().sync_all()?;
+            new.persist(&path).map_err(|err| err.error)?;
+            fs::File::open(directory)?.sync_all()
+        };
+        write().map_err(|err| system("write", &path, err))
+    })
+    .await
+}
+
+/// Gone is done.
+pub(crate) async fn forget(file: &Path) -> Result<()> {
+    let path = file.to_owned();
+    blocking(move || {
+        match fs::remove_file(&path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+            _ => fs::File::open(path.parent().unwrap_or(Path::new("/")))
+                .and_then(|directory| directory.sync_all()),
+        }
+        .map_err(|err| system("remove", &path, err))
     })
     .await
 }

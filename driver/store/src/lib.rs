@@ -274,6 +274,10 @@ impl Records for Store {
     fn set_owned(&self, domain: Uuid, owned: &BTreeSet<PathBuf>) -> Result<()> {
         hold(&*self.shelf(domain)?).change_own(|own| own.owned.clone_from(owned))
     }
+
+    fn managed_save(&self, domain: Uuid) -> Result<PathBuf> {
+        Store::managed_save(self, domain)
+    }
 }
 
 impl Journals for Store {

@@ -175,6 +175,8 @@ fn added() -> Plan {
         finish: vec![
             Finish::PutBack { file: path("/n"), to: path("/o") },
             Finish::Overwrite { image: path("/o"), from: path("/n") },
+            Finish::SetSaved { file: path("/m"), definition: config(TRANSIENT, "t") },
+            Finish::ForgetSave(path("/m")),
         ],
         conclude: vec![
             start(StartFrom::VmState { tag: "t".to_owned(), vmstate, disks: Vec::new() }),

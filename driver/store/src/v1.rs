@@ -183,6 +183,8 @@ enum FinishV1 {
     PutBack { file: PathBuf, to: PathBuf },
     SetLive { xml: String },
     SetConfig { xml: String },
+    SetSaved { file: PathBuf, xml: String },
+    ForgetSave(PathBuf),
     Record { write: Vec<String>, forget: Vec<String>, current: Option<String> },
     RemoveImage(PathBuf),
     KeepImage(PathBuf),
@@ -463,6 +465,10 @@ impl From<Finish> for FinishV1 {
             }
             Finish::RemoveImage(path) => FinishV1::RemoveImage(path),
             Finish::KeepImage(path) => FinishV1::KeepImage(path),
+            Finish::SetSaved { file, definition } => {
+                FinishV1::SetSaved { file, xml: definition.to_string() }
+            }
+            Finish::ForgetSave(path) => FinishV1::ForgetSave(path),
             Finish::HandOver(path) => FinishV1::HandOver(path),
         }
     }
@@ -495,6 +501,10 @@ impl TryFrom<FinishV1> for Finish {
             }
             FinishV1::RemoveImage(path) => Finish::RemoveImage(path),
             FinishV1::KeepImage(path) => Finish::KeepImage(path),
+            FinishV1::SetSaved { file, xml } => {
+                Finish::SetSaved { file, definition: Element::parse(&xml)? }
+            }
+            FinishV1::ForgetSave(path) => Finish::ForgetSave(path),
             FinishV1::HandOver(path) => Finish::HandOver(path),
         })
     }

@@ -3,6 +3,8 @@
 //! What proves a restore: the guest goes on counting from where it was saved, and its memory
 //! agrees with its disk.
 
+use std::os::unix::fs::PermissionsExt;
+
 use virtsnap_tests::guest::Mark;
 use virtsnap_tests::{Daemon, Guest, GuestSpec, World, images, oracle, skip};
 
@@ -159,6 +161,119 @@ fn memory_that_was_saved_never_meets_other_disks() {
     vm.virsh("start {}");
     vm.booted(mark);
     vm.never_mismatched();
+}
+
+fn is_saved(vm: &Guest) -> bool {
+    vm.virsh("dominfo {}").contains("Managed save:   yes")
+}
+
+#[test]
+fn a_snapshot_of_a_saved_guest_has_its_memory() {
+    let world = World::new();
+    let create = "snapshot-create-as {} s --memspec snapshot=external";
+    let file = world.path("vm.s.save");
+    let vm = world.define(GuestSpec::new("vm").disks(&["qcow2", "qcow2"]));
+    let complaint = vm.refused(create);
+    assert!(complaint.contains("shut off"), "{complaint}");
+    vm.virsh("start {}");
+    let at = vm.count_on(2);
+    vm.virsh("managedsave {}");
+    vm.refused(&format!("{create} --disk-only"));
+    vm.virsh(create);
+    let xml = vm.virsh("snapshot-dumpxml {} s");
+    assert!(xml.contains("<state>running</state>"), "{xml}");
+    assert!(xml.contains(&format!("file='{}'", file.display())), "{xml}");
+    let mode = std::fs::metadata(&file).expect("the memory").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(vm.source("vda"), world.path("vm-vda.s").to_string_lossy());
+
+    // It is as saved as before, and goes on on its new layers.
+    assert!(is_saved(&vm));
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    goes_on(&vm, mark, at);
+    assert_eq!(vm.source("vdb"), world.path("vm-vdb.s").to_string_lossy());
+    for late in ["", "managedsave {}", "destroy {}"] {
+        vm.count_on(3);
+        if !late.is_empty() {
+            vm.virsh(late);
+        }
+        let mark = vm.mark();
+        vm.virsh("snapshot-revert {} s");
+        assert!(!is_saved(&vm), "its memory is of other disks");
+        assert_eq!(reason(&vm), "running (from snapshot)");
+        goes_on(&vm, mark, at);
+    }
+    // The disks alone.
+    vm.virtsnap("revert {} s --stop");
+    assert_eq!(vm.state(), "shut off");
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    let n = vm.booted(mark);
+    assert!((at..at + 4).contains(&n), "{n} is not of {at}");
+    vm.virsh("snapshot-delete {} s");
+    assert!(!file.exists());
+    vm.count_on(2);
+
+    // One that was paused comes back paused; memory of disks that were changed since is none.
+    vm.virsh("suspend {}");
+    let at = vm.last_match().expect("it has counted");
+    vm.virsh("managedsave {}");
+    vm.virsh(create);
+    assert!(vm.virsh("snapshot-dumpxml {} s").contains("<state>paused</state>"));
+    vm.virsh("start {}");
+    vm.virsh("resume {}");
+    vm.count_on(2);
+    let mark = vm.mark();
+    vm.virsh("snapshot-revert {} s");
+    assert_eq!(vm.state(), "paused");
+    vm.virsh("resume {}");
+    goes_on(&vm, mark, at);
+    vm.virsh("managedsave {}");
+    vm.virsh("detach-disk {} vdb --config");
+    let complaint = vm.refused("snapshot-create-as {} t --memspec snapshot=external");
+    assert!(complaint.contains("vdb"), "{complaint}");
+    assert!(is_saved(&vm) && world.virsh.lines("snapshot-list vm --name") == ["s"]);
+    vm.virsh("undefine {} --managed-save --snapshots-metadata");
+}
+
+/// What moves the domain's disks moves those of the guest that was saved: else it would go on in
+/// the file that a snapshot froze.
+#[test]
+fn a_saved_guest_goes_on_where_its_disks_are() {
+    let world = World::new();
+    let vm = world.boot(GuestSpec::new("vm"));
+    let at = vm.count_on(2);
+    vm.virsh("managedsave {}");
+    let long = world.path(&format!("{}.qcow2", "long".repeat(50)));
+    vm.virsh(&format!(
+        "snapshot-create-as {{}} one --disk-only --diskspec vda,file={}",
+        long.display()
+    ));
+    vm.virsh("snapshot-create-as {} two --disk-only");
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    goes_on(&vm, mark, at);
+    assert!(vm.source("vda").ends_with("long.two"), "{}", vm.source("vda"));
+    let late = vm.count_on(4);
+    // A layer that is merged away under a saved guest.
+    vm.virsh("managedsave {}");
+    vm.virsh("snapshot-delete {} two");
+    assert!(is_saved(&vm));
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    goes_on(&vm, mark, late);
+    assert_eq!(vm.source("vda"), long.to_string_lossy());
+    // The snapshot is as it was when the guest was saved.
+    vm.virsh("snapshot-revert {} one");
+    assert_eq!(vm.state(), "shut off");
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    let n = vm.booted(mark);
+    assert!((at..at + 4).contains(&n), "{n} is not of {at}");
+    vm.never_mismatched();
+    vm.virsh("destroy {}");
+    images::check(&vm.disk("vda"));
 }
 
 #[test]

@@ -230,10 +230,6 @@ pub(super) async fn revert<H: Inspect>(
         let (name, id) = (domain.name(), domains.id(&domain));
         domains.table.emit(domain.uuid, &name, id, Event::Defined(Defined::FromSnapshot));
     }
-    if reverted.is_ok() && domain.book().has_managed_save {
-        // The state that was given up; its memory must not meet the disks of the snapshot.
-        domains.discard_managed(&domain)?;
-    }
     domains.drop_if_gone(&domain);
     Ok(reverted?)
 }

@@ -18,7 +18,7 @@ use super::live::{self, Parts};
 use super::overlay::plan_overlay;
 use super::policy;
 use super::route::first_gone;
-use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, saveable, state_files};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, saveable, saved, state_files};
 use crate::domain::{ShutOffReason, State};
 use crate::error::{Condition, Error, Origin, Result};
 use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts, PathKind, Place};
@@ -62,7 +62,10 @@ pub fn draft(
     let disks = align(request, &facts.disks, &name, default)?;
     check_selection(request, &disks, facts, default)?;
     let memory = place(memory, &disks, facts, &name)?;
-    let (domain, inactive_domain) = definitions(facts);
+    let of_saved = matches!(memory, Memory::External { .. }) && !facts.state.is_active();
+    let guest = if of_saved { saved::guest(facts)? } else { None };
+    let (domain, inactive_domain) =
+        guest.map_or_else(|| definitions(facts), |guest| guest.definitions(facts));
     let moment = Definition {
         description: request.description.clone(),
         parent: moments.current().map(str::to_owned),
@@ -127,6 +130,8 @@ pub fn plan(
     }
     if active {
         live::arrange(&moment, parts, options, facts, &mut plan)?;
+    } else if let (Some(from), Some(to)) = (&facts.managed_save, &memory) {
+        plan.prepare.push(Step::CopyImage { from: from.clone(), to: to.clone() });
     }
     if options.metadata == Metadata::Keep {
         state_files::keep(&mut moment, facts, &mut plan)?;
@@ -150,6 +155,7 @@ pub fn plan(
     if active && options.afterwards == Afterwards::Halt {
         plan.finish.push(Finish::Stop(ShutOffReason::FromSnapshot));
     }
+    saved::follow(&mut plan.finish, facts);
     Ok((moment, plan))
 }
 
@@ -217,19 +223,28 @@ fn scope(
     let disk_only = matches!(options.scope, Scope::DiskOnly { .. });
     let asks_memory =
         matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
-    if asks_memory && (disk_only || !active) {
+    let external_memory = matches!(request.memory, Some(MemoryRequest::External { .. }));
+    let saved = if external_memory && !disk_only { saved::guest(facts)? } else { None };
+    if asks_memory && (disk_only || !active) && saved.is_none() {
         return Err(Error::snapshot(
             Condition::XmlError,
             "memory cannot be part of a snapshot of disks only or of a domain that is shut off; \
              leave out <memory>, or say snapshot='no'",
         ));
     }
-    let external_memory = matches!(request.memory, Some(MemoryRequest::External { .. }));
     if matches!(options.scope, Scope::FullSystem { live: true }) && !(active && external_memory) {
         return Err(Error::new(
             Condition::OperationUnsupported,
             "a live snapshot is one of a running domain with external memory",
         ));
+    }
+    let memory_file = |file: &Option<String>| match file {
+        Some(file) => Ok(file.clone()),
+        None => live::default_memory_path(facts, name, "save"),
+    };
+    if let (Some(guest), Some(MemoryRequest::External { file })) = (saved, &request.memory) {
+        let file = memory_file(file)?;
+        return Ok((guest.state(), Memory::External { file }, Location::External));
     }
     let says_external = request.disks.iter().any(|disk| disk.snapshot == Some(Location::External));
     match (active, disk_only) {
@@ -247,11 +262,7 @@ fn scope(
             }
             Some(MemoryRequest::No) => (Recorded::DiskSnapshot, Memory::No, Location::Internal),
             Some(MemoryRequest::External { file }) => {
-                let file = match file {
-                    Some(file) => file.clone(),
-                    None => live::default_memory_path(facts, name, "save")?,
-                };
-                (state, Memory::External { file }, Location::External)
+                (state, Memory::External { file: memory_file(file)? }, Location::External)
             }
         }),
     }

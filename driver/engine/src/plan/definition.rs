@@ -31,6 +31,12 @@ impl<'a> Source<'a> {
         Self { path, kind, format }
     }
 
+    /// `kind` is a disk's `type=`.
+    pub(super) fn at(kind: &str, path: &'a Path, format: &'a Format) -> Self {
+        let of_kind = Self::of_kind(kind, path, format);
+        if path.is_absolute() { of_kind } else { Self { kind: "network", ..of_kind } }
+    }
+
     pub(super) fn existing(path: &'a Path, image: &'a ImageFacts) -> Self {
         let kind = match image.is_block_device {
             _ if !path.is_absolute() => "network",

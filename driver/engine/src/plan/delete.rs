@@ -29,7 +29,7 @@ use super::definition::{self, Source, redirect};
 use super::layers::{Layers, Roots, image_of, roots};
 use super::merge::{DeletedTags, Ground, Run, Wishes};
 use super::policy;
-use super::{Finish, MomentChange, Operation, Pivot, Plan, interrupted, state_files};
+use super::{Finish, MomentChange, Operation, Pivot, Plan, interrupted, saved, state_files};
 use crate::domain::State;
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
@@ -112,6 +112,7 @@ pub fn delete(
         }
     }
     after.finish(facts, &mut finish);
+    saved::follow(&mut finish, facts);
     Ok(Plan {
         operation: Operation::Delete { moments: doomed.names.clone() },
         prepare: Vec::new(),

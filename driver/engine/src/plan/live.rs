@@ -182,7 +182,8 @@ pub(super) fn check_memory_path(
     let Some(path) = memory_path(moment) else { return Ok(()) };
     let refused = |what: String| Err(Error::new(Condition::ConfigUnsupported, what));
     let file = path.display();
-    let is_save_image = matches!(moment.memory, Memory::External { .. });
+    // Of a saved guest the memory is copied, which makes a new file.
+    let is_save_image = matches!(moment.memory, Memory::External { .. }) && facts.state.is_active();
     if facts.images.contains_key(path) || facts.memory_files.contains_key(path) {
         return refused(format!(
             "memory cannot go to '{file}', which an image or a snapshot of the domain is in; name \

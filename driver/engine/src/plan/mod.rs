@@ -25,6 +25,7 @@ pub mod revert;
 pub mod room;
 pub mod route;
 pub mod saveable;
+mod saved;
 mod show;
 pub mod state_files;
 pub(crate) mod strays;
@@ -191,6 +192,14 @@ pub enum Finish {
     SetLive(Element),
     /// Replace the persistent definition.
     SetConfig(Element),
+    /// Replace the definition in the save image that the domain's next start is to go on from,
+    /// whole or not at all. An image that is not there is done.
+    SetSaved {
+        file: PathBuf,
+        definition: Element,
+    },
+    /// The domain's managed save goes, durably: its memory must not meet the disks any more.
+    ForgetSave(PathBuf),
     /// Write, forget and mark moments, durably.
     Record(MomentChange),
     /// Remove a file that virtsnap created and that nothing refers to any more; absent is done.
@@ -215,7 +224,8 @@ impl Plan {
                 Finish::Commit { .. }
                 | Finish::Repoint { .. }
                 | Finish::SetLive(_)
-                | Finish::SetConfig(_) => is_recorded = false,
+                | Finish::SetConfig(_)
+                | Finish::SetSaved { .. } => is_recorded = false,
                 // What these leave is as good before the record as after it.
                 Finish::Stream { .. } | Finish::DeleteSnapshot { .. } | Finish::RemoveImage(_) => {}
                 _ => return false,

@@ -31,12 +31,16 @@ pub(super) fn applied<'a>(
     options: &New,
     facts: &DomainFacts,
 ) -> Cow<'a, Request> {
-    let full = matches!(options.scope, Scope::FullSystem { .. }) && facts.state.is_active();
+    let active = facts.state.is_active();
     let memory = match policy.memory {
-        Some(Location::External) => MemoryRequest::External { file: None },
-        Some(Location::Internal) => MemoryRequest::Internal,
-        Some(Location::No | Location::Manual) | None => return Cow::Borrowed(request),
+        // Of a saved guest there is memory, too.
+        Some(Location::External) if active || facts.managed_save.is_some() => {
+            MemoryRequest::External { file: None }
+        }
+        Some(Location::Internal) if active => MemoryRequest::Internal,
+        Some(_) | None => return Cow::Borrowed(request),
     };
+    let full = matches!(options.scope, Scope::FullSystem { .. });
     match &request.memory {
         None if full => Cow::Owned(Request { memory: Some(memory), ..request.clone() }),
         _ => Cow::Borrowed(request),

@@ -108,7 +108,7 @@ fn check<'a>(
         ));
     };
     let has_memory = moment.memory.is_saved() && goal != Goal::ShutOff;
-    if facts.has_managed_save && !has_memory && !options.force {
+    if facts.managed_save.is_some() && !has_memory && !options.force {
         return Err(Error::new(
             Condition::RevertRisky,
             "the domain has a managed save image, whose memory would not fit the disks of this \
@@ -197,6 +197,8 @@ fn restart_plan(
     let mut layers = Layers::of(facts);
     let mut prepare = state.prepare;
     let mut finish = vec![Finish::Stop(ShutOffReason::FromSnapshot)];
+    // Before anything changes that its memory knows.
+    finish.extend(facts.managed_save.clone().map(Finish::ForgetSave));
     finish.extend(state.finish);
     finish.extend(state.apply);
     let mut keep = Vec::new();

@@ -35,6 +35,9 @@ pub fn needs(plan: &Plan, facts: &DomainFacts) -> BTreeMap<PathBuf, u64> {
             Step::CreateOverlay { overlay: file, .. }
             | Step::FillOverlay { overlay: file, .. }
             | Step::CreateVmStateImage { image: file } => need(file, OVERLAY),
+            Step::CopyImage { from, to } if facts.managed_save.as_ref() == Some(from) => {
+                need(to, memory(facts));
+            }
             Step::CopyImage { from, to } => need(to, size(from)),
             Step::SaveMemory { file, .. } => need(file, memory(facts)),
             Step::SaveVmState { vmstate, .. } => {

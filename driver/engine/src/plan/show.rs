@@ -141,6 +141,10 @@ impl fmt::Display for Finish {
             }
             Finish::SetLive(_) => f.write_str("set the live definition"),
             Finish::SetConfig(_) => f.write_str("set the persistent definition"),
+            Finish::SetSaved { file, .. } => {
+                write!(f, "set the definition in {}", file.display())
+            }
+            Finish::ForgetSave(file) => write!(f, "forget the managed save {}", file.display()),
             Finish::Record(change) => write!(f, "record {change}"),
             Finish::RemoveImage(path) => write!(f, "remove {}", path.display()),
             Finish::KeepImage(path) => write!(f, "keep {}", path.display()),

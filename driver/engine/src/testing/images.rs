@@ -82,6 +82,7 @@ pub struct Saved {
 pub struct SavedMemory {
     pub memory: u64,
     pub definition: Element,
+    pub running: bool,
 }
 
 /// All files, by path.

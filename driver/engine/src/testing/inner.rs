@@ -23,6 +23,7 @@ use crate::ports::{Entry, Subject};
 
 pub(super) const TEMPLATE: &str = "/fw/template.fd";
 pub(super) const NVRAM: &str = "/fw/vm.fd";
+pub(super) const MANAGED_SAVE: &str = "/store/managed.save";
 const TPM: &str = "/fw/tpm2/permall";
 
 pub(super) fn state_path(kind: StateKind) -> &'static str {
@@ -308,7 +309,9 @@ impl Inner {
             (0..3).for_each(|_| self.live());
         }
         let (memory, definition) = (self.guest()?.memory, definition.clone());
-        self.image(file)?.memory = Some(SavedMemory { memory, definition });
+        // It was stopped for it, or is by it.
+        let running = true;
+        self.image(file)?.memory = Some(SavedMemory { memory, definition, running });
         let guest = self.guest()?;
         (guest.running, guest.saved) = (false, true);
         Ok(())
@@ -619,6 +622,14 @@ impl Inner {
             Finish::KeepImage(path) | Finish::HandOver(path) => {
                 self.image(path)?.claimed = false;
             }
+            Finish::SetSaved { file, definition } => {
+                if let Some(saved) = self.images.get_mut(file).and_then(|it| it.memory.as_mut()) {
+                    saved.definition.clone_from(definition);
+                }
+            }
+            Finish::ForgetSave(file) => {
+                self.images.remove(file);
+            }
             Finish::SetConfig(_) | Finish::Record(_) => unreachable!("goes to the records"),
         }
         Ok(())
@@ -770,7 +781,7 @@ impl Inner {
             state_files: Vec::new(),
             agent: AgentState::Connected,
             memory_blockers: self.memory_blockers.clone(),
-            has_managed_save: false,
+            managed_save: None,
             has_unreadable_moments: false,
             now: self.now,
         }
@@ -780,7 +791,9 @@ impl Inner {
 fn memory_file(image: &Image) -> MemoryFile {
     match &image.memory {
         _ if image.damage.is_some() => MemoryFile::Damaged("it is cut short".to_owned()),
-        Some(saved) => MemoryFile::Whole { definition: saved.definition.clone() },
+        Some(saved) => {
+            MemoryFile::Whole { definition: saved.definition.clone(), running: saved.running }
+        }
         None => MemoryFile::Damaged("it is no save image".to_owned()),
     }
 }

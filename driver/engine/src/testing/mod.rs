@@ -172,7 +172,7 @@ impl World {
             config: inner.config.as_deref().cloned(),
             moments: inner.moments.clone(),
             owned: inner.owned.clone(),
-            has_managed_save: false,
+            has_managed_save: inner.images.contains_key(Path::new(inner::MANAGED_SAVE)),
             has_unreadable_moments: false,
             left: None,
         })
@@ -209,8 +209,31 @@ impl World {
         self.lock().images.insert(Path::new(path), Image::default());
     }
 
+    /// The guest ends, and its memory is where the next start goes on.
+    pub fn save(&self) {
+        let mut inner = self.lock();
+        let guest = inner.guest.take().expect("the guest is up");
+        let definition = guest.live.as_ref().clone();
+        let saved = SavedMemory { memory: guest.memory, definition, running: guest.running };
+        let image = Image { memory: Some(saved), ..Image::default() };
+        inner.images.insert(Path::new(inner::MANAGED_SAVE), image);
+    }
+
+    /// The guest that a start would bring back.
+    pub fn saved(&self) -> Option<SavedMemory> {
+        let inner = self.lock();
+        inner.images.get(Path::new(inner::MANAGED_SAVE))?.memory.clone()
+    }
+
     pub fn start(&self) {
         let mut inner = self.lock();
+        if let Some(saved) = inner.images.remove(Path::new(inner::MANAGED_SAVE)) {
+            let saved = saved.memory.expect("it is a save image");
+            let mut guest = Guest::boot(saved.definition.into(), saved.memory);
+            guest.running = saved.running;
+            inner.guest = Some(guest);
+            return;
+        }
         let config = inner.config.clone().expect("the domain is persistent");
         inner.make_state(&config);
         inner.guest = Some(Guest::boot(config, 0));

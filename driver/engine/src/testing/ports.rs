@@ -8,7 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
 
-use super::inner::{Guest, image_facts};
+use super::inner::{Guest, MANAGED_SAVE, image_facts};
 use super::{Image, NAME, World};
 use crate::domain::{Active, PausedReason, RunningReason, ShutOffReason, Start, StartFrom, State};
 use crate::error::{Condition, Error, Result};
@@ -211,6 +211,7 @@ impl Hypervisor for World {
                 | Finish::RemoveImage(_)
                 | Finish::KeepImage(_)
                 | Finish::HandOver(_)
+                | Finish::ForgetSave(_)
         );
         self.call(|| word("finish", finish), writes, |inner| inner.finish(finish))
     }
@@ -290,6 +291,10 @@ impl Records for World {
                 Ok(())
             },
         )
+    }
+
+    fn managed_save(&self, _domain: Uuid) -> Result<PathBuf> {
+        Ok(MANAGED_SAVE.into())
     }
 }
 

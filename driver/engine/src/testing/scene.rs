@@ -16,7 +16,7 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Location, Request, Survivor};
 
-use super::inner::Inner;
+use super::inner::{Inner, MANAGED_SAVE};
 use super::{Content, TICK, World};
 use crate::book::Book;
 use crate::error::{Error, Result};
@@ -63,6 +63,8 @@ pub enum Op {
     Raw,
     Start,
     Stop,
+    /// By a managed save.
+    Save,
     Pause,
     Write(u8),
 }
@@ -201,10 +203,19 @@ pub fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(
             if world.guest().is_none() {
                 world.start();
             }
+            book.lock().unwrap_or_else(PoisonError::into_inner).has_managed_save = false;
             Ok(())
         }
         Op::Stop => {
             world.stop();
+            Ok(())
+        }
+        Op::Save => {
+            if world.guest().is_some() {
+                world.save();
+            }
+            book.lock().unwrap_or_else(PoisonError::into_inner).has_managed_save =
+                world.saved().is_some();
             Ok(())
         }
         Op::Pause => {
@@ -250,6 +261,8 @@ pub struct View {
     pub disks: Vec<Content>,
     /// Running, frozen.
     pub guest: Option<(bool, bool)>,
+    /// Whether the next start goes on with a guest that was saved.
+    pub is_saved: bool,
 }
 
 /// Of a moment: parent, description, content, and whether there is memory.
@@ -272,6 +285,7 @@ pub fn view(world: &World) -> View {
         current: all.current().map(str::to_owned),
         disks: contents(world).into_iter().map(without_tick).collect(),
         guest: world.guest().map(|guest| (guest.running, guest.frozen)),
+        is_saved: world.saved().is_some(),
     }
 }
 
@@ -285,15 +299,29 @@ pub fn assert_tidy(world: &World, context: &str) {
     let needed = needed(&inner);
     for (path, image) in inner.images.iter() {
         assert!(!image.claimed, "{context}: {} is still claimed", path.display());
-        let original = ["/fw/template.fd", "/fw/vm.fd", "/fw/tpm2/permall", "/img/vda.raw"]
-            .iter()
-            .any(|file| path == Path::new(file))
+        let original = [
+            "/fw/template.fd",
+            "/fw/vm.fd",
+            "/fw/tpm2/permall",
+            "/img/vda.raw",
+            "/store/managed.save",
+        ]
+        .iter()
+        .any(|file| path == Path::new(file))
             || DISKS.iter().any(|disk| path == Path::new(&format!("/img/{disk}.qcow2")));
         assert!(
             original || image.is_users || inner.owned.contains(path) || needed.contains(path),
             "{context}: {} is nobody's",
             path.display()
         );
+    }
+    let saved = inner.images.get(Path::new(MANAGED_SAVE));
+    if let Some(saved) = saved.and_then(|image| image.memory.as_ref()) {
+        let disks = |domain: &Element| -> Vec<_> {
+            domain::disks(domain).map(|disk| disk.path().map(str::to_owned)).collect()
+        };
+        let config = inner.config.as_ref().expect("the domain is persistent");
+        assert_eq!(disks(&saved.definition), disks(config), "{context}: it would come back to");
     }
     for path in &needed {
         assert!(inner.images.contains_key(path), "{context}: {} is needed", path.display());

@@ -7,7 +7,7 @@ use virtsnap_xml::snapshot::Location;
 
 use Op::{
     Alone, Delete, Discard, DiscardAlone, External, Forget, Halting, Internal, Mix, Pause,
-    Quiesced, Raw, Redefine, Reset, Revert, Start, Stop, Stream, Unrecorded, Write,
+    Quiesced, Raw, Redefine, Reset, Revert, Save, Start, Stop, Stream, Unrecorded, Write,
 };
 
 const AS: RevertState = RevertState::AsSnapshot;
@@ -186,6 +186,36 @@ pub(crate) fn reverts_that_give_up() -> Cases {
         cases.add(before, Alone(0, AS));
         cases.add(before, Alone(0, OFF));
     }
+    cases
+}
+
+/// Of a guest that is off by a managed save; a start goes on from it.
+pub(crate) fn saved_guests() -> Cases {
+    let mut cases = Cases::default();
+    let saved = [Start, Write(1), Save];
+    for [vda, vdb] in [[EX, EX], [IN, IN], [IN, EX], [EX, NO], [NO, NO]] {
+        cases.add(&saved, Mix(1, Memory::Outside, vda, vdb));
+    }
+    cases.add(
+        &[Start, Write(1), External(0), Write(2), Pause, Save],
+        Mix(1, Memory::Outside, EX, EX),
+    );
+    cases.add(&saved, External(1));
+    cases.add(&saved, Internal(1));
+    for mix in [Mix(0, Memory::Outside, EX, EX), Mix(0, Memory::Outside, IN, IN), External(0)] {
+        let then = |more: &[Op]| [&saved[..], &[mix], more].concat();
+        cases.add(&then(&[]), Delete(0, ONE));
+        cases.add(&then(&[]), Stream(0, ONE));
+        cases.add(&then(&[External(1)]), Delete(0, FAMILY));
+        // What comes back writes to the overlays.
+        cases.add(&then(&[Start, Write(2)]), External(1));
+    }
+    let taken = [&saved[..], &[Mix(0, Memory::Outside, EX, EX)]].concat();
+    let then = |more: &[Op]| [&taken[..], more].concat();
+    cases.add(&taken, Revert(0, AS));
+    cases.add(&then(&[Start, Write(2)]), Revert(0, AS));
+    cases.add(&then(&[Start, Write(2), Save]), Revert(0, AS));
+    cases.add(&then(&[Start, Write(2), Stop]), Revert(0, OFF));
     cases
 }
 

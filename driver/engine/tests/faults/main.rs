@@ -166,7 +166,7 @@ impl Struck<'_> {
 /// What all groups together injected, and how many groups there were.
 static TOTAL: Mutex<(usize, Option<Tally>)> = Mutex::new((0, None));
 
-const GROUPS: usize = 8;
+const GROUPS: usize = 9;
 
 /// Of a group, every `few`th case, and of those every other one nested.
 fn matrix(group: &str, few: usize, cases: Cases) {
@@ -242,6 +242,8 @@ fn all_was_struck(total: &Tally) {
         "finish Repoint",
         "finish PutBack",
         "finish SetLive",
+        "finish SetSaved",
+        "finish ForgetSave",
         "finish RemoveImage",
         "finish KeepImage",
         "finish HandOver",
@@ -301,6 +303,11 @@ fn a_revert_that_gives_up_keeps_the_old_world_or_makes_the_new() {
 #[test]
 fn delete_keeps_the_old_world_or_makes_the_new() {
     matrix("deletions", 5, cases::deletions());
+}
+
+#[test]
+fn a_saved_guest_and_its_disks_stay_of_one_mind() {
+    matrix("saved guests", 2, cases::saved_guests());
 }
 
 #[test]

@@ -40,6 +40,7 @@ use crate::backing;
 use crate::hypervisor::Qemu;
 use crate::image::{claim, failure, fill, header, system};
 use crate::instance::Instance;
+use crate::saving;
 
 impl Qemu {
     pub(crate) async fn act_step(&self, domain: Uuid, step: &Step) -> Result<()> {
@@ -174,6 +175,8 @@ impl Qemu {
                 }),
                 None => Ok(()),
             },
+            Finish::SetSaved { file, definition } => saving::set_saved(file, definition).await,
+            Finish::ForgetSave(file) => saving::forget(file).await,
             Finish::RemoveImage(path) => claim::remove(domain, path).await,
             Finish::KeepImage(path) | Finish::HandOver(path) => claim::keep(domain, path).await,
             Finish::SetConfig(_) | Finish::Record(_) => {

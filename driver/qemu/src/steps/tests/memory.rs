@@ -460,7 +460,7 @@ async fn a_torn_or_foreign_file_is_refused_before_there_is_a_process() {
         let name = path.file_name().unwrap().to_str().unwrap();
         match (name, facts.get(path)) {
             ("missing", None) => {}
-            ("whole", Some(MemoryFile::Whole { definition: saved })) => {
+            ("whole", Some(MemoryFile::Whole { definition: saved, .. })) => {
                 assert_eq!(*saved, definition)
             }
             (_, Some(MemoryFile::Damaged(_))) if name != "whole" => {}
