@@ -1,5 +1,6 @@
 //! What is known of one domain between operations: its definition, its moments, its files.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -29,12 +30,25 @@ pub struct Book {
 }
 
 impl Book {
+    /// The moments as a client is shown them: with one whose disks have switched and that could not
+    /// be recorded. Nothing is planned on these; it is settled before.
+    pub fn listed(&self) -> Cow<'_, MomentList> {
+        match self.left.as_ref().and_then(Left::unrecorded) {
+            None => Cow::Borrowed(&self.moments),
+            Some(change) => {
+                let mut moments = self.moments.clone();
+                moments.apply(change);
+                Cow::Owned(moments)
+            }
+        }
+    }
+
     /// A moment as a client is shown it: with what is unfinished.
     ///
     /// # Errors
     /// `NoSnapshot` when there is none of that name.
     pub fn shown(&self, name: &str) -> Result<Definition> {
-        let mut moment = self.moments.expect(name)?.clone();
+        let mut moment = self.listed().expect(name)?.clone();
         if let Some(left) = &self.left {
             left.mark(&mut moment);
         }

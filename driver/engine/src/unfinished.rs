@@ -9,6 +9,7 @@
 //! libvirt has a word for a deletion, `<snapshotDeleteInProgress/>` on a disk, and puts it into the
 //! snapshot whose overlay is being written to: so do we, beside the mark of those that go. Of the
 //! other operations only our own element tells, `<unfinished operation='…'>cause</unfinished>`.
+//! A creation that took effect is listed before its record could be written: the disks have gone on.
 //! A deletion that was put aside between two merges is none of these: its journal is closed, and
 //! its moments are marked in their records (docs/decisions/0012).
 
@@ -18,7 +19,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
 use crate::error::{Condition, Error};
-use crate::plan::{Finish, Operation, disk_overlay};
+use crate::plan::{Finish, MomentChange, Operation, disk_overlay};
 use crate::ports::Unfinished;
 use crate::recover::{Verdict, verdict};
 
@@ -33,6 +34,8 @@ pub struct Left {
     pub cause: String,
     /// Images that merges which have not ended write to.
     half: Vec<PathBuf>,
+    /// What a creation that took effect has yet to record.
+    unrecorded: Option<MomentChange>,
 }
 
 /// The call that would go on with an operation; a deletion finds its own.
@@ -55,20 +58,29 @@ impl Call<'_> {
 
 impl Left {
     pub(crate) fn of(unfinished: &Unfinished, cause: String) -> Self {
-        let half = match verdict(&unfinished.entries) {
+        let plan = &unfinished.plan;
+        let left: Vec<&Finish> = match verdict(&unfinished.entries) {
             Verdict::Complete { finished, .. } => {
-                let left = unfinished.plan.finish.iter().enumerate();
-                left.filter(|(n, _)| !finished.contains(n))
-                    .filter_map(|(_, finish)| match finish {
-                        Finish::Commit { base, .. } => Some(base.clone()),
-                        Finish::Stream { top, .. } => Some(top.clone()),
-                        _ => None,
-                    })
-                    .collect()
+                let all = plan.finish.iter().enumerate();
+                all.filter(|(n, _)| !finished.contains(n)).map(|(_, finish)| finish).collect()
             }
             Verdict::Unwind(_) | Verdict::Ask(_) => Vec::new(),
         };
-        Self { operation: unfinished.plan.operation.clone(), cause, half }
+        let half = left.iter().filter_map(|finish| match finish {
+            Finish::Commit { base, .. } => Some(base.clone()),
+            Finish::Stream { top, .. } => Some(top.clone()),
+            _ => None,
+        });
+        let creates = matches!(plan.operation, Operation::Create { .. });
+        let unrecorded = left.iter().find_map(|finish| match finish {
+            Finish::Record(change) if creates => Some(change.clone()),
+            _ => None,
+        });
+        Self { operation: plan.operation.clone(), cause, half: half.collect(), unrecorded }
+    }
+
+    pub(crate) fn unrecorded(&self) -> Option<&MomentChange> {
+        self.unrecorded.as_ref()
     }
 
     /// What another call is told.

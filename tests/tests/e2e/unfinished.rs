@@ -94,8 +94,14 @@ fn a_creation_that_could_not_end_is_repeated_and_is_the_one_that_was_begun() {
     let complaint = vm.refused("snapshot-create-as {} c --disk-only");
     assert!(complaint.contains("repeat it"), "{complaint}");
     assert_eq!(vm.state(), "running");
-    let complaint = vm.refused("snapshot-delete {} a");
-    assert!(complaint.contains("the creation of snapshot 'c'"), "{complaint}");
+    assert_eq!(vm.snapshots(), ["a", "b", "c"], "the disks have gone on: it is there");
+    assert_eq!(vm.virsh("snapshot-current {} --name").trim(), "c");
+    assert_eq!(vm.virsh("snapshot-parent {} c").trim(), "b");
+    shows(&vm, "c", "create");
+    for other in ["snapshot-delete {} a", "snapshot-delete {} c", "snapshot-revert {} c"] {
+        let complaint = vm.refused(other);
+        assert!(complaint.contains("the creation of snapshot 'c'"), "{other}: {complaint}");
+    }
     record.mend();
     vm.write("vda", 5, 0x22);
     vm.virsh("snapshot-create-as {} c --disk-only");
@@ -107,6 +113,26 @@ fn a_creation_that_could_not_end_is_repeated_and_is_the_one_that_was_begun() {
     assert!(vm.holds("vda", 5, 0x22), "no write is lost");
     vm.virsh("snapshot-revert {} c");
     assert!(vm.holds("vda", 3, 0x11) && !vm.holds("vda", 5, 0x22), "it is of its own time");
+}
+
+#[test]
+fn a_creation_with_halt_that_could_not_end_leaves_no_guest_paused() {
+    let world = World::new();
+    let vm = chain(&world);
+    vm.virsh("start {}");
+    let record = Record::of(&vm, "b");
+    record.hinder();
+    let complaint = vm.refused("snapshot-create-as {} c --halt");
+    assert!(complaint.contains("repeat it"), "{complaint}");
+    assert_eq!(vm.state(), "shut off", "as was asked for");
+    shows(&vm, "c", "create");
+    assert!(vm.refused("start {}").contains("the creation of snapshot 'c'"));
+    record.mend();
+    vm.virsh("snapshot-create-as {} c --halt");
+    assert_eq!(vm.snapshots(), ["a", "b", "c"]);
+    assert!(!vm.virsh("snapshot-dumpxml {} c").contains("nfinished"));
+    vm.virsh("snapshot-revert {} c");
+    assert_eq!(vm.state(), "running", "its memory is there");
 }
 
 #[test]

@@ -49,7 +49,8 @@ async fn look<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Outcome<Vec<I
 /// The names inside images that belong to a snapshot we know.
 fn known(domain: &Domain) -> BTreeSet<String> {
     let book = domain.book();
-    let tags = book.moments.iter().flat_map(|moment| {
+    let moments = book.listed();
+    let tags = moments.iter().flat_map(|moment| {
         let own = moment.disks.iter().filter_map(|disk| disk.tag.clone());
         own.chain([moment.name.clone()])
     });

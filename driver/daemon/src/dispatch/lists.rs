@@ -24,7 +24,7 @@ fn matches<H: Inspect>(cx: &Context<'_, H>, domain: &Domain, flags: u32) -> bool
     };
     let (saved, snapshots) = {
         let book = domain.book();
-        (book.has_managed_save, !book.moments.is_empty())
+        (book.has_managed_save, !book.listed().is_empty())
     };
     let either = |yes: bool, bit: u32| if yes { bit } else { bit << 1 };
     let persistence = either(domain.is_persistent(), 4);

@@ -330,7 +330,8 @@ fn filter(bits: u32, function: &str) -> Outcome<ListFilter> {
 fn names(domain: &Domain, root: ListRoot<'_>, bits: u32, function: &str) -> Outcome<Vec<String>> {
     let filter = filter(bits, function)?;
     let book = domain.book();
-    let found = book.moments.list(root, filter)?;
+    let moments = book.listed();
+    let found = moments.list(root, filter)?;
     Ok(found.into_iter().map(|definition| definition.name.clone()).collect())
 }
 
@@ -437,7 +438,7 @@ pub(super) async fn lookup<H: Inspect>(
     args: DomainSnapshotLookupByNameArgs,
 ) -> Outcome<DomainSnapshotLookupByNameRet> {
     flags::only(args.flags, 0, "qemuDomainSnapshotLookupByName")?;
-    cx.domain(&args.dom)?.book().moments.expect(&args.name)?;
+    cx.domain(&args.dom)?.book().listed().expect(&args.name)?;
     Ok(DomainSnapshotLookupByNameRet { snap: SnapshotRef { name: args.name, dom: args.dom } })
 }
 
@@ -446,7 +447,7 @@ pub(super) async fn has_current<H: Inspect>(
     args: DomainHasCurrentSnapshotArgs,
 ) -> Outcome<DomainHasCurrentSnapshotRet> {
     flags::only(args.flags, 0, "qemuDomainHasCurrentSnapshot")?;
-    let has = cx.domain(&args.dom)?.book().moments.current().is_some();
+    let has = cx.domain(&args.dom)?.book().listed().current().is_some();
     Ok(DomainHasCurrentSnapshotRet { result: has.into() })
 }
 
@@ -460,7 +461,7 @@ pub(super) async fn current<H: Inspect>(
 ) -> Outcome<DomainSnapshotCurrentRet> {
     flags::only(args.flags, 0, "qemuDomainSnapshotCurrent")?;
     let domain = cx.domain(&args.dom)?;
-    let name = domain.book().moments.current().map(str::to_owned);
+    let name = domain.book().listed().current().map(str::to_owned);
     let name = name.ok_or_else(|| no_snapshot("the domain does not have a current snapshot"))?;
     Ok(DomainSnapshotCurrentRet { snap: SnapshotRef { name, dom: args.dom } })
 }
@@ -471,7 +472,7 @@ pub(super) async fn parent<H: Inspect>(
 ) -> Outcome<DomainSnapshotGetParentRet> {
     flags::only(args.flags, 0, "qemuDomainSnapshotGetParent")?;
     let domain = cx.domain(&args.snap.dom)?;
-    let parent = domain.book().moments.expect(&args.snap.name)?.parent.clone();
+    let parent = domain.book().listed().expect(&args.snap.name)?.parent.clone();
     let name = parent.ok_or_else(|| {
         no_snapshot(&format!("snapshot '{}' does not have a parent", args.snap.name))
     })?;
@@ -485,8 +486,9 @@ pub(super) async fn is_current<H: Inspect>(
     flags::only(args.flags, 0, "qemuDomainSnapshotIsCurrent")?;
     let domain = cx.domain(&args.snap.dom)?;
     let book = domain.book();
-    book.moments.expect(&args.snap.name)?;
-    let current = book.moments.current() == Some(args.snap.name.as_str());
+    let moments = book.listed();
+    moments.expect(&args.snap.name)?;
+    let current = moments.current() == Some(args.snap.name.as_str());
     Ok(DomainSnapshotIsCurrentRet { current: current.into() })
 }
 
@@ -497,7 +499,7 @@ pub(super) async fn has_metadata<H: Inspect>(
 ) -> Outcome<DomainSnapshotHasMetadataRet> {
     flags::only(args.flags, 0, "qemuDomainSnapshotHasMetadata")?;
     let domain = cx.domain(&args.snap.dom)?;
-    let missing = domain.book().moments.expect(&args.snap.name).err();
+    let missing = domain.book().listed().expect(&args.snap.name).err();
     if let Some(missing) = missing {
         return match super::images::unknown(&cx, &domain).await?.contains_key(&args.snap.name) {
             true => Ok(DomainSnapshotHasMetadataRet { metadata: 0 }),

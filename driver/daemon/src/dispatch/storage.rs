@@ -320,7 +320,7 @@ fn needed<H: Inspect>(cx: &Context<'_, H>) -> Vec<(PathBuf, String)> {
     for domain in cx.daemon.domains.table.all() {
         let (name, moments) = {
             let book = domain.book();
-            (book.name.clone(), book.moments.clone())
+            (book.name.clone(), book.listed().into_owned())
         };
         for moment in moments.iter() {
             let who = format!("snapshot '{}' of domain '{name}'", moment.name);

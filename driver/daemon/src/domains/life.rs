@@ -533,7 +533,7 @@ impl<H: Hypervisor> Domains<H> {
     /// listed, so that a definition can bring it back: perhaps its guest was only not found.
     pub(crate) fn drop_ended(&self) {
         for domain in self.table.all() {
-            let has_snapshots = !domain.book().moments.is_empty();
+            let has_snapshots = !domain.book().listed().is_empty();
             if !has_snapshots {
                 self.drop_if_gone(&domain);
             }

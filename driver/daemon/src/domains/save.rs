@@ -234,8 +234,8 @@ impl<H: Hypervisor> Domains<H> {
             let mut used: Vec<PathBuf> = Vec::new();
             {
                 let book = domain.book();
-                used.extend(plan::images_of(&book.moments).into_keys());
-                used.extend(plan::memory_files_of(&book.moments));
+                used.extend(plan::images_of(&book.listed()).into_keys());
+                used.extend(plan::memory_files_of(&book.listed()));
                 used.extend(book.owned.iter().cloned());
                 for definition in book.config.iter() {
                     used.extend(

@@ -19,7 +19,7 @@ use super::overlay::plan_overlay;
 use super::policy;
 use super::route::first_gone;
 use super::{Finish, MomentChange, Operation, Pivot, Plan, Step, saveable, saved, state_files};
-use crate::domain::{ShutOffReason, State};
+use crate::domain::State;
 use crate::error::{Condition, Error, Origin, Result};
 use crate::facts::{DiskFacts, DomainFacts, Format, ImageFacts, PathKind, Place};
 use crate::moment::MomentList;
@@ -136,7 +136,7 @@ pub fn plan(
     if options.metadata == Metadata::Keep {
         state_files::keep(&mut moment, facts, &mut plan)?;
     }
-    follow_disks(&moment, &switched, facts, &mut plan);
+    follow_disks(&moment, &switched, options, facts, &mut plan);
     // What was there before with something in it stays the caller's.
     let memory = memory.filter(|_| matches!(memory_is, PathKind::Missing | PathKind::Regular(0)));
     let made = |file| match options.metadata {
@@ -151,9 +151,6 @@ pub fn plan(
     plan.finish.extend(memory.map(made));
     if options.metadata == Metadata::Keep {
         plan.finish.push(Finish::Record(recorded(&moment, options, moments)));
-    }
-    if active && options.afterwards == Afterwards::Halt {
-        plan.finish.push(Finish::Stop(ShutOffReason::FromSnapshot));
     }
     saved::follow(&mut plan.finish, facts);
     Ok((moment, plan))
@@ -385,13 +382,16 @@ pub(super) fn image_facts<'a>(disk: &DiskFacts, facts: &'a DomainFacts) -> Resul
 fn follow_disks(
     moment: &Definition,
     switched: &[(String, PathBuf)],
+    options: &New,
     facts: &DomainFacts,
     plan: &mut Plan,
 ) {
     if switched.is_empty() {
         return;
     }
-    let (mut live, mut config) = (facts.live.clone(), facts.config.clone());
+    // Of a guest that is halted nothing goes on.
+    let live = facts.live.clone().filter(|_| options.afterwards == Afterwards::Continue);
+    let (mut live, mut config) = (live, facts.config.clone());
     for (target, overlay) in switched {
         let disk = moment.disks.iter().find(|disk| disk.name == *target);
         let format =

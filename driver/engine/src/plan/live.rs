@@ -25,7 +25,7 @@ use virtsnap_xml::snapshot::{Definition, Location, Memory};
 
 use super::align::images_directory;
 use super::{Finish, Pivot, Plan, ResumeReason, Step, state_files};
-use crate::domain::{State, VmStateIn};
+use crate::domain::{ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{AgentState, DomainFacts, PathKind, Target};
 use crate::options::{Afterwards, Meanwhile, New, Overlays, Scope};
@@ -108,6 +108,10 @@ pub(super) fn arrange(
     };
     if stops && !manual && goes_on {
         plan.finish.push(Finish::Resume(ResumeReason::Unpaused));
+    }
+    if !goes_on {
+        // Before the bookkeeping, like a resume: whatever becomes of that, none stays paused.
+        plan.finish.push(Finish::Stop(ShutOffReason::FromSnapshot));
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::Condition;
-use virtsnap_engine::ports::Journals;
+use virtsnap_engine::ports::{Journals, Unfinished};
+use virtsnap_engine::recover::{Verdict, verdict};
 use virtsnap_engine::testing::scene::{
     DISKS, Held, Op, View, apply, assert_tidy, held, recover, restart, situation_with, view,
 };
@@ -250,7 +251,11 @@ impl Struck<'_> {
             }
         }
         let ground = self.ground;
-        // One that is to end with the operation stands still until that is complete.
+        // One that is to end with the operation does so, whatever cannot be written after that.
+        if matches!(ground.case.op, Halting(..)) {
+            let guest = self.world.guest().map(|guest| (guest.running, guest.frozen));
+            assert!(guest.is_none() || guest == ground.old.guest, "{}: {guest:?}", self.context);
+        }
         let goes_on = ground.old.guest == Some((true, false)) && ground.new.guest.is_some();
         if goes_on && !ground.is_revert() {
             let guest = self.world.guest().map(|guest| (guest.running, guest.frozen));
@@ -260,7 +265,11 @@ impl Struck<'_> {
         if self.world.has_journal() && !restarts {
             let book = self.book.lock().unwrap();
             assert!(book.left.is_some(), "{}: nobody knows of it", self.context);
-            for moment in Journals::unfinished(&self.world).unwrap().iter().flat_map(named) {
+            let pending = Journals::unfinished(&self.world).unwrap();
+            for (unfinished, moment) in pending.iter().flat_map(named) {
+                let is_true = matches!(verdict(&unfinished.entries), Verdict::Complete { .. });
+                let is_made = is_true && ground.makes().as_ref() == Some(&moment);
+                assert!(!is_made || book.listed().get(&moment).is_some(), "{}", self.context);
                 if let Ok(shown) = book.shown(&moment) {
                     let text = shown.to_element().to_string();
                     assert!(text.contains("<unfinished operation="), "{}: {text}", self.context);
@@ -279,12 +288,13 @@ impl Struck<'_> {
     }
 }
 
-fn named(unfinished: &virtsnap_engine::ports::Unfinished) -> Vec<String> {
+fn named(unfinished: &Unfinished) -> Vec<(&Unfinished, String)> {
     use virtsnap_engine::plan::Operation;
-    match &unfinished.plan.operation {
+    let names = match &unfinished.plan.operation {
         Operation::Create { moment } | Operation::Revert { moment } => vec![moment.clone()],
         Operation::Delete { moments } => moments.clone(),
-    }
+    };
+    names.into_iter().map(|name| (unfinished, name)).collect()
 }
 
 pub(crate) fn word(trouble: Trouble) -> &'static str {
