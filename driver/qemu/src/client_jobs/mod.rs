@@ -108,6 +108,15 @@ impl ClientJob {
         }
     }
 
+    fn words(&self) -> &'static str {
+        match self.kind {
+            Kind::Pull => "block pull",
+            Kind::Commit => "block commit",
+            Kind::ActiveCommit => "active block commit",
+            Kind::Copy => "block copy",
+        }
+    }
+
     fn pivots(&self) -> bool {
         matches!(self.kind, Kind::ActiveCommit | Kind::Copy)
     }
@@ -230,9 +239,16 @@ impl Qemu {
     ) -> Result<()> {
         let instance = self.running(domain)?;
         let job = expect(&instance, target)?;
-        if job.ending.is_some() {
-            let message = format!("block job on disk '{target}' is still being ended");
-            return Err(Error::new(Condition::OperationInvalid, message));
+        let what = job.words();
+        if let Some(ending) = job.ending {
+            let how = if ending == End::Pivot { "pivots" } else { "was aborted" };
+            return Err(failure(
+                Condition::OperationInvalid,
+                format!(
+                    "the {what} on disk '{target}' {how} and is still being ended, so it cannot be \
+                     ended once more: wait until the disk has no block job"
+                ),
+            ));
         }
         match how {
             Ending::Pivot => self.pivot_client_job(&instance, target, &job).await,
@@ -243,7 +259,14 @@ impl Qemu {
                 // One that is over by itself is seen to by whoever waits for it.
                 match told {
                     Err(err) if job::find(&instance.qmp, &id(target)).await?.is_none() => {
-                        Err(err.into())
+                        Err(failure(
+                            Condition::Internal,
+                            format!(
+                                "the {what} on disk '{target}' cannot be aborted: QEMU does not \
+                                 have it any more. Look at the disk's chain for what it came to"
+                            ),
+                        )
+                        .caused_by(err))
                     }
                     _ => Ok(()),
                 }
@@ -260,22 +283,37 @@ impl Qemu {
         // Whether it is in step is QEMU's to say: nobody may have listened when it was told.
         let is_ready = job::find(&instance.qmp, &id(target)).await?.map(|job| job.status);
         if is_ready.as_deref() != Some("ready") {
-            let message = format!("block job '{}' not ready for pivot yet", id(target));
-            return Err(Error::new(Condition::BlockCopyActive, message));
+            let message = format!(
+                "the {} on disk '{target}' is not ready for pivot yet: wait until it is (<mirror \
+                 ready='yes'> in the domain's XML), or abort it without pivot",
+                job.words()
+            );
+            return Err(failure(Condition::BlockCopyActive, message));
         }
         if !job.pivots() {
-            let message = format!("the block job on disk '{target}' does not support pivot");
-            return Err(Error::new(Condition::OperationInvalid, message));
+            let message = format!(
+                "the {} on disk '{target}' does not support pivot: it ends by itself, or is \
+                 aborted without pivot",
+                job.words()
+            );
+            return Err(failure(Condition::OperationInvalid, message));
         }
         if job.late_backing {
             self.open_late_backing(instance, target).await?;
         }
         note_ending(instance, target, Some(End::Pivot))?;
         let told = job::complete(&instance.qmp, &id(target)).await;
-        if told.as_ref().is_err_and(|err| !err.in_doubt()) {
-            note_ending(instance, target, None)?;
+        let Err(err) = told else { return Ok(()) };
+        if err.in_doubt() {
+            return Err(err.into());
         }
-        Ok(told?)
+        note_ending(instance, target, None)?;
+        let message = format!(
+            "QEMU refuses to pivot the {} on disk '{target}'; the guest goes on on the image that \
+             it had: pivot again, or abort it without pivot",
+            job.words()
+        );
+        Err(failure(Condition::Internal, message).caused_by(err))
     }
 
     pub(crate) async fn client_job_beyond(
@@ -433,7 +471,10 @@ fn layer<'a>(chain: &'a Chain, image: &Path) -> Result<&'a Layer> {
 
 fn expect(instance: &Instance, target: &str) -> Result<ClientJob> {
     instance.lock().jobs.get(target).cloned().ok_or_else(|| {
-        let message = format!("disk {target} does not have an active block job");
+        let message = format!(
+            "disk {target} does not have an active block job to change or to end; it may have \
+             ended by itself a moment ago"
+        );
         Error::new(Condition::InvalidArgument, message)
     })
 }
