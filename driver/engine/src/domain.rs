@@ -17,6 +17,8 @@ pub enum State {
     ShutOff(ShutOffReason),
     Crashed,
     PmSuspended,
+    /// It is up, and more of it cannot be told.
+    Unknown,
 }
 
 impl State {

@@ -2,8 +2,9 @@
 //!
 //! As libvirt's dynamic ownership does it: an image belongs to QEMU's user while QEMU runs and is
 //! handed back after. Images that others read too (read-only, shared, backing layers) are given
-//! only where QEMU's user could not read them otherwise. The owner before is in the status file
-//! before the image changes hands, so that a crash of the daemon loses no owner.
+//! only where QEMU's user could not read them otherwise. The owner before is in the status file,
+//! and in a file that outlives a boot ([`crate::lent`]), before the image changes hands: no crash,
+//! of the daemon or of the host, loses an owner.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,7 @@ use virtsnap_engine::error::{Condition, Error, Result};
 
 use crate::hypervisor::Qemu;
 use crate::instance::Instance;
+use crate::lent::Ledger;
 
 /// A user and a group, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -115,29 +117,31 @@ impl Borrowed {
         self.0.entry(path.to_owned()).or_insert(owner);
     }
 
-    /// Gives all that was noted to `user`.
-    pub(crate) fn give(&self, user: Owner) -> Result<()> {
+    /// Gives all that was noted to `user`; that they were others' is durable before.
+    pub(crate) fn give(&self, user: Owner, ledger: &Ledger) -> Result<()> {
+        let files = self.0.iter().map(|(path, owner)| (path.as_path(), *owner));
+        ledger.note(files, user).map_err(|err| cannot_note(&err))?;
         self.0.keys().try_for_each(|path| {
             user.own(path).map_err(|err| failed("give to QEMU's user", path, err))
         })
     }
 
-    /// Hands all back, except what `kept` takes over. A file that is gone is no error.
-    pub(crate) fn hand_back(&mut self, kept: impl Fn(&Path, Owner) -> bool) {
-        for (path, owner) in std::mem::take(&mut self.0) {
-            if kept(&path, owner) {
-                continue;
-            }
-            match owner.own(&path) {
-                Ok(()) => {}
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(err) => {
-                    let path = path.display();
-                    tracing::warn!(%path, %err, "cannot hand an image back to its owner");
-                }
-            }
-        }
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.0.contains_key(path)
     }
+
+    /// Hands all back, except what `kept` takes over.
+    pub(crate) fn hand_back(&mut self, ledger: &Ledger, kept: impl Fn(&Path, Owner) -> bool) {
+        let mut all = std::mem::take(&mut self.0);
+        all.retain(|path, owner| !kept(path, *owner));
+        ledger.hand_back(all);
+    }
+}
+
+fn cannot_note(err: &io::Error) -> Error {
+    let condition = Condition::System(err.raw_os_error().unwrap_or(libc::EIO));
+    let message = "cannot note whose the images are that QEMU's user is to be given";
+    Error::new(condition, format!("{message}: {err}"))
 }
 
 impl Qemu {
@@ -154,9 +158,21 @@ impl Qemu {
             .map_err(|err| failed("look at the owner of", path, err))?;
         if is_needed {
             instance.save_locked(&inner)?;
+            let owner = inner.borrowed.owner_before(path).map(|owner| (path, owner));
+            self.shared.ledger.note(owner, user).map_err(|err| cannot_note(&err))?;
             user.own(path).map_err(|err| failed("give to QEMU's user", path, err))?;
         }
         Ok(())
+    }
+
+    /// An image that is QEMU's user's since it was made like one that is lent.
+    pub(crate) fn lend_like(&self, instance: &Instance, image: &Path, like: &Path) -> Result<()> {
+        let mut inner = instance.lock();
+        let Some(owner) = inner.borrowed.owner_before(like) else { return Ok(()) };
+        inner.borrowed.inherit(image, owner);
+        instance.save_locked(&inner)?;
+        let Some(user) = self.shared.borrower() else { return Ok(()) };
+        self.shared.ledger.note([(image, owner)], user).map_err(|err| cannot_note(&err))
     }
 }
 

@@ -16,7 +16,9 @@ use virtsnap_xml::element::Element;
 use crate::complete::{Devices, Firmware, Host, HostPorts};
 use crate::confine::{Owner, failed};
 use crate::instance::Instance;
+use crate::lent::Ledger;
 use crate::probe::{Cache, Probed};
+use crate::stray::Stray;
 
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
@@ -121,6 +123,11 @@ pub(crate) struct Shared {
     ids: Mutex<()>,
     /// TCP ports of guests' graphics.
     pub(crate) ports: HostPorts,
+    pub(crate) ledger: Ledger,
+    /// QEMUs that run and could not be taken up.
+    strays: Mutex<BTreeMap<Uuid, Arc<Stray>>>,
+    /// Images that guests were lent which were gone when the daemon started.
+    pub(crate) lost: Mutex<Vec<(PathBuf, Owner)>>,
 }
 
 impl fmt::Debug for Qemu {
@@ -132,6 +139,7 @@ impl fmt::Debug for Qemu {
 impl Qemu {
     pub fn new(config: QemuConfig, events: Arc<dyn EventSink>) -> Self {
         let shared = Shared {
+            ledger: Ledger::new(&config.state_dir),
             config,
             events,
             instances: Mutex::default(),
@@ -139,6 +147,8 @@ impl Qemu {
             probed: Mutex::default(),
             ids: Mutex::default(),
             ports: HostPorts::default(),
+            strays: Mutex::default(),
+            lost: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -162,14 +172,20 @@ impl Qemu {
 
     /// The same, or the refusal that a shut off domain gets.
     pub fn running(&self, domain: Uuid) -> Result<Arc<Instance>> {
-        self.instance(domain)
-            .ok_or_else(|| Error::new(Condition::OperationInvalid, "domain is not running"))
+        self.instance(domain).ok_or_else(|| match self.check_known(domain) {
+            Ok(()) => Error::new(Condition::OperationInvalid, "domain is not running"),
+            Err(unknown) => unknown,
+        })
     }
 }
 
 impl Shared {
     pub(crate) fn instances(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Instance>>> {
         lock(&self.instances)
+    }
+
+    pub(crate) fn strays(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Stray>>> {
+        lock(&self.strays)
     }
 
     pub(crate) fn starting(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {

@@ -22,9 +22,9 @@ use crate::process::Process;
 use crate::transient;
 
 /// How long QEMU may take to end by itself once it is told to.
-const TERM_DEADLINE: Duration = Duration::from_secs(15);
+pub(crate) const TERM_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the kernel may take to end a killed process.
-const KILL_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the monitor may have something left to tell after its process is gone.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const HELPER_DEADLINE: Duration = Duration::from_secs(3);
@@ -101,7 +101,10 @@ impl Qemu {
     pub(crate) async fn destroy_domain(&self, domain: Uuid, reason: ShutOffReason) -> Result<()> {
         match self.instance(domain) {
             Some(instance) => self.shared.end(&instance, reason).await,
-            None => Ok(()),
+            None => match self.stray(domain) {
+                Some(stray) => self.destroy_stray(&stray, reason).await,
+                None => Ok(()),
+            },
         }
     }
 
@@ -188,7 +191,8 @@ impl Shared {
             (reason, inner.is_silent, std::mem::take(&mut inner.borrowed))
         };
         tracing::info!(domain = instance.name, id = instance.id, ?how, ?reason, "QEMU has ended");
-        borrowed.hand_back(|path, owner| self.is_used_by_another(instance.uuid, path, owner));
+        let kept = |path: &Path, owner| self.is_used_by_another(instance.uuid, path, owner);
+        borrowed.hand_back(&self.ledger, kept);
         transient::remove(&instance.name, instance.chains().values());
         if let Err(err) = std::fs::remove_dir_all(&instance.dir) {
             tracing::warn!(domain = instance.name, %err, "cannot remove the run directory");

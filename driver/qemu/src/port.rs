@@ -48,12 +48,15 @@ impl Hypervisor for Qemu {
     }
 
     fn active(&self, domain: Uuid) -> Option<Active> {
-        self.instance(domain).map(|instance| instance.active())
+        let instance = self.instance(domain).map(|instance| instance.active());
+        instance.or_else(|| self.stray(domain).map(|stray| stray.active()))
     }
 
     fn all_active(&self) -> Vec<Active> {
         let instances: Vec<_> = self.shared.instances().values().cloned().collect();
-        instances.iter().map(|instance| instance.active()).collect()
+        let strays: Vec<_> = self.shared.strays().values().cloned().collect();
+        let found = instances.iter().map(|instance| instance.active());
+        found.chain(strays.iter().map(|stray| stray.active())).collect()
     }
 
     fn set_live(&self, domain: Uuid, live: Element) -> Result<()> {
@@ -110,6 +113,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
+        self.check_known(subject.uuid)?;
         self.domain_facts(subject).await
     }
 
@@ -142,14 +146,17 @@ impl Hypervisor for Qemu {
     }
 
     async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {
+        self.check_known(domain)?;
         self.act_step(domain, step).await.map_err(|err| self.explain(domain, err))
     }
 
     async fn undo(&self, domain: Uuid, step: &Step) -> Result<()> {
+        self.check_known(domain)?;
         self.undo_step(domain, step).await
     }
 
     async fn pivot(&self, domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
+        self.check_known(domain).map_err(PivotError::Refused)?;
         self.pivot_to(domain, pivot).await.map_err(|err| match err {
             PivotError::Refused(err) => PivotError::Refused(self.explain(domain, err)),
             doubt @ PivotError::InDoubt(_) => doubt,
@@ -157,10 +164,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
+        self.check_known(domain)?;
         self.has_pivoted(domain, pivot).await
     }
 
     async fn finish(&self, domain: Uuid, finish: &Finish) -> Result<()> {
+        self.check_known(domain)?;
         self.finish_act(domain, finish).await.map_err(|err| self.explain(domain, err))
     }
 
@@ -170,6 +179,7 @@ impl Hypervisor for Qemu {
         merge: &Finish,
         merging: &Merging,
     ) -> Result<(), MergeError> {
+        self.check_known(domain).map_err(MergeError::InDoubt)?;
         self.merge_layers(domain, merge, merging).await.map_err(|err| match err {
             MergeError::NotMerged(err) => MergeError::NotMerged(self.explain(domain, err)),
             doubt @ MergeError::InDoubt(_) => doubt,
@@ -181,6 +191,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
+        self.check_known(domain)?;
         match conclude {
             Conclude::Start { .. } if self.instance(domain).is_some() => Ok(()),
             Conclude::Start { definition, start } => {

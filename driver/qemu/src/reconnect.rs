@@ -1,13 +1,14 @@
 //! After a stop, a crash or an upgrade of the daemon: finding the QEMUs that went on without it.
 //!
-//! A status file names a process by pid and start time. One that is gone, or that never got so
+//! A status file names a process by pid and start time; of one that cannot be read [`crate::stray`]
+//! tells. One that is gone, or that never got so
 //! far, is put away as if it had ended now; so is one whose vCPUs wait for a start that the old daemon
 //! did not bring to its end. One that runs is connected to again; what QEMU says of its state
 //! overrides what was recorded, and so does its block graph.
 
 use std::fs;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -18,6 +19,7 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::element::Element;
 
 use crate::agent;
+use crate::confine::Owner;
 use crate::events::{self, Gate};
 use crate::hypervisor::{Qemu, Shared};
 use crate::instance::{Inner, Instance};
@@ -40,31 +42,33 @@ impl Qemu {
         let run_dir = &self.shared.config.run_dir;
         let directories = match Status::directories(run_dir) {
             Ok(directories) => directories,
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // The first start since the host was booted.
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(err) => {
                 let message = format!("cannot look for running domains in '{}'", run_dir.display());
                 return Err(Error::new(Condition::Internal, message).caused_by(err));
             }
         };
-        let mut found = Vec::new();
+        let (mut found, mut running) = (Vec::new(), Vec::new());
         for dir in directories {
-            match Status::read(&dir) {
-                Ok(Some(status)) => found.push((status, dir)),
-                Ok(None) => {
-                    let _ = fs::remove_dir_all(&dir);
+            let why = match Status::read(&dir) {
+                Ok(Some(status)) => {
+                    found.push((status, dir));
+                    continue;
                 }
-                // Left alone: a process may stand behind it, and a later version may read it.
-                Err(err) => tracing::error!(dir = %dir.display(), %err, "unreadable status"),
-            }
+                Ok(None) => "it is not there".to_owned(),
+                Err(err) => err.to_string(),
+            };
+            running.extend(self.shared.find_stray(&dir, &why));
         }
         // Those that run come first: what the others hand back may be in use by one of them.
         found.sort_by_key(|(status, _)| {
             status.process.as_ref().and_then(ProcessRecord::find).is_none()
         });
-        let mut running = Vec::new();
         for (status, dir) in found {
             running.extend(self.shared.find_again(status, &dir).await);
         }
+        self.shared.note_lost();
         self.settle_saves().await;
         Ok(running)
     }
@@ -102,7 +106,10 @@ impl Shared {
             Err(err) => {
                 // The guest runs on; only we cannot see it well. The next start may.
                 tracing::error!(domain = name, %uuid, "cannot take it up: {}", err.chain());
-                None
+                match self.instances().get(&uuid).cloned() {
+                    Some(instance) => Some(instance.active()),
+                    None => self.find_stray(dir, &err.chain()),
+                }
             }
         }
     }
@@ -148,6 +155,17 @@ impl Shared {
         Ok(instance)
     }
 
+    /// What is noted as lent, and no guest that was found has.
+    fn note_lost(&self) {
+        let instances: Vec<_> = self.instances().values().cloned().collect();
+        let is_lost = |(path, _): &(PathBuf, Owner)| {
+            !instances.iter().any(|instance| instance.lock().borrowed.has(path))
+        };
+        let lost: Vec<_> = self.ledger.all().into_iter().filter(is_lost).collect();
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
+        self.hand_back_lost();
+    }
+
     /// What happened while nobody listened.
     async fn catch_up(&self, instance: &Arc<Instance>) -> Result<()> {
         let status = instance.qmp.execute("query-status", Value::Null).await?;
@@ -177,7 +195,8 @@ impl Shared {
             end_helper(&helper).await;
         }
         let uuid = status.uuid;
-        status.borrowed.hand_back(|path, owner| self.is_used_by_another(uuid, path, owner));
+        let kept = |path: &Path, owner| self.is_used_by_another(uuid, path, owner);
+        status.borrowed.hand_back(&self.ledger, kept);
         transient::remove(&status.name, status.chains.values());
         let was_up = status.process.is_some() && !status.is_starting();
         if let Err(err) = fs::remove_dir_all(dir) {

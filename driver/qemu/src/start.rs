@@ -324,7 +324,8 @@ impl<'a> Claim<'a> {
             return refused();
         }
         let claim = Self { shared, uuid };
-        if shared.instances().contains_key(&uuid) { refused() } else { Ok(claim) }
+        let is_up = shared.instances().contains_key(&uuid) || shared.strays().contains_key(&uuid);
+        if is_up { refused() } else { Ok(claim) }
     }
 }
 
@@ -440,7 +441,7 @@ impl<'a> Launch<'a> {
         }
         self.note()?;
         match self.shared.borrower() {
-            Some(user) => self.inner.borrowed.give(user),
+            Some(user) => self.inner.borrowed.give(user, &self.shared.ledger),
             None => Ok(()),
         }
     }
@@ -571,7 +572,8 @@ impl<'a> Launch<'a> {
             end_helper(helper).await;
         }
         let (shared, uuid) = (self.shared, self.uuid);
-        self.inner.borrowed.hand_back(|path, owner| shared.is_used_by_another(uuid, path, owner));
+        let kept = |path: &Path, owner| shared.is_used_by_another(uuid, path, owner);
+        self.inner.borrowed.hand_back(&shared.ledger, kept);
         transient::remove(&self.name, self.inner.chains.values());
         shared.ports.release_all(&self.inner.live);
         if let Err(err) = fs::remove_dir_all(&self.dir) {

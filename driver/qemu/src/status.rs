@@ -205,6 +205,8 @@ impl From<State> for StateRecord {
             State::ShutOff(_) => StateRecord::ShutOff,
             State::Crashed => StateRecord::Crashed,
             State::PmSuspended => StateRecord::PmSuspended,
+            // No instance is; what its QEMU says counts when it is found again.
+            State::Unknown => StateRecord::Paused(Paused::Unknown),
         }
     }
 }

@@ -116,6 +116,22 @@ fn a_guest_of_an_ordinary_user_is_confined_too() {
         return;
     }
     let mut world = World::stopped(Daemon::Virtsnapd);
+    let vm = with_a_user(&mut world);
+    let qemu = start_confined(&vm);
+    let status = status(qemu);
+    assert_eq!(field(&status, "Uid"), "64055\t64055\t64055\t64055");
+    assert_eq!(field(&status, "Groups"), "64055");
+    vm.virsh("snapshot-create-as {} one");
+    vm.virsh("destroy {}");
+    assert_eq!(uid(&vm.disk("vda")), 0);
+}
+
+fn uid(path: &Path) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(path).unwrap())
+}
+
+/// QEMU is an ordinary user.
+fn with_a_user(world: &mut World) -> Guest<'_> {
     world.config = "user = '+64055'\ngroup = '+64055'".to_owned();
     for directory in ["", "lib", "lib/qemu"] {
         let path = world.path(directory);
@@ -128,12 +144,47 @@ fn a_guest_of_an_ordinary_user_is_confined_too() {
     let console = world.path("vm.console");
     std::fs::write(&console, "").unwrap();
     std::fs::set_permissions(&console, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let qemu = start_confined(&vm);
-    let status = status(qemu);
-    assert_eq!(field(&status, "Uid"), "64055\t64055\t64055\t64055");
-    assert_eq!(field(&status, "Groups"), "64055");
-    vm.virsh("snapshot-create-as {} one");
-    vm.virsh("destroy {}");
-    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(vm.disk("vda")).unwrap());
-    assert_eq!(owner, 0);
+    vm
+}
+
+/// The host is gone, and with it all that stood in its run directory.
+#[test]
+fn a_crash_of_the_host_forgets_nobodys_images() {
+    if !host::is_root() {
+        skip!("only root can start QEMU as somebody else");
+    }
+    if Daemon::chosen() == Daemon::Libvirtd {
+        return;
+    }
+    let mut world = World::stopped(Daemon::Virtsnapd);
+    let (base, overlay) = {
+        let vm = with_a_user(&mut world);
+        let base = vm.disk("vda");
+        std::os::unix::fs::chown(&base, Some(4321), Some(4321)).unwrap();
+        vm.virsh("start {}");
+        vm.virsh("snapshot-create-as {} one --disk-only");
+        (base, PathBuf::from(vm.source("vda")))
+    };
+    assert_eq!((uid(&base), uid(&overlay)), (64055, 64055));
+    let crash = |world: &mut World| {
+        world.kill();
+        for id in world.processes("qemu-system") {
+            std::process::Command::new("kill").args(["-KILL", &id.to_string()]).status().unwrap();
+        }
+        host::wait("QEMU to be gone", 20, || {
+            world.processes("qemu-system").is_empty().then_some(())
+        });
+        std::fs::remove_dir_all(world.path("run")).unwrap();
+        assert_eq!((uid(&base), uid(&overlay)), (64055, 64055));
+    };
+    crash(&mut world);
+    world.start();
+    assert_eq!((uid(&base), uid(&overlay)), (4321, 4321), "the overlay was made like its base");
+    // What somebody else has made their own meanwhile is theirs.
+    world.virsh.ok("start vm");
+    assert_eq!(uid(&overlay), 64055);
+    crash(&mut world);
+    std::os::unix::fs::chown(&overlay, Some(99), None).unwrap();
+    world.start();
+    assert_eq!((uid(&base), uid(&overlay)), (4321, 99));
 }

@@ -17,6 +17,8 @@ pub(super) fn state(state: State) -> (i32, i32) {
         // VIR_DOMAIN_CRASHED_PANICKED
         State::Crashed => (6, 1),
         State::PmSuspended => (7, 0),
+        // VIR_DOMAIN_NOSTATE
+        State::Unknown => (0, 0),
     }
 }
 

@@ -124,7 +124,14 @@ impl<H: Hypervisor> Domains<H> {
     }
 
     pub(crate) fn active(&self, domain: &Domain) -> Option<Active> {
-        self.hypervisor.active(domain.uuid)
+        let mut active = self.hypervisor.active(domain.uuid)?;
+        if active.state == State::Unknown
+            && let Some(config) = domain.config()
+        {
+            // What it was started with is the best that can be told of it.
+            active.live = config;
+        }
+        Some(active)
     }
 
     /// Refused with libvirt's words when it is not running.

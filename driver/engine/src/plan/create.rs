@@ -283,6 +283,10 @@ fn recorded_state(state: State) -> Result<Recorded> {
         // Its QEMU ends any moment, with whatever was half taken.
         State::Shutdown => Err(policy::dying()),
         State::Crashed => Ok(Recorded::Crashed),
+        State::Unknown => Err(Error::new(
+            Condition::OperationFailed,
+            "nothing is known of the state that the domain is in; destroy it, or restart the daemon",
+        )),
         State::PmSuspended => Err(Error::new(
             Condition::OperationUnsupported,
             "a domain suspended by its guest cannot be snapshot; wake it first",

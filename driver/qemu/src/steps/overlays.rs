@@ -30,11 +30,7 @@ impl Qemu {
         self.lend(&instance, overlay, Use::Own)?;
         if claim::is_claimed(domain, overlay).await? {
             // It was made like the layer below, which may itself be lent.
-            let mut inner = instance.lock();
-            if let Some(owner) = inner.borrowed.owner_before(&below) {
-                inner.borrowed.inherit(overlay, owner);
-                instance.save_locked(&inner)?;
-            }
+            self.lend_like(&instance, overlay, &below)?;
         }
         nodes::add(&instance, target, overlay, format.as_str()).await
     }

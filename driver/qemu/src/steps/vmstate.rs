@@ -7,7 +7,7 @@
 //! stays until facts are asked again, when the operation is over.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,7 @@ use crate::confine::Use;
 use crate::hypervisor::Qemu;
 use crate::image::{claim, failure, system};
 use crate::instance::Instance;
+use crate::lent::write_durably;
 use crate::migration;
 
 const SAVE: &str = "virtsnap-save";
@@ -396,16 +397,10 @@ impl NoteFile {
     }
 
     pub(super) fn write(&self, note: &Note) -> Result<()> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(directory)?;
-            let mut file = tempfile::NamedTempFile::new_in(directory)?;
-            file.write_all(&serde_json::to_vec(note)?)?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path).map_err(|err| err.error)?;
-            fs::File::open(directory)?.sync_all()
-        };
-        write().map_err(|err| system("write", &self.path, err))
+        let written = serde_json::to_vec(note)
+            .map_err(io::Error::from)
+            .and_then(|bytes| write_durably(&self.path, &bytes));
+        written.map_err(|err| system("write", &self.path, err))
     }
 
     /// None: no job of that tag was under way.
