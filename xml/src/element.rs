@@ -181,6 +181,13 @@ impl Element {
         text
     }
 
+    /// An attribute, or the text of an element, in here is just that.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.attributes().any(|(_, value)| value == text)
+            || self.text().trim() == text
+            || self.elements().any(|child| child.mentions(text))
+    }
+
     pub fn child_text(&self, name: &str) -> Option<String> {
         self.child(name).map(Element::text)
     }

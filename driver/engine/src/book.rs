@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtsnap_xml::element::Element;
@@ -53,6 +53,14 @@ impl Book {
             left.mark(&mut moment);
         }
         Ok(moment)
+    }
+
+    /// Something of the domain or of its moments names the file, whatever for.
+    pub fn refers_to(&self, file: &Path) -> bool {
+        let Some(text) = file.to_str() else { return true };
+        let in_moments = self.moments.iter().any(|moment| moment.to_element().mentions(text));
+        let in_config = self.config.as_ref().is_some_and(|config| config.mentions(text));
+        in_config || in_moments || self.owned.contains(file)
     }
 
     /// Follows a finish step that was done.

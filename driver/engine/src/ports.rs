@@ -205,10 +205,11 @@ pub trait Hypervisor: Send + Sync + 'static {
         let _ = (below, facts);
         async { self.probe(at).await.map(Place::from) }
     }
-    /// Removes for good what an emulated TPM of the domain keeps; none is done.
-    fn forget_tpm(&self, domain: Uuid) -> Result<()> {
+    /// The directory of what emulated TPMs of the domain keep, and nothing else, if they do; it need
+    /// not be there.
+    fn tpm_state(&self, domain: Uuid) -> Option<PathBuf> {
         let _ = domain;
-        Ok(())
+        None
     }
     fn act(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;
     fn undo(&self, domain: Uuid, step: &Step) -> impl Future<Output = Result<()>> + Send;

@@ -141,8 +141,8 @@ impl Hypervisor for Qemu {
         steps::is_whole_copy(file, copy).map_err(|err| system("read", copy, err))
     }
 
-    fn forget_tpm(&self, domain: Uuid) -> Result<()> {
-        crate::tpm::forget(self.config(), domain)
+    fn tpm_state(&self, domain: Uuid) -> Option<PathBuf> {
+        Some(crate::tpm::all_state_of(self.config(), domain))
     }
 
     async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {

@@ -76,7 +76,12 @@ pub(crate) async fn start(
 /// Where a domain's TPM keeps what it knows.
 pub(crate) fn state_dir(config: &QemuConfig, domain: Uuid, version: &str) -> PathBuf {
     let version = if version == "1.2" { "tpm1.2" } else { "tpm2" };
-    config.state_dir.join("tpm").join(domain.to_string()).join(version)
+    all_state_of(config, domain).join(version)
+}
+
+/// It goes when its domain is undefined.
+pub(crate) fn all_state_of(config: &QemuConfig, domain: Uuid) -> PathBuf {
+    config.state_dir.join("tpm").join(domain.to_string())
 }
 
 /// The file in it that holds all of a TPM that is off. swtpm replaces it by renaming, so that
@@ -123,13 +128,4 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
 fn cannot_run(config: &QemuConfig, err: std::io::Error) -> Error {
     let message = format!("cannot run '{}', which emulates a TPM", config.swtpm.display());
     Error::new(Condition::OperationFailed, message).caused_by(err)
-}
-
-/// Forgets a TPM's state for good, when its domain is undefined.
-pub fn forget(config: &QemuConfig, domain: Uuid) -> Result<()> {
-    let path = config.state_dir.join("tpm").join(domain.to_string());
-    match fs::remove_dir_all(&path) {
-        Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", &path, err)),
-        _ => Ok(()),
-    }
 }

@@ -15,6 +15,7 @@
 //! name, left where it is, and keeps nothing else from being read.
 //!
 //! - `shelf`: one domain's directory
+//! - `forget`: the end of a domain, with files outside of the store
 //! - `journal`: the journal of one running operation
 //! - `v1`: the types in our own files
 //! - `atomic`: the one door to the disk
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod atomic;
+mod forget;
 mod journal;
 mod names;
 #[cfg(test)]
@@ -140,8 +142,10 @@ impl Store {
         check_version(&disk, &root.join("version"))?;
         let domains = root.join("domains");
         disk.make_directory(&domains).map_err(failed("make the directory", &domains))?;
-        disk.remove_leftovers(&domains).map_err(failed("clean up", &domains))?;
         let store = Self { disk, domains, shelves: Mutex::default(), _lock: lock };
+        store.finish_forgetting()?;
+        let cleaned = store.disk.remove_leftovers(&store.domains);
+        cleaned.map_err(failed("clean up", &store.domains))?;
         for uuid in store.uuids(&mut Vec::new())? {
             let directory = store.directory(uuid);
             for directory in [directory.join("moments"), directory] {
@@ -194,29 +198,6 @@ impl Store {
     /// Takes away the persistent definition, and with it autostart; leaves the rest.
     pub fn remove_config(&self, domain: Uuid) -> Result<()> {
         hold(&*self.shelf(domain)?).remove_config()
-    }
-
-    /// Takes away all that is stored of a domain; nothing stored is done.
-    pub fn forget(&self, domain: Uuid) -> Result<()> {
-        let shelf = self.shelf(domain)?;
-        let shelf = hold(&*shelf);
-        shelf.check_known()?;
-        let directory = self.directory(domain);
-        // Gone in one step; a crash in the second leaves only what `open` takes away.
-        let gone = self.domains.join(format!("{}{domain}", atomic::LEFTOVER));
-        self.disk.remove_all(&gone).map_err(failed("remove", &gone))?;
-        if directory.exists() {
-            self.disk.rename(&directory, &gone).map_err(failed("remove", &directory))?;
-            if let Err(err) = self.disk.remove_all(&gone) {
-                tracing::warn!("'{}' stays until the next start: {err}", gone.display());
-            }
-        } else {
-            // By an earlier call, which may have failed to make that durable.
-            let synced = self.disk.sync_directory(&self.domains);
-            synced.map_err(failed("remove", &directory))?;
-        }
-        hold(&self.shelves).remove(&domain);
-        Ok(())
     }
 
     /// Where a managed save of the domain is to be.

@@ -66,6 +66,12 @@ pub(crate) struct OwnV1 {
     pub(crate) owned: BTreeSet<PathBuf>,
 }
 
+/// What goes with a domain: files and directories outside of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GoneV1 {
+    pub(crate) files: BTreeSet<PathBuf>,
+}
+
 /// The first line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HeadV1 {

@@ -17,7 +17,7 @@ use virtsnap_engine::plan::MomentChange;
 use virtsnap_engine::plan::state_files::copy_of;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
 use virtsnap_engine::snapshots::Snapshots;
-use virtsnap_store::{Store, remove_durably};
+use virtsnap_store::Store;
 use virtsnap_xml::element::Element;
 
 use super::definition::{self, View};
@@ -260,32 +260,45 @@ impl<H: Hypervisor> Domains<H> {
             domain.book().config = None;
             domain.set_autostart(false);
         } else {
-            let copies = nvram_copies(domain);
-            self.table.store().forget(domain.uuid)?;
+            let with = self.state_that_goes(domain, &config, options);
+            self.table.store().forget_with(domain.uuid, &with)?;
             self.table.remove(domain.uuid);
-            self.forget_state(domain.uuid, &config, &copies, options);
         }
         self.table.emit(domain.uuid, &name, self.id(domain), Event::Undefined);
         Ok(())
     }
 
     /// What snapshots kept of the variable store goes with it; the state of a TPM, with all that
-    /// snapshots kept of it. The domain is gone already: what cannot be removed stays behind.
-    fn forget_state(&self, domain: Uuid, config: &Element, copies: &[PathBuf], options: Undefine) {
+    /// snapshots kept of it. What another domain names, too, stays.
+    fn state_that_goes(
+        &self,
+        domain: &Domain,
+        config: &Element,
+        options: Undefine,
+    ) -> Vec<PathBuf> {
+        let mut files = Vec::new();
         if options.nvram == Nvram::Remove {
             let nvram = config.at(&["os", "nvram"]).map(Element::text);
-            let nvram = nvram.filter(|path| !path.is_empty()).map(PathBuf::from);
-            for file in nvram.iter().chain(copies) {
-                if let Err(err) = remove_durably(file) {
-                    tracing::warn!(file = %file.display(), %err, "NVRAM stays behind");
-                }
-            }
+            files.extend(nvram.filter(|path| !path.is_empty()).map(PathBuf::from));
+            files.extend(nvram_copies(domain));
         }
-        if options.tpm.goes(config)
-            && let Err(err) = self.hypervisor.forget_tpm(domain)
-        {
-            tracing::warn!(%domain, error = %err.chain(), "the state of a TPM stays behind");
+        if options.tpm.goes(config) {
+            files.extend(self.hypervisor.tpm_state(domain.uuid));
         }
+        let others: Vec<_> =
+            self.table.all().into_iter().filter(|other| other.uuid != domain.uuid).collect();
+        files.retain(|file| {
+            let needs = |other: &Arc<Domain>| {
+                let text = file.to_string_lossy();
+                other.book().refers_to(file)
+                    || self.active(other).is_some_and(|active| active.live.mentions(&text))
+            };
+            let Some(other) = others.iter().find(|other| needs(other)) else { return true };
+            let (file, other) = (file.display(), other.name());
+            tracing::warn!(%file, other, "it stays: another domain needs it");
+            false
+        });
+        files
     }
 
     fn check_nothing_is_lost(

@@ -185,6 +185,91 @@ async fn a_domain_is_there_or_gone() {
     .await;
 }
 
+const OTHER: Uuid = Uuid::from_u128(2);
+
+async fn define_with_nvram(domains: &Domains<FakeHypervisor>, uuid: Uuid, nvram: &Path) {
+    let xml = format!(
+        "<domain type='qemu'><name>{uuid}</name><uuid>{uuid}</uuid><os><nvram>{}</nvram></os>\
+         </domain>",
+        nvram.display()
+    );
+    domains.define(&xml).await.unwrap();
+}
+
+/// The variable store is there as long as its domain, and no longer; and as long as another domain
+/// has it.
+#[tokio::test]
+async fn what_goes_with_a_domain_is_there_or_gone_with_it() {
+    let outside = scratch();
+    let nvram = outside.path().join("vars.fd");
+    let options =
+        Undefine { nvram: Nvram::Remove, snapshots_metadata: true, ..Undefine::default() };
+    let is_right = |domains: &Domains<FakeHypervisor>, context: &str| {
+        let is_needed = domains.find(UUID).is_ok() || domains.find(OTHER).is_ok();
+        assert_eq!(nvram.exists(), is_needed, "{context}");
+    };
+    let mut swept = 0;
+    for (others, trouble) in TROUBLES.iter().flat_map(|t| [(false, *t), (true, *t)]) {
+        for at in 0.. {
+            let context = format!("another {others}, act {at} {trouble:?}");
+            std::fs::write(&nvram, "variables").unwrap();
+            let home = scratch();
+            {
+                let domains = start(home.path());
+                define_with_nvram(&domains, UUID, &nvram).await;
+                if others {
+                    define_with_nvram(&domains, OTHER, &nvram).await;
+                }
+            }
+            let disk = Arc::new(LossyDisk::new(home.path()));
+            let store = Store::open_watched(home.path(), disk.clone()).unwrap();
+            let (domains, _) = fake::domains_on(store);
+            disk.arm(at, trouble);
+            let result = domains.undefine(&domains.find(UUID).unwrap(), options).await;
+            if trouble != Trouble::Dies {
+                is_right(&domains, &context);
+            }
+            let was_there = nvram.exists();
+            for lost in disk.losses() {
+                if was_there {
+                    std::fs::write(&nvram, "variables").unwrap();
+                }
+                is_right(&start(lost.path()), &context);
+                swept += usize::from(was_there && !nvram.exists());
+            }
+            if !disk.was_struck() {
+                assert!(at > 0 && result.is_ok(), "{context}: {result:?}");
+                break;
+            }
+        }
+    }
+    assert!(swept > 0, "no start had anything to finish");
+}
+
+/// What was once to go with a domain that stayed goes with it no more.
+#[tokio::test]
+async fn an_undefine_that_failed_leaves_no_word_for_the_next() {
+    let outside = scratch();
+    let nvram = outside.path().join("vars.fd");
+    std::fs::write(&nvram, "variables").unwrap();
+    let home = scratch();
+    define_with_nvram(&start(home.path()), UUID, &nvram).await;
+    let disk = Arc::new(LossyDisk::new(home.path()));
+    let (domains, _) = fake::domains_on(Store::open_watched(home.path(), disk.clone()).unwrap());
+    let vm = domains.find(UUID).unwrap();
+    let remove = Undefine { nvram: Nvram::Remove, ..Undefine::default() };
+    // The list is written, and the directory keeps its name.
+    disk.arm(5, Trouble::Fails);
+    domains.undefine(&vm, remove).await.unwrap_err();
+    assert!(home.path().join(format!("domains/{UUID}/.new-gone")).exists());
+    disk.mend();
+    domains.undefine(&vm, Undefine { nvram: Nvram::Keep, ..remove }).await.unwrap();
+    assert!(nvram.exists());
+    drop(domains);
+    drop(start(home.path()));
+    assert!(nvram.exists());
+}
+
 #[tokio::test]
 async fn a_domain_has_the_old_name_or_the_new_with_all_its_snapshots() {
     every(&[
