@@ -9,7 +9,6 @@ use virtsnap_xml::domain::to_inactive;
 use super::*;
 use crate::migration::{Guest, Room};
 use crate::save_image::{Damage, Format as Stream, Head, Saved};
-use virtsnap_block::testing::io;
 
 fn save(file: &Path, live: bool, overwrite: bool, instance: &Instance) -> Step {
     let definition = to_inactive(instance.live());
