@@ -16,7 +16,7 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Location, Request, Survivor};
 
-use super::inner::{Inner, MANAGED_SAVE};
+use super::inner::MANAGED_SAVE;
 use super::{Content, TICK, World};
 use crate::book::Book;
 use crate::error::{Error, Result};
@@ -295,20 +295,14 @@ pub fn assert_tidy(world: &World, context: &str) {
     if let Some(guest) = world.guest() {
         assert!(guest.is_settled(), "{context}: QEMU has something of ours: {guest:?}");
     }
+    let needed = needed(world);
     let inner = world.lock();
-    let needed = needed(&inner);
     for (path, image) in inner.images.iter() {
         assert!(!image.claimed, "{context}: {} is still claimed", path.display());
-        let original = [
-            "/fw/template.fd",
-            "/fw/vm.fd",
-            "/fw/tpm2/permall",
-            "/img/vda.raw",
-            "/store/managed.save",
-        ]
-        .iter()
-        .any(|file| path == Path::new(file))
-            || DISKS.iter().any(|disk| path == Path::new(&format!("/img/{disk}.qcow2")));
+        // What the user put below the disks, and what a start makes, stays whoever needs it.
+        let kind = path.extension().and_then(|kind| kind.to_str());
+        let original = matches!(kind, Some("qcow2" | "raw" | "fd"))
+            || ["/fw/tpm2/permall", MANAGED_SAVE].iter().any(|file| path == Path::new(file));
         assert!(
             original || image.is_users || inner.owned.contains(path) || needed.contains(path),
             "{context}: {} is nobody's",
@@ -332,14 +326,16 @@ pub fn assert_tidy(world: &World, context: &str) {
 }
 
 /// What the domain and its moments stand on, all the way down.
-fn needed(inner: &Inner) -> BTreeSet<PathBuf> {
+pub fn needed(world: &World) -> BTreeSet<PathBuf> {
+    let inner = world.lock();
     let of_disks = |domain: &Element| -> Vec<PathBuf> {
         domain::disks(domain).filter_map(|disk| Some(PathBuf::from(disk.path()?))).collect()
     };
     let mut open: Vec<PathBuf> = inner.config.as_deref().map(of_disks).unwrap_or_default();
     open.extend(inner.guest.iter().flat_map(|guest| guest.active.values().cloned()));
     for moment in inner.moments.iter() {
-        open.extend(DISKS.iter().filter_map(|disk| crate::plan::moment_image(moment, disk)));
+        let images = moment.disks.iter();
+        open.extend(images.filter_map(|disk| crate::plan::moment_image(moment, &disk.name)));
     }
     let mut needed = BTreeSet::new();
     while let Some(path) = open.pop() {
