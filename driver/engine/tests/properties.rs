@@ -16,7 +16,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -27,7 +27,7 @@ use virtsnap_engine::options::{
     RevertState, Scope,
 };
 use virtsnap_engine::plan::moment_image;
-use virtsnap_engine::snapshots::Snapshots;
+use virtsnap_engine::testing::scene::{Engine, engine, name, run};
 use virtsnap_engine::testing::{Content, World};
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{
@@ -223,14 +223,6 @@ fn is_unknown<T>(result: &Result<T>) -> bool {
     matches!(result, Err(err) if err.condition == Condition::NoSnapshot)
 }
 
-fn name(n: u8) -> String {
-    format!("s{n}")
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
-}
-
 impl Model {
     fn new() -> Self {
         let world = World::new(&DISKS);
@@ -246,9 +238,8 @@ impl Model {
         }
     }
 
-    fn engine(&self) -> Snapshots<World, World, World> {
-        let world = Arc::new(self.world.clone());
-        Snapshots::new(Arc::clone(&world), Arc::clone(&world), world)
+    fn engine(&self) -> Engine {
+        engine(&self.world)
     }
 
     fn seen(&self) -> BTreeMap<String, Content> {

@@ -5,8 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::{Condition, Result};
@@ -15,7 +14,7 @@ use virtsnap_engine::options::{
     Consolidate, DeleteOptions, DeleteScope, New, RevertOptions, RevertState, Scope,
 };
 use virtsnap_engine::ports::Journals;
-use virtsnap_engine::snapshots::Snapshots;
+use virtsnap_engine::testing::scene::{Engine, assert_tidy, engine, needed, run};
 use virtsnap_engine::testing::{Content, Trouble, World};
 use virtsnap_xml::snapshot::{Location, Memory, Request, Survivor};
 
@@ -56,9 +55,8 @@ impl Scene {
         scene
     }
 
-    fn engine(&self) -> Snapshots<World, World, World> {
-        let world = Arc::new(self.world.clone());
-        Snapshots::new(Arc::clone(&world), Arc::clone(&world), world)
+    fn engine(&self) -> Engine {
+        engine(&self.world)
     }
 
     fn write_all(&self, value: u64) {
@@ -113,31 +111,9 @@ impl Scene {
 
     /// Nothing of ours lies about that nothing needs.
     fn assert_tidy(&self, context: &str) {
-        let book = self.world.book().into_inner().unwrap();
-        let images = self.world.images();
-        let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
-        let mut open: Vec<PathBuf> = match self.world.guest() {
-            Some(guest) => guest.active.into_values().collect(),
-            None => Vec::new(),
-        };
-        let config = book.config.as_ref().unwrap();
-        for disk in DISKS {
-            let of = virtsnap_xml::domain::disk(config, disk).unwrap();
-            open.push(PathBuf::from(of.path().unwrap()));
-            for moment in book.moments.iter() {
-                open.extend(virtsnap_engine::plan::moment_image(moment, disk));
-            }
-        }
-        while let Some(path) = open.pop() {
-            open.extend(images.get(&path).unwrap_or_else(|| panic!("{context}")).backing.clone());
-            needed.insert(path);
-        }
-        // What the user put below the disks stays, whoever needs it.
-        let is_ours = |path: &&PathBuf| path.extension().is_none_or(|kind| kind != "qcow2");
-        let lying: Vec<_> =
-            images.keys().filter(is_ours).filter(|path| !needed.contains(*path)).collect();
-        assert!(lying.is_empty(), "{context}: {lying:?}");
-        assert!(book.owned.iter().all(|path| needed.contains(path)), "{context}");
+        assert_tidy(&self.world, context);
+        let needed = needed(&self.world);
+        assert!(self.world.owned().iter().all(|path| needed.contains(path)), "{context}");
     }
 }
 
@@ -173,10 +149,6 @@ impl Deletion {
             DeleteScope::DescendantsOnly => below.collect(),
         }
     }
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
 /// Every deletion in every scene, stopped before its merges one after the other.
