@@ -63,6 +63,10 @@ fn a_revert_is_seen_in_the_generation_id() {
         ("disks", "--running", false),
         ("disks", "--paused", false),
     ] {
+        // Whatever it is reverted to lies behind it.
+        while vm.last_match().is_none_or(|count| count <= later) {
+            vm.count_on(1);
+        }
         let mark = vm.mark();
         vm.virsh(&format!("snapshot-revert {{}} {name} {how}"));
         if how == "--paused" {
@@ -71,8 +75,8 @@ fn a_revert_is_seen_in_the_generation_id() {
         }
         assert!(before.insert(seen(&vm)), "{name} {how}: it is told nothing new");
         assert_eq!(persistent(&vm), first, "{name} {how}: of the guest that runs alone");
-        let found = if goes_on { vm.next_match(mark) } else { vm.booted(mark) };
-        assert!((at..later).contains(&found), "{name} {how}: {found} is not of {at}");
+        let found = if goes_on { vm.back_at(mark) } else { vm.booted(mark) };
+        assert!((at..=later).contains(&found), "{name} {how}: {found} is not of {at}");
         for (name, recorded_then) in &records {
             assert_eq!(ids(&recorded(name)), *recorded_then, "the record of {name}");
         }
