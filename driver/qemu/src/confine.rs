@@ -3,7 +3,7 @@
 //! As libvirt's dynamic ownership does it: an image belongs to QEMU's user while QEMU runs and is
 //! handed back after. Images that others read too (read-only, shared, backing layers) are given
 //! only where QEMU's user could not read them otherwise. The owner before is in the status file,
-//! and in a file that outlives a boot ([`crate::lent`]), before the image changes hands: no crash,
+//! and in a file that outlives a boot (`lent`), before the image changes hands: no crash,
 //! of the daemon or of the host, loses an owner.
 
 use std::collections::BTreeMap;

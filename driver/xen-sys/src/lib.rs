@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
     non_camel_case_types,
     non_upper_case_globals,
     clippy::all,
-    clippy::undocumented_unsafe_blocks,
     unsafe_op_in_unsafe_fn,
     reason = "made by bindgen"
 )]

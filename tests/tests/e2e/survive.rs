@@ -71,7 +71,10 @@ fn a_guest_that_ended_meanwhile_is_seen_to_be_off() {
 
 fn end_qemu(world: &World) {
     for id in world.processes("qemu-system") {
-        std::process::Command::new("kill").args(["-KILL", &id.to_string()]).status().unwrap();
+        std::process::Command::new("kill")
+            .args(["-KILL", &id.to_string()])
+            .status()
+            .expect("kill runs");
     }
     host::wait("QEMU to be gone", 20, || world.processes("qemu-system").is_empty().then_some(()));
 }
@@ -81,8 +84,8 @@ fn with_unreadable_status(world: &mut World) -> (PathBuf, Vec<u8>) {
     let uuid = world.virsh.ok("domuuid vm");
     let status = world.path(&format!("run/qemu/{}/status.json", uuid.trim()));
     world.kill();
-    let good = fs::read(&status).unwrap();
-    fs::write(&status, "{\"version\":2}").unwrap();
+    let good = fs::read(&status).expect("it is there");
+    fs::write(&status, "{\"version\":2}").expect("ours to write");
     (status, good)
 }
 
