@@ -63,7 +63,9 @@ fn dependencies_point_one_way() {
         ("virtsnap-engine", &["virtsnap-xml"]),
         ("virtsnap-store", &["virtsnap-engine", "virtsnap-xml"]),
         ("virtsnap-cli", &["virtsnap-xml"]),
-        ("virtsnap-qemu", &["virtsnap-engine", "virtsnap-xml"]),
+        ("virtsnap-block", &["virtsnap-engine", "virtsnap-xml"]),
+        ("virtsnap-qemu", &["virtsnap-block", "virtsnap-engine", "virtsnap-xml"]),
+        ("virtsnap-xen-sys", &[]),
         (
             "virtsnapd",
             &[
@@ -78,6 +80,7 @@ fn dependencies_point_one_way() {
         (
             "virtsnap-fuzz",
             &[
+                "virtsnap-block",
                 "virtsnap-engine",
                 "virtsnap-qemu",
                 "virtsnap-relaxng",
