@@ -14,7 +14,7 @@ soname=$(dpkg-deb -f libxen-dev_*.deb Version | sed -E 's/^([0-9]+)\.([0-9]+).*/
 functions=$(paste -sd'|' ../../driver/xen-sys/functions.txt)
 LIBCLANG_PATH=$work/root/usr/lib/x86_64-linux-gnu bin/bindgen ../../driver/xen-sys/wrapper.h \
     --dynamic-loading Libxl --dynamic-link-require-all --use-core --no-layout-tests \
-    --no-doc-comments --no-prepend-enum-name \
+    --disable-header-comment --no-doc-comments --no-prepend-enum-name \
     --raw-line "//! libxl of Xen ${soname/_/.}, made by \`make xen-bindings\` from its headers." \
     --allowlist-function "$functions" \
     --allowlist-type 'xentoollog_.*|libxl_(shutdown_reason|domain_type|trigger|event_type)|libxl_error' \

@@ -1,7 +1,5 @@
 //! Guests outlive the daemon: a stop, a crash.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
