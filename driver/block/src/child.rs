@@ -81,32 +81,17 @@ pub fn never_more_privileges() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Stdio;
-
     use super::*;
-
-    fn status(prepare: impl FnOnce(&mut Command)) -> String {
-        let mut command = Command::new("cat");
-        command.arg("/proc/self/status").stdin(Stdio::null());
-        prepare(&mut command);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn has(status: &str, field: &str, value: &str) {
-        let line = format!("{field}:\t{value}\n");
-        assert!(status.contains(&line), "{field} is not {value}: {status}");
-    }
+    use crate::testing::{says, status_of_child};
 
     #[test]
     fn a_tool_that_reads_images_can_reach_files_and_no_more() {
-        let status = status(confine_tool);
-        has(&status, "NoNewPrivs", "1");
-        has(&status, "CapInh", "0000000000000000");
+        let status = status_of_child(confine_tool);
+        says(&status, "NoNewPrivs", "1");
+        says(&status, "CapInh", "0000000000000000");
         if rustix::process::geteuid().is_root() {
             for set in ["CapPrm", "CapEff", "CapBnd"] {
-                has(&status, set, "0000000000000006");
+                says(&status, set, "0000000000000006");
             }
         }
     }

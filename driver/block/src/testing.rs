@@ -1,7 +1,7 @@
-//! Images for tests, made and read by QEMU's own tools.
+//! Images for tests, made and read by QEMU's own tools; and what a child may do.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::image::QemuImg;
 
@@ -49,4 +49,19 @@ pub async fn base(path: &Path) {
         .status()
         .expect("it was there");
     assert!(made.success());
+}
+
+/// What the kernel tells of a child that was prepared so.
+pub fn status_of_child(prepare: impl FnOnce(&mut Command)) -> String {
+    let mut command = Command::new("cat");
+    command.arg("/proc/self/status").stdin(Stdio::null());
+    prepare(&mut command);
+    let output = command.output().expect("cat runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn says(status: &str, field: &str, value: &str) {
+    let line = format!("{field}:\t{value}\n");
+    assert!(status.contains(&line), "{field} is not {value}: {status}");
 }

@@ -19,27 +19,19 @@ use virtsnap_engine::facts::{Format, StateKind};
 use virtsnap_engine::options::{
     DeleteOptions, DeleteScope, Metadata, New, Overlays, RevertOptions, RevertState, Scope,
 };
+use virtsnap_engine::testing::scene::words::*;
 use virtsnap_engine::testing::scene::{
-    DISKS, Held, Memory, Op, STATE, apply, assert_tidy, contents, engine, held, name, restart, run,
-    situation,
+    DISKS, Held, MEMORIES, Memory, Op, STATE, apply, assert_tidy, contents, engine, held, name,
+    restart, run, situation,
 };
 use virtsnap_engine::testing::{Content, Trouble, World};
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Location, Request};
 
-const AS: RevertState = RevertState::AsSnapshot;
-const UP: RevertState = RevertState::Running;
-const ONE: DeleteScope = DeleteScope::Single;
-const IN: Location = Location::Internal;
-const EX: Location = Location::External;
-const NO: Location = Location::No;
-const BY_HAND: Location = Location::Manual;
 use Op::{
     Alone, Delete, Discard, DiscardAlone, External, Internal, Mix, Pause, Revert, Start, Stop,
     Stream, Write,
 };
-
-const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
 
 fn assert_tidy_but(world: &World, lost: &Path) {
     assert!(world.book().into_inner().unwrap().owned.contains(lost));

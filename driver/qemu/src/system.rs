@@ -166,30 +166,18 @@ pub(crate) fn open_vsock(cid: u64) -> io::Result<OwnedFd> {
 mod tests {
     use std::process::Stdio;
 
+    use virtsnap_block::testing::{says, status_of_child};
+
     use super::*;
-
-    fn status(prepare: impl FnOnce(&mut Command)) -> String {
-        let mut command = Command::new("cat");
-        command.arg("/proc/self/status").stdin(Stdio::null());
-        prepare(&mut command);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn has(status: &str, field: &str, value: &str) {
-        let line = format!("{field}:\t{value}\n");
-        assert!(status.contains(&line), "{field} is not {value}: {status}");
-    }
 
     #[test]
     fn a_long_lived_child_has_no_capability() {
         let child = Detached { fds: Vec::new(), user: None, locks_memory: false };
-        let status = status(|command| child.apply(command).unwrap());
-        has(&status, "NoNewPrivs", "1");
-        has(&status, "CapEff", "0000000000000000");
+        let status = status_of_child(|command| child.apply(command).unwrap());
+        says(&status, "NoNewPrivs", "1");
+        says(&status, "CapEff", "0000000000000000");
         if rustix::process::geteuid().is_root() {
-            has(&status, "CapBnd", "0000000000000000");
+            says(&status, "CapBnd", "0000000000000000");
         }
     }
 

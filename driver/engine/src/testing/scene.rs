@@ -30,6 +30,24 @@ use crate::snapshots::Snapshots;
 
 pub const DISKS: [&str; 2] = ["vda", "vdb"];
 pub const STATE: [StateKind; 2] = [StateKind::Nvram, StateKind::Tpm];
+pub const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
+
+/// Short words for lists of operations.
+pub mod words {
+    use super::{DeleteScope, Location, RevertState};
+
+    pub const AS: RevertState = RevertState::AsSnapshot;
+    pub const UP: RevertState = RevertState::Running;
+    pub const OFF: RevertState = RevertState::ShutOff;
+    pub const STILL: RevertState = RevertState::Paused;
+    pub const ONE: DeleteScope = DeleteScope::Single;
+    pub const FAMILY: DeleteScope = DeleteScope::WithDescendants;
+    pub const BELOW: DeleteScope = DeleteScope::DescendantsOnly;
+    pub const IN: Location = Location::Internal;
+    pub const EX: Location = Location::External;
+    pub const NO: Location = Location::No;
+    pub const BY_HAND: Location = Location::Manual;
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {

@@ -1,28 +1,15 @@
 //! What was done before, and the operation that meets a fault.
 
 use virtsnap_engine::facts::Format;
-use virtsnap_engine::options::{DeleteScope, RevertState, Scope};
-use virtsnap_engine::testing::scene::{DISKS, Memory, Op};
+use virtsnap_engine::options::Scope;
+use virtsnap_engine::testing::scene::words::*;
+use virtsnap_engine::testing::scene::{DISKS, MEMORIES, Memory, Op};
 use virtsnap_xml::snapshot::Location;
 
 use Op::{
     Alone, Delete, Discard, DiscardAlone, External, Forget, Halting, Internal, Mix, Pause,
     Quiesced, Raw, Redefine, Reset, Revert, Save, Start, Stop, Stream, Unrecorded, Write,
 };
-
-const AS: RevertState = RevertState::AsSnapshot;
-const UP: RevertState = RevertState::Running;
-const OFF: RevertState = RevertState::ShutOff;
-const STILL: RevertState = RevertState::Paused;
-const ONE: DeleteScope = DeleteScope::Single;
-const FAMILY: DeleteScope = DeleteScope::WithDescendants;
-const BELOW: DeleteScope = DeleteScope::DescendantsOnly;
-const IN: Location = Location::Internal;
-const EX: Location = Location::External;
-const NO: Location = Location::No;
-const BY_HAND: Location = Location::Manual;
-
-const MEMORIES: [Memory; 4] = [Memory::None, Memory::Inside, Memory::Outside, Memory::Live];
 
 /// Kevin Wolf's table, and what is left out of it or left to the user.
 const MIXES: [[Location; 2]; 7] =
