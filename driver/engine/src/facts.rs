@@ -42,6 +42,9 @@ pub struct DomainFacts {
     /// Why the hypervisor would not save the memory of the running guest, in its words; none if it
     /// would.
     pub memory_blockers: Vec<String>,
+    /// Once its memory was saved to a file, the disks of a guest that stands still can take
+    /// internal snapshots.
+    pub internal_after_memory: bool,
     /// The save image that the domain's next start is to go on from.
     pub managed_save: Option<PathBuf>,
     /// Some moment's record cannot be read: what it needs is not known.

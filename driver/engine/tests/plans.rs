@@ -27,7 +27,8 @@ use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
 /// `confined`, `unconfined`,
-/// `reuse <domainsnapshot>…`, `room BYTES`, `memory KIB`, `blocked WHY`. Returns the plans, and the refusals
+/// `reuse <domainsnapshot>…`, `room BYTES`, `memory KIB`, `blocked WHY`, `old`. Returns the plans, and
+/// the refusals
 /// where one was.
 fn play(world: &World, script: &str) -> String {
     let shared = Arc::new(world.clone());
@@ -83,6 +84,7 @@ async fn act(
             world.edit(set);
         }
         "blocked" => world.block_memory(rest),
+        "old" => world.grow_old(),
         "prepare" => world.prepare(name, Some(how).filter(|backing| !backing.is_empty())),
         "reuse" => {
             options.scope = Scope::DiskOnly { quiesce: false };

@@ -48,10 +48,14 @@ impl Qemu {
             None => Vec::new(),
         };
         let mut images = Images::new();
-        let mut memory_blockers = Vec::new();
+        let (mut memory_blockers, mut internal_after_memory) = (Vec::new(), true);
         if let Some(instance) = &instance {
             memory_blockers = migration::blockers(&instance.qmp).await?;
-            migration::leave_inactive(instance).await?;
+            // What the save leaves inactive, QEMU before 10 cannot activate while the guest stands.
+            internal_after_memory = migration::activate(&instance.qmp).await?;
+            if !internal_after_memory {
+                migration::leave_postmigrate(instance).await?;
+            }
             live_images(instance, &mut images).await?;
             mark_jobs(instance, &mut disks).await?;
         }
@@ -97,6 +101,7 @@ impl Qemu {
             state_files: Vec::new(),
             agent,
             memory_blockers,
+            internal_after_memory,
             managed_save: None,
             has_unreadable_moments: false,
             now: now(),

@@ -86,6 +86,7 @@ fn short_life(world: &World) {
     vm.virsh("snapshot-delete {} disk");
     vm.count_on(1);
     memory_in_a_file(&vm);
+    memory_in_a_file_and_disks_inside(&vm);
     vm.never_mismatched();
     vm.virsh("destroy {}");
     images::check(&vm.disk("vda"));
@@ -117,6 +118,29 @@ fn memory_in_a_file(vm: &Guest) {
         vm.count_on(1);
         vm.never_mismatched();
     }
+}
+
+/// What a QEMU before 10 cannot do is refused before its guest is stopped or a file is made.
+fn memory_in_a_file_and_disks_inside(vm: &Guest) {
+    let version = vm.virsh("qemu-monitor-command {} --hmp 'info version'");
+    let major: u32 = version.trim().split('.').next().and_then(|n| n.parse().ok()).expect("one");
+    let file = vm.world.path("apart.mem");
+    let line = format!(
+        "snapshot-create-as {{}} apart --memspec file={},snapshot=external --diskspec \
+         vda,snapshot=internal",
+        file.display()
+    );
+    if major < 10 {
+        let stops = vm.world.log().matches("event=Suspended").count();
+        let complaint = vm.refused(&line);
+        assert!(complaint.contains("internal snapshot of disk 'vda'"), "{complaint}");
+        assert_eq!(vm.world.log().matches("event=Suspended").count(), stops, "it never stopped");
+        assert!(!file.exists());
+    } else {
+        vm.virsh(&line);
+        vm.virsh("snapshot-delete {} apart");
+    }
+    vm.count_on(1);
 }
 
 /// With those programs of the other set of packages.

@@ -97,6 +97,7 @@ pub(super) fn arrange(
             }
         }
         Memory::External { file } => {
+            check_internal_after(&parts, facts)?;
             plan.prepare.push(Step::SaveMemory {
                 file: file.into(),
                 live,
@@ -121,6 +122,21 @@ fn saved_live(moment: &Definition, options: &New) -> bool {
     let by_itself =
         options.meanwhile == Meanwhile::GoesOn && options.afterwards == Afterwards::Continue;
     matches!(moment.memory, Memory::External { .. }) && (asked || by_itself)
+}
+
+/// Seen before the memory is written, which may take long.
+fn check_internal_after(parts: &Parts, facts: &DomainFacts) -> Result<()> {
+    let Some(first) = parts.internal.first().filter(|_| !facts.internal_after_memory) else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Condition::ConfigUnsupported,
+        format!(
+            "this version of the hypervisor cannot take an internal snapshot of disk '{first}' once \
+             the memory was saved to a file (QEMU can from 10.0 on): take the disk externally, or \
+             the memory internally"
+        ),
+    ))
 }
 
 fn check_quiesce(facts: &DomainFacts, manual: bool) -> Result<()> {

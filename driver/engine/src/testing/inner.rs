@@ -65,6 +65,7 @@ pub(super) struct Inner {
     /// The hypervisor's processes may open nothing that they have not open.
     pub(super) confined: bool,
     pub(super) memory_blockers: Vec<String>,
+    pub(super) is_old: bool,
     pub(super) calls: usize,
     pub(super) trouble: Option<(usize, Trouble)>,
     pub(super) dead: bool,
@@ -781,6 +782,7 @@ impl Inner {
             state_files: Vec::new(),
             agent: AgentState::Connected,
             memory_blockers: self.memory_blockers.clone(),
+            internal_after_memory: !self.is_old,
             managed_save: None,
             has_unreadable_moments: false,
             now: self.now,

@@ -267,6 +267,11 @@ impl World {
         self.lock().memory_blockers.push(why.to_owned());
     }
 
+    /// Its hypervisor cannot take internal snapshots of disks right after memory went to a file.
+    pub fn grow_old(&self) {
+        self.lock().is_old = true;
+    }
+
     /// A user prepares a file: an overlay on `backing`, or an empty one.
     pub fn prepare(&self, path: &str, backing: Option<&str>) {
         let image = Image {
@@ -478,6 +483,7 @@ impl World {
             room: inner.room,
             confined: inner.confined,
             memory_blockers: inner.memory_blockers.clone(),
+            is_old: inner.is_old,
             calls: 0,
             trouble: None,
             dead: false,
