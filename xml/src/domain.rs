@@ -4,12 +4,14 @@
 //! lenient (a missing or senseless value is `None`): checking a definition is `complete`'s task.
 //!
 //! - [`disk`]: disks, and the change of their images
+//! - `names`: of disks and cards, and numbers
 //! - [`metadata`]: virDomainSetMetadata and virDomainGetMetadata
 //! - `inactive`: a live definition as a persistent one; XML without secrets
 
 mod disk;
 mod inactive;
 mod metadata;
+mod names;
 mod nbd;
 
 use uuid::Uuid;
@@ -19,6 +21,7 @@ use crate::element::Element;
 pub use disk::{DiskView, disk, disk_mut, disks, push_overlay, set_backing, set_image};
 pub use inactive::{to_inactive, without_secrets};
 pub use metadata::{MetadataError, add_metadata, metadata, set_metadata};
+pub use names::{disk_index, normal_mac, parse_number};
 pub use nbd::{Nbd, Server};
 
 /// The order in which libvirt prints what comes first in a domain.

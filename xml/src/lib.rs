@@ -6,6 +6,7 @@
 //! - [`snapshot`]: `<domainsnapshot>`, as a request (asked) and as a definition (recorded).
 //! - [`domain`]: typed views over a `<domain>` tree; never a re-serialisation of it.
 //! - [`policy`]: our own element in a domain's `<metadata>`.
+//! - [`visible`]: what differs between two definitions to a guest.
 //! - [`vocabulary`]: what a driver understands of a `<domain>`, as a table.
 
 #![forbid(unsafe_code)]
@@ -14,4 +15,5 @@ pub mod domain;
 pub mod element;
 pub mod policy;
 pub mod snapshot;
+pub mod visible;
 pub mod vocabulary;

@@ -4,87 +4,49 @@
 //! that the one who asked can see what was changed. Names, tunables and host paths may differ.
 
 use virtsnap_xml::element::Element;
+use virtsnap_xml::visible::{Visible, compare, seen};
 
-use super::draft::{number_of, parse_number};
-
-/// Elements under the domain that the guest sees, compared whole.
-const WHOLE: [&str; 5] = ["memory", "maxMemory", "iothreads", "sysinfo", "features"];
-
-/// Classes of devices the guest sees, with the attributes and children that make them what they
-/// are to it.
-const DEVICES: [(&str, &[&str], &[&str]); 23] = [
-    ("memory", &["model"], &["target", "address"]),
-    ("smartcard", &["mode"], &["address"]),
-    ("crypto", &["model"], &["address"]),
-    ("disk", &["device", "model"], &["target@bus", "target@dev", "serial", "wwn", "address"]),
-    (
-        "controller",
-        &["type", "index", "model", "ports", "vectors"],
-        &["model", "target", "address"],
-    ),
-    ("filesystem", &["model"], &["target", "address"]),
-    ("interface", &[], &["mac", "model", "address"]),
-    ("serial", &[], &["target", "address"]),
-    ("parallel", &[], &["target", "address"]),
-    ("console", &[], &["target@type", "target@port"]),
-    ("channel", &[], &["target@type", "target@name", "address"]),
-    ("input", &["type", "bus", "model"], &["address"]),
-    ("tpm", &["model"], &["backend@version"]),
-    ("sound", &["model"], &["codec", "address"]),
-    ("video", &[], &["model", "address"]),
-    ("redirdev", &["bus"], &["address"]),
-    ("hub", &["type"], &["address"]),
-    ("watchdog", &["model"], &["address"]),
-    ("memballoon", &["model"], &["address"]),
-    ("rng", &["model"], &["address"]),
-    ("panic", &["model"], &["address"]),
-    ("vsock", &["model"], &["address"]),
-    ("shmem", &["name"], &["model", "size", "address"]),
-];
+const VISIBLE: Visible = Visible {
+    whole: &["memory", "maxMemory", "iothreads", "sysinfo", "features"],
+    devices: &[
+        ("memory", &["model"], &["target", "address"]),
+        ("smartcard", &["mode"], &["address"]),
+        ("crypto", &["model"], &["address"]),
+        ("disk", &["device", "model"], &["target@bus", "target@dev", "serial", "wwn", "address"]),
+        (
+            "controller",
+            &["type", "index", "model", "ports", "vectors"],
+            &["model", "target", "address"],
+        ),
+        ("filesystem", &["model"], &["target", "address"]),
+        ("interface", &[], &["mac", "model", "address"]),
+        ("serial", &[], &["target", "address"]),
+        ("parallel", &[], &["target", "address"]),
+        ("console", &[], &["target@type", "target@port"]),
+        ("channel", &[], &["target@type", "target@name", "address"]),
+        ("input", &["type", "bus", "model"], &["address"]),
+        ("tpm", &["model"], &["backend@version"]),
+        ("sound", &["model"], &["codec", "address"]),
+        ("video", &[], &["model", "address"]),
+        ("redirdev", &["bus"], &["address"]),
+        ("hub", &["type"], &["address"]),
+        ("watchdog", &["model"], &["address"]),
+        ("memballoon", &["model"], &["address"]),
+        ("rng", &["model"], &["address"]),
+        ("panic", &["model"], &["address"]),
+        ("vsock", &["model"], &["address"]),
+        ("shmem", &["name"], &["model", "size", "address"]),
+    ],
+};
 
 /// The first difference that a guest would see, or none.
 pub fn abi_difference(a: &Element, b: &Element) -> Option<String> {
     machine(a, b)
         .or_else(|| vcpus(a, b))
-        .or_else(|| {
-            WHOLE.iter().find_map(|name| {
-                let text = |domain: &Element| domain.child(name).map(seen).unwrap_or_default();
-                compare(&format!("<{name}>"), &text(a), &text(b))
-            })
-        })
+        .or_else(|| VISIBLE.difference_of_whole(a, b))
         .or_else(|| cpu(a, b))
         .or_else(|| firmware(a, b))
-        .or_else(|| {
-            DEVICES.iter().find_map(|(class, own, inside)| devices(a, b, class, own, inside))
-        })
-}
-
-fn compare(what: &str, a: &str, b: &str) -> Option<String> {
-    let or_none = |text: &str| match text.trim() {
-        "" => "nothing".to_owned(),
-        text => format!("'{text}'"),
-    };
-    (a != b).then(|| format!("{what} is {} in one and {} in the other", or_none(a), or_none(b)))
-}
-
-/// An element without what is of one run only.
-fn seen(element: &Element) -> String {
-    let mut text = element.text().trim().to_owned();
-    for (key, value) in element.attributes() {
-        text.push_str(&format!(" {key}={}", number(value)));
-    }
-    for child in element.elements() {
-        text.push_str(&format!(" {}({})", child.name(), seen(child).trim()));
-    }
-    text.trim().to_owned()
-}
-
-/// `0x02` and `2` are the same address.
-fn number(text: &str) -> String {
-    match text.strip_prefix("0x") {
-        Some(_) => parse_number(text).map_or_else(|| text.to_owned(), |n| n.to_string()),
-        None => text.to_owned(),
-    }
+        .or_else(|| VISIBLE.difference_of_devices(a, b))
 }
 
 fn machine(a: &Element, b: &Element) -> Option<String> {
@@ -147,58 +109,4 @@ fn firmware(a: &Element, b: &Element) -> Option<String> {
         format!("{kind} {}", loader.map(Element::text).unwrap_or_default())
     };
     compare("the firmware", &loader(a), &loader(b))
-}
-
-fn devices(a: &Element, b: &Element, class: &str, own: &[&str], inside: &[&str]) -> Option<String> {
-    let list = |domain: &Element| {
-        let devices = domain.child("devices").into_iter().flat_map(|d| d.children(class));
-        let mut list: Vec<_> = devices.map(|d| (identity(d), shape(d, own, inside))).collect();
-        list.sort();
-        list
-    };
-    let (a, b) = (list(a), list(b));
-    let count = |list: &[_]| list.len().to_string();
-    if let Some(difference) =
-        compare(&format!("the number of {class} devices"), &count(&a), &count(&b))
-    {
-        return Some(difference);
-    }
-    a.iter().zip(&b).enumerate().find_map(|(nth, ((name, a), (_, b)))| {
-        let name = if name.is_empty() { (nth + 1).to_string() } else { name.clone() };
-        compare(&format!("{class} {name}"), a, b)
-    })
-}
-
-/// How a device is called in a message, and found again in the other definition.
-fn identity(device: &Element) -> String {
-    let child =
-        |name: &str, attribute: &str| device.child(name)?.attr(attribute).map(str::to_owned);
-    match device.name() {
-        "disk" => child("target", "dev").unwrap_or_default(),
-        "interface" => child("mac", "address").unwrap_or_default(),
-        "controller" => {
-            let kind = device.attr("type").unwrap_or_default();
-            let index = number_of(device, "index").unwrap_or_default();
-            format!("{kind} {index:03} {}", device.attr("model").unwrap_or_default())
-        }
-        _ => String::new(),
-    }
-}
-
-fn shape(device: &Element, own: &[&str], inside: &[&str]) -> String {
-    let mut parts: Vec<String> = own
-        .iter()
-        .filter_map(|name| device.attr(name).map(|value| format!("{name}={value}")))
-        .collect();
-    for part in inside {
-        let (name, attribute) = part.split_once('@').unwrap_or((part, ""));
-        for child in device.children(name) {
-            let text = match attribute {
-                "" => seen(child),
-                attribute => child.attr(attribute).unwrap_or_default().to_owned(),
-            };
-            parts.push(format!("{part}: {text}"));
-        }
-    }
-    parts.join(", ")
 }

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain::normal_mac;
 use virtsnap_xml::domain::scaled_bytes;
 use virtsnap_xml::element::{Element, Node};
 
@@ -279,18 +280,6 @@ fn interface(interface: &mut Element, rtl8139: bool) -> Result<()> {
         target.remove_attr("dev");
     }
     Ok(())
-}
-
-fn normal_mac(text: &str) -> Option<String> {
-    let octets: Vec<u8> = text
-        .split(':')
-        .map(|octet| u8::from_str_radix(octet, 16).ok().filter(|_| octet.len() <= 2))
-        .collect::<Option<_>>()?;
-    let multicast = octets.first().is_some_and(|first| first & 1 == 1);
-    if octets.len() != 6 || multicast {
-        return None;
-    }
-    Some(octets.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":"))
 }
 
 fn generated_mac() -> String {

@@ -7,6 +7,8 @@
 use virtsnap_engine::error::{Condition, Error, Origin, Result};
 use virtsnap_xml::element::{Element, Node};
 
+pub(super) use virtsnap_xml::domain::{disk_index, parse_number};
+
 use super::host::Host;
 
 #[derive(Debug)]
@@ -125,15 +127,6 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// A number as libvirt reads one: decimal, or hexadecimal after `0x`.
-pub(super) fn parse_number(text: &str) -> Option<u32> {
-    let text = text.trim();
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
 pub(super) fn number_of(element: &Element, attribute: &str) -> Option<u32> {
     parse_number(element.attr(attribute)?)
 }
@@ -162,38 +155,5 @@ pub(super) fn unsupported(message: impl Into<String>) -> Error {
 pub(super) fn set_default(element: &mut Element, attribute: &str, value: &str) {
     if element.attr(attribute).is_none() {
         element.set_attr(attribute, value);
-    }
-}
-
-/// `vda` → 0, `sdaa` → 26: the letters after the bus prefix, and a partition's digits ignored.
-pub(super) fn disk_index(target: &str) -> Option<u32> {
-    const PREFIXES: [&str; 6] = ["fd", "hd", "vd", "sd", "xvd", "ubd"];
-    let letters = PREFIXES.iter().find_map(|prefix| target.strip_prefix(prefix))?;
-    let letters = letters.trim_end_matches(|c: char| c.is_ascii_digit());
-    if letters.is_empty() || !letters.bytes().all(|b| b.is_ascii_lowercase()) {
-        return None;
-    }
-    letters
-        .bytes()
-        .try_fold(0_u32, |index, letter| {
-            index.checked_mul(26)?.checked_add(u32::from(letter - b'a') + 1)
-        })?
-        .checked_sub(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_have_numbers() {
-        assert_eq!(disk_index("vda"), Some(0));
-        assert_eq!(disk_index("hdc"), Some(2));
-        assert_eq!(disk_index("sdz"), Some(25));
-        assert_eq!(disk_index("vdaa"), Some(26));
-        assert_eq!(disk_index("sda1"), Some(0));
-        assert_eq!(disk_index("nvme0"), None);
-        assert_eq!(disk_index("vd"), None);
-        assert_eq!(disk_index("vdzzzzzzzzzzzz"), None);
     }
 }
