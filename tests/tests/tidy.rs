@@ -67,6 +67,10 @@ fn dependencies_point_one_way() {
         ("virtsnap-qemu", &["virtsnap-block", "virtsnap-engine", "virtsnap-xml"]),
         ("virtsnap-xen-sys", &[]),
         (
+            "virtsnap-xen",
+            &["virtsnap-block", "virtsnap-engine", "virtsnap-xen-sys", "virtsnap-xml"],
+        ),
+        (
             "virtsnapd",
             &[
                 "virtsnap-engine",

@@ -1,0 +1,54 @@
+//! What we understand of the domain XML, as data: `vocabulary.txt`.
+
+use std::sync::OnceLock;
+
+use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use virtsnap_xml::element::Element;
+use virtsnap_xml::vocabulary::{Unknown, Vocabulary};
+
+static TABLE: &str = include_str!("vocabulary.txt");
+
+/// Refuses the first element, attribute or value that is not in the table, by its path.
+pub(super) fn check(domain: &Element) -> Result<()> {
+    table().check(domain).map_err(|unknown| {
+        let message = unknown.to_string();
+        match unknown {
+            Unknown::Root { .. } => {
+                Error::new(Condition::XmlError, message).from_origin(Origin::Domain)
+            }
+            Unknown::Content(_) => Error::new(Condition::ConfigUnsupported, message),
+        }
+    })
+}
+
+/// Puts elements and attributes in libvirt's order, and leaves out what is empty.
+pub(super) fn arrange(domain: &mut Element) {
+    table().arrange(domain);
+}
+
+fn table() -> &'static Vocabulary {
+    static READ: OnceLock<Vocabulary> = OnceLock::new();
+    READ.get_or_init(|| Vocabulary::read(TABLE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_group_that_is_used_exists() {
+        for line in TABLE.lines().filter_map(|line| line.trim().strip_prefix('^')) {
+            assert!(TABLE.lines().any(|other| other == format!(":{line}")), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_not_supported() {
+        let refusal = |text| check(&Element::parse(text).unwrap()).unwrap_err();
+        let element = "<domain type='xen'><devices><hostdev/></devices></domain>";
+        assert_eq!(refusal(element).condition, Condition::ConfigUnsupported);
+        assert!(refusal(element).message.contains("devices/hostdev"));
+        assert_eq!(refusal("<network/>").condition, Condition::XmlError);
+        assert!(refusal("<domain type='kvm'/>").message.contains("@type is 'kvm'"));
+    }
+}
