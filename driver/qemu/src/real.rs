@@ -334,9 +334,10 @@ fn a_guest_that_cannot_be_taken_up_is_not_started_a_second_time() {
         std::fs::write(&status, &bad).unwrap();
         second.block_on(async {
             let qemu = bed.qemu();
-            assert_eq!(qemu.reconnect_all().await.unwrap(), []);
+            let found = qemu.reconnect_all().await.unwrap();
+            assert_eq!(found.iter().map(|one| one.state).collect::<Vec<_>>(), [State::Unknown]);
             let err = qemu.start_domain(bed.domain(&image, ""), boot()).await.unwrap_err();
-            assert_eq!(err.condition, Condition::ResourceBusy, "{}", err.message);
+            assert_eq!(err.condition, Condition::OperationInvalid, "{}", err.message);
             assert_eq!(std::fs::read_to_string(&status).unwrap(), bad);
         });
     }
