@@ -106,10 +106,9 @@ impl Shared {
             Err(err) => {
                 // The guest runs on; only we cannot see it well. The next start may.
                 tracing::error!(domain = name, %uuid, "cannot take it up: {}", err.chain());
-                match self.instances().get(&uuid).cloned() {
-                    Some(instance) => Some(instance.active()),
-                    None => self.find_stray(dir, &err.chain()),
-                }
+                // A match would hold the lock all through.
+                let taken_up = self.instances().get(&uuid).map(|instance| instance.active());
+                taken_up.or_else(|| self.find_stray(dir, &err.chain()))
             }
         }
     }
