@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use virtsnap_xml::element::{Element, Node};
 
-use crate::complete::{self, Runtime};
+use crate::complete::Runtime;
+use crate::host::Host;
 
 pub(crate) fn fixtures(of: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/xen").join(of)
@@ -48,10 +49,21 @@ pub(crate) fn is_expected(of: &str, file: &str, text: &str) -> Result<(), String
     if expected == text { Ok(()) } else { Err(format!("{}:\n{text}", path.display())) }
 }
 
+pub(crate) fn host() -> Host {
+    Host {
+        bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
+        channel_dirs: vec!["/run/virtsnap/channel".into()],
+    }
+}
+
+pub(crate) fn complete(domain: Element) -> virtsnap_engine::error::Result<Element> {
+    crate::complete::complete(domain, &host())
+}
+
 pub(crate) fn live(config: &Element) -> Element {
     let runtime =
         Runtime { channel_dir: "/run/virtsnap/channel".into(), take_port: &|| Some(5901) };
-    complete::live(config, &runtime).unwrap()
+    crate::complete::live(config, &runtime).unwrap()
 }
 
 /// A golden definition in which something was taken out, doubled or written over.
@@ -113,10 +125,10 @@ fn change(element: &mut Element, at: &mut usize, what: u8, value: &str) -> bool 
 fn definitions_are_completed() {
     let mut wrong = Vec::new();
     for name in names("defined", ".xml") {
-        let done = complete::complete(defined(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let done = complete(defined(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
         let text = format!("{done}");
         wrong.extend(is_expected("defined", &format!("{name}.complete.xml"), &text).err());
-        let again = complete::complete(done).unwrap();
+        let again = complete(done).unwrap();
         assert_eq!(again.to_string(), text, "{name} is not stable");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -12,5 +12,7 @@ pub mod config;
 #[cfg(test)]
 mod golden;
 mod guest;
+mod host;
 
 pub use guest::Guest;
+pub use host::Host;

@@ -21,7 +21,6 @@ const VISIBLE: Visible = Visible {
         ("console", &[], &["target@type", "target@port"]),
         ("channel", &[], &["target@type", "target@name"]),
         ("input", &["type", "bus"], &[]),
-        ("graphics", &[], &[]),
         ("sound", &["model"], &[]),
         ("video", &[], &["model"]),
         ("memballoon", &["model"], &[]),
@@ -43,6 +42,14 @@ pub fn abi_difference(a: &Element, b: &Element) -> Option<String> {
         let size = domain::memory_kib(domain).unwrap_or_default();
         format!("{} KiB", size.checked_next_multiple_of(MEMORY_GRAIN).unwrap_or(size))
     };
+    // A paravirtual guest has a frame buffer for each.
+    let displays = |domain: &Element| match Guest::of(domain) {
+        Some(Guest::Pv | Guest::Pvh) => {
+            let devices = domain.child("devices");
+            devices.map_or(0, |devices| devices.children("graphics").count()).to_string()
+        }
+        Some(Guest::Hvm) | None => String::new(),
+    };
     let (a_vcpus, b_vcpus) = (vcpus(a).unwrap_or_default(), vcpus(b).unwrap_or_default());
     compare("the OS type", &kind(a), &kind(b))
         .or_else(|| compare("the architecture", &arch(a), &arch(b)))
@@ -51,14 +58,14 @@ pub fn abi_difference(a: &Element, b: &Element) -> Option<String> {
         .or_else(|| compare("the number of vcpus online", &a_vcpus.1, &b_vcpus.1))
         .or_else(|| compare("the memory", &memory(a), &memory(b)))
         .or_else(|| VISIBLE.difference_of_whole(a, b))
+        .or_else(|| compare("the number of displays", &displays(a), &displays(b)))
         .or_else(|| VISIBLE.difference_of_devices(a, b))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::complete::complete;
-    use crate::golden;
+    use crate::golden::{self, complete};
 
     fn changed(name: &str, from: &str, to: &str) -> Option<String> {
         let definition = complete(golden::defined(name)).unwrap();
@@ -76,7 +83,7 @@ mod tests {
             ("<readonly/>", "", "disk xvdc"),
             ("00:16:3E:66:0a:01", "00:16:3e:66:0a:09", "interface"),
             ("name='org.example.agent'", "name='other'", "channel"),
-            ("<graphics type='vnc' listen='0.0.0.0' passwd='secret' keymap='de'/>", "", "graphics"),
+            ("<graphics type='vnc' listen='0.0.0.0' passwd='secret' keymap='de'/>", "", "displays"),
             ("<e820_host state='on'/>", "", "<features>"),
             ("0c9a0001", "0c9a0009", "the uuid"),
         ];

@@ -8,11 +8,12 @@ use virtsnap_xml::element::Element;
 
 use super::{bad, checked_number, set_default, unsupported};
 use crate::guest::Guest;
+use crate::host::Host;
 
-pub(super) fn complete(devices: &mut Element, guest: Guest) -> Result<()> {
+pub(super) fn complete(devices: &mut Element, guest: Guest, host: &Host) -> Result<()> {
     for class in ["serial", "console", "channel"] {
         for device in devices.children_mut(class) {
-            source(device)?;
+            source(device, host)?;
         }
     }
     channels(devices)?;
@@ -20,7 +21,7 @@ pub(super) fn complete(devices: &mut Element, guest: Guest) -> Result<()> {
 }
 
 /// libvirt's names of devices are of one run, where there are any.
-fn source(device: &mut Element) -> Result<()> {
+fn source(device: &mut Element, host: &Host) -> Result<()> {
     let class = device.name().to_owned();
     let Some(kind) = device.attr("type").map(str::to_owned) else {
         return Err(bad(format!("a <{class}> has no type")));
@@ -39,7 +40,11 @@ fn source(device: &mut Element) -> Result<()> {
         }
         _ => {
             let path = device.child("source").and_then(|source| source.attr("path"));
-            if path.is_none() && !(class == "channel" && kind == "unix") {
+            if class == "channel" && path.is_none_or(|path| host.is_generated(path)) {
+                device.remove_children("source");
+                return Ok(());
+            }
+            if path.is_none() {
                 return Err(bad(format!("a <{class}> of type {kind} needs a source path")));
             }
             if kind == "unix"

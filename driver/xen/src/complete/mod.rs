@@ -30,18 +30,20 @@ mod vocabulary;
 use virtsnap_engine::error::{Condition, Error, Origin, Result};
 use virtsnap_xml::element::Element;
 
+use crate::host::Host;
+
 pub use abi::abi_difference;
 pub use live::{Runtime, live, with_id};
 
 /// The persistent form of a definition, as `virsh dumpxml --inactive` shows it.
-pub fn complete(mut domain: Element) -> Result<Element> {
+pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
     vocabulary::check(&domain)?;
     vocabulary::arrange(&mut domain);
     let guest = general::complete(&mut domain)?;
     let mut devices = domain.take_child("devices").unwrap_or_else(|| Element::new("devices"));
     disks::complete(&mut devices)?;
     devices::complete(&mut devices, guest)?;
-    console::complete(&mut devices, guest)?;
+    console::complete(&mut devices, guest, host)?;
     disks::controllers(&mut devices);
     domain.push(devices);
     vocabulary::arrange(&mut domain);

@@ -4,8 +4,7 @@ use proptest::prelude::*;
 use virtsnap_engine::error::Condition;
 use virtsnap_xml::element::Element;
 
-use super::complete;
-use crate::golden;
+use crate::golden::{self, complete};
 
 fn domain(os: &str, rest: &str, devices: &str) -> Element {
     let text = format!(
@@ -101,13 +100,16 @@ fn cards_get_addresses_of_xens_range() {
 #[test]
 fn what_one_run_added_is_not_kept() {
     let config =
-        complete(hvm("<interface type='ethernet'/><serial type='pty'/><graphics type='vnc'/>"))
-            .unwrap();
+        complete(hvm("<interface type='ethernet'/><serial type='pty'/><graphics type='vnc'/>\
+         <channel type='unix'><target type='xen' name='org.example.agent'/></channel>"))
+        .unwrap();
     let mut live = golden::live(&config);
     super::with_id(&mut live, 7);
     let interface = live.at(&["devices", "interface", "target"]).unwrap();
     assert_eq!(interface.attr("dev"), Some("vif7.0-emu"));
     assert_eq!(live.attr("id"), Some("7"));
+    let socket = live.at(&["devices", "channel", "source"]).unwrap();
+    assert_eq!(socket.attr("path"), Some("/run/virtsnap/channel/org.example.agent"));
     let mut again = complete(live).unwrap();
     // The port is what the user would have to take back.
     let graphics = again.child_mut("devices").unwrap().child_mut("graphics").unwrap();

@@ -5,8 +5,9 @@ use virtsnap_engine::error::Result;
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use super::{FIRST_DISPLAY, FORMATS, Networks, Object, RATE_INTERVAL, defbool, libxl, unsupported};
+use super::{FIRST_DISPLAY, FORMATS, Object, RATE_INTERVAL, defbool, libxl, unsupported};
 use crate::guest::Guest;
+use crate::host::Host;
 
 pub(super) fn disks(devices: &Element) -> Result<Vec<Value>> {
     devices.children("disk").map(disk).collect()
@@ -96,12 +97,12 @@ pub fn is_emulated(interface: &Element, is_hvm: bool) -> bool {
     }
 }
 
-pub(super) fn nics(devices: &Element, guest: Guest, networks: &Networks) -> Result<Vec<Value>> {
+pub(super) fn nics(devices: &Element, guest: Guest, host: &Host) -> Result<Vec<Value>> {
     let interfaces = devices.children("interface").enumerate();
-    interfaces.map(|(nth, interface)| nic(interface, nth, guest, networks)).collect()
+    interfaces.map(|(nth, interface)| nic(interface, nth, guest, host)).collect()
 }
 
-fn nic(interface: &Element, nth: usize, guest: Guest, networks: &Networks) -> Result<Value> {
+fn nic(interface: &Element, nth: usize, guest: Guest, host: &Host) -> Result<Value> {
     let mut nic = Object::default();
     // Without a number libxl does not start a device model for it.
     nic.set("devid", nth);
@@ -112,7 +113,7 @@ fn nic(interface: &Element, nth: usize, guest: Guest, networks: &Networks) -> Re
         Some("bridge") => nic.set_some("bridge", source("bridge")),
         Some("network") => {
             let name = source("network").unwrap_or_default();
-            let bridge = networks.bridges.get(name).ok_or_else(|| {
+            let bridge = host.bridges.get(name).ok_or_else(|| {
                 unsupported(format!(
                     "the network '{name}' is not known on this host: name a bridge"
                 ))

@@ -24,13 +24,12 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::element::Element;
 
 use crate::guest::Guest;
+use crate::host::Host;
 
 pub use devices::{is_emulated, learn_backends};
 pub use read::{Found, from_libxl};
@@ -38,16 +37,9 @@ pub use read::{Found, from_libxl};
 /// Display 0 of VNC: libxl takes displays, XML has ports.
 pub const FIRST_DISPLAY: u16 = 5900;
 
-/// What a start must know of the host.
-#[derive(Debug, Clone, Default)]
-pub struct Networks {
-    /// The bridge of each network that interfaces name.
-    pub bridges: BTreeMap<String, String>,
-}
-
 /// What libxl is asked for: the live form of a definition. A display without a port gets one from
 /// libxl.
-pub fn to_libxl(live: &Element, networks: &Networks) -> Result<Value> {
+pub fn to_libxl(live: &Element, host: &Host) -> Result<Value> {
     let guest = Guest::of(live).ok_or_else(|| unsupported("the domain has no OS type of Xen's"))?;
     let mut config = Object::default();
     config.set("c_info", build::create_info(live, guest)?);
@@ -55,7 +47,7 @@ pub fn to_libxl(live: &Element, networks: &Networks) -> Result<Value> {
     let nothing = Element::default();
     let devices = live.child("devices").unwrap_or(&nothing);
     config.set_list("disks", devices::disks(devices)?);
-    config.set_list("nics", devices::nics(devices, guest, networks)?);
+    config.set_list("nics", devices::nics(devices, guest, host)?);
     let displays = devices::displays(devices)?;
     config.set_list("vkbs", displays.iter().map(|_| json!({})).collect());
     config.set_list("vfbs", displays);

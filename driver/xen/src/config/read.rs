@@ -14,6 +14,7 @@ use super::{
 };
 use crate::complete;
 use crate::guest::Guest;
+use crate::host::Host;
 
 /// What a configuration tells.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ const UNTOLD_BUILD: [&str; 11] = [
     "stubdomain_kernel",
 ];
 
-pub fn from_libxl(config: &Value) -> Result<Found> {
+pub fn from_libxl(config: &Value, host: &Host) -> Result<Found> {
     let (create, build) = (&config["c_info"], &config["b_info"]);
     let guest = text(&create["type"]).and_then(Guest::called).ok_or_else(|| {
         unsupported("the configuration of the domain does not tell its type (pv, pvh or hvm)")
@@ -93,7 +94,7 @@ pub fn from_libxl(config: &Value) -> Result<Found> {
         emulated(build, &mut devices, &mut untold);
     }
     domain.push(devices);
-    Ok(Found { domain: complete::complete(domain)?, untold })
+    Ok(Found { domain: complete::complete(domain, host)?, untold })
 }
 
 fn general(build: &Value, guest: Guest, domain: &mut Element) {

@@ -4,16 +4,11 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use virtsnap_xml::element::Element;
 
-use super::{Networks, from_libxl, learn_backends, to_libxl};
-use crate::complete::complete;
-use crate::golden;
-
-fn networks() -> Networks {
-    Networks { bridges: [("default".to_owned(), "virbr0".to_owned())].into() }
-}
+use super::{from_libxl, learn_backends, to_libxl};
+use crate::golden::{self, complete};
 
 fn configuration(definition: &Element) -> Value {
-    to_libxl(&golden::live(definition), &networks()).unwrap()
+    to_libxl(&golden::live(definition), &golden::host()).unwrap()
 }
 
 #[test]
@@ -32,7 +27,7 @@ fn definitions_become_configurations() {
 fn what_libxl_keeps_survives() {
     for name in golden::names("defined", ".xml") {
         let first = configuration(&complete(golden::defined(&name)).unwrap());
-        let found = from_libxl(&first).unwrap();
+        let found = from_libxl(&first, &golden::host()).unwrap();
         assert!(found.untold.is_empty(), "{name}: {:?}", found.untold);
         assert_eq!(configuration(&found.domain), first, "{name}");
     }
@@ -44,7 +39,7 @@ fn domains_that_others_started_are_read() {
     for name in golden::names("started", ".json") {
         let config: Value =
             serde_json::from_str(&golden::read("started", &format!("{name}.json"))).unwrap();
-        let found = from_libxl(&config).unwrap();
+        let found = from_libxl(&config, &golden::host()).unwrap();
         let mut text = format!("{}", found.domain);
         for part in &found.untold {
             text.push_str(&format!("<!-- untold: {part} -->\n"));
@@ -64,12 +59,12 @@ fn what_has_no_element_is_told() {
             "vdev": "xvda", "pdev_path": "/a", "backend": "qdisk", "script": "block-iscsi",
         }],
     });
-    let found = from_libxl(&config).unwrap();
+    let found = from_libxl(&config, &golden::host()).unwrap();
     let told = found.untold.join("; ");
     for part in ["pcidevs", "irqs", "script of the disk xvda", "the format of the disk xvda"] {
         assert!(told.contains(part), "{told}");
     }
-    assert!(from_libxl(&json!({})).is_err());
+    assert!(from_libxl(&json!({}), &golden::host()).is_err());
 }
 
 #[test]
@@ -150,16 +145,16 @@ proptest! {
     #[test]
     fn no_definition_panics_on_the_way_to_libxl(domain in golden::mutated()) {
         if let Ok(done) = complete(domain.clone()) {
-            let _ = to_libxl(&golden::live(&done), &networks());
+            let _ = to_libxl(&golden::live(&done), &golden::host());
         }
         // Nor does one that nobody completed.
-        let _ = to_libxl(&domain, &networks());
+        let _ = to_libxl(&domain, &golden::host());
     }
 
     #[test]
     fn no_configuration_panics(config in broken()) {
-        if let Ok(found) = from_libxl(&config) {
-            let _ = to_libxl(&golden::live(&found.domain), &networks());
+        if let Ok(found) = from_libxl(&config, &golden::host()) {
+            let _ = to_libxl(&golden::live(&found.domain), &golden::host());
         }
     }
 }
