@@ -1,5 +1,7 @@
 //! Defaults of everything that is not a device: identity, memory, vcpus, boot, features, clock.
 
+use std::num::NonZeroU16;
+
 use uuid::Uuid;
 use virtsnap_engine::error::Result;
 use virtsnap_xml::domain;
@@ -91,7 +93,7 @@ fn vcpus(root: &mut Element) -> Result<()> {
     }
     if let Some(shares) = root.at(&["cputune", "shares"]) {
         let text = shares.text();
-        text.trim().parse::<u16>().map_err(|_| {
+        text.trim().parse::<NonZeroU16>().map_err(|_| {
             bad(format!("<shares> is '{text}'; Xen's scheduler takes a weight of 1 to 65535"))
         })?;
     }
@@ -138,6 +140,11 @@ fn boot(root: &mut Element, guest: Guest) -> Result<()> {
     if guest.is_hvm() {
         if os.child("boot").is_none() {
             os.push(Element::new("boot").with_attr("dev", "hd"));
+        }
+        if let Some(part) = ["initrd", "cmdline"].iter().find(|part| os.child(part).is_some())
+            && os.child("kernel").is_none()
+        {
+            return Err(unsupported(format!("<{part}> without a <kernel> is of no use")));
         }
         if root.child("bootloader").is_some() {
             return Err(unsupported(

@@ -27,7 +27,7 @@ pub struct Found {
 }
 
 /// Parts of `libxl_domain_config` that we have no elements for.
-const UNTOLD: [&str; 11] = [
+const UNTOLD: &[&str] = &[
     "pcidevs",
     "rdms",
     "dtdevs",
@@ -38,11 +38,13 @@ const UNTOLD: [&str; 11] = [
     "vsnds",
     "usbctrls",
     "usbdevs",
-    "xend_suspend_evtchn_compat",
 ];
 
+/// Parts of `libxl_domain_create_info` likewise.
+const UNTOLD_CREATE: &[&str] = &["driver_domain", "pool_name", "ssid_label"];
+
 /// Parts of `libxl_domain_build_info` likewise.
-const UNTOLD_BUILD: [&str; 11] = [
+const UNTOLD_BUILD: &[&str] = &[
     "ioports",
     "irqs",
     "iomem",
@@ -53,17 +55,23 @@ const UNTOLD_BUILD: [&str; 11] = [
     "extra_pv",
     "extra_hvm",
     "vcpu_hard_affinity",
-    "stubdomain_kernel",
+    "vcpu_soft_affinity",
+    "device_model_stubdomain",
 ];
 
+/// The configuration of a domain as its persistent definition.
 pub fn from_libxl(config: &Value, host: &Host) -> Result<Found> {
     let (create, build) = (&config["c_info"], &config["b_info"]);
     let guest = text(&create["type"]).and_then(Guest::called).ok_or_else(|| {
         unsupported("the configuration of the domain does not tell its type (pv, pvh or hvm)")
     })?;
     let mut untold = Vec::new();
-    for (whole, names) in [(config, UNTOLD), (build, UNTOLD_BUILD)] {
-        untold.extend(names.into_iter().filter(|name| is_said(&whole[*name])).map(str::to_owned));
+    for (whole, names) in [(config, UNTOLD), (create, UNTOLD_CREATE), (build, UNTOLD_BUILD)] {
+        let said = names.iter().filter(|name| is_said(&whole[**name]));
+        untold.extend(said.map(|name| (*name).to_owned()));
+    }
+    if defbool(&build["type.pvh"]["pvshim"]) == Some(true) {
+        untold.push("pvshim".to_owned());
     }
     let mut domain = Element::new("domain").with_attr("type", "xen");
     for (element, value) in [("name", &create["name"]), ("uuid", &create["uuid"])] {

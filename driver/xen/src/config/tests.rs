@@ -53,7 +53,7 @@ fn domains_that_others_started_are_read() {
 fn what_has_no_element_is_told() {
     let config = json!({
         "c_info": { "type": "pv", "name": "a", "uuid": "7f6c3b1e-0f53-4c0d-9b8e-6b0c3d2f8a01" },
-        "b_info": { "max_memkb": 1024, "max_vcpus": 1, "irqs": [4] },
+        "b_info": { "max_memkb": 1024, "max_vcpus": 1, "irqs": [4], "device_model_stubdomain": "True" },
         "pcidevs": [{ "bus": 1 }],
         "disks": [{
             "vdev": "xvda", "pdev_path": "/a", "backend": "qdisk", "script": "block-iscsi",
@@ -61,7 +61,13 @@ fn what_has_no_element_is_told() {
     });
     let found = from_libxl(&config, &golden::host()).unwrap();
     let told = found.untold.join("; ");
-    for part in ["pcidevs", "irqs", "script of the disk xvda", "the format of the disk xvda"] {
+    for part in [
+        "pcidevs",
+        "irqs",
+        "device_model_stubdomain",
+        "script of the disk xvda",
+        "the format of the disk xvda",
+    ] {
         assert!(told.contains(part), "{told}");
     }
     assert!(from_libxl(&json!({}), &golden::host()).is_err());
