@@ -7,7 +7,8 @@
 //! case; a `defbool` is `"True"` or `"False"`; a bitmap is the array of its bits; the union of what
 //! one type of guest has is under `type.pv`, `type.pvh` or `type.hvm`. A name that libxl does not
 //! know it ignores without a word, so each name here is one of `libxl_domain_config` of Xen 4.17,
-//! and none of those that it calls deprecated.
+//! and none of those that it calls deprecated. `tests/host/xen/configurations.py` has the real libxl
+//! take every golden one and give it back whole.
 //!
 //! What becomes of which element is what libvirt 11.3's `libxl_conf.c` makes of it. Not done:
 //! whatever `complete` refuses.
