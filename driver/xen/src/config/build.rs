@@ -38,6 +38,10 @@ pub(super) fn build_info(live: &Element, guest: Guest) -> Result<Value> {
     clock(live, &mut info);
     limits(live, &mut info);
     boot(live, guest, &mut info);
+    // libvirt's, where its own configuration does not say otherwise.
+    if guest != Guest::Pv && live.child("cpu").is_some() {
+        info.set("nested_hvm", defbool(false));
+    }
     match guest {
         Guest::Pv => {
             let host = live.at(&["features", "xen", "e820_host"]);

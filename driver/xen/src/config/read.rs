@@ -70,6 +70,9 @@ pub fn from_libxl(config: &Value, host: &Host) -> Result<Found> {
         let said = names.iter().filter(|name| is_said(&whole[**name]));
         untold.extend(said.map(|name| (*name).to_owned()));
     }
+    if defbool(&build["nested_hvm"]) == Some(true) {
+        untold.push("nested_hvm".to_owned());
+    }
     if defbool(&build["type.pvh"]["pvshim"]) == Some(true) {
         untold.push("pvshim".to_owned());
     }
@@ -156,6 +159,9 @@ fn general(build: &Value, guest: Guest, domain: &mut Element) {
 }
 
 fn features(create: &Value, build: &Value, guest: Guest, domain: &mut Element) {
+    if guest != Guest::Pv && defbool(&build["nested_hvm"]) == Some(false) {
+        domain.push(Element::new("cpu").with_attr("mode", "host-passthrough"));
+    }
     let mut features = Element::new("features");
     if guest.is_hvm() {
         let hvm = &build["type.hvm"];
