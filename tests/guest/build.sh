@@ -9,6 +9,8 @@ out=${CARGO_TARGET_DIR:-$root/target}/guest
 # In this order: each needs the ones before it.  The last three are for the power button and for
 # the variables of UEFI firmware.
 drivers="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk button evdev efivarfs"
+# And on Xen, of which the kernel has the rest built in.
+drivers_xen="xen-blkfront"
 
 say() { echo "guest: $*"; }
 fail() { echo "guest: $*" >&2; exit 1; }
@@ -25,7 +27,7 @@ fi
 
 work=$out/work
 rm -rf "$work"
-mkdir -p "$work/kernel" "$work/tree"/{bin,dev,proc,sys,modules}
+mkdir -p "$work/kernel" "$work/tree"/{bin,sbin,dev,proc,sys,modules}
 
 if ! ls "$out"/linux-image-*.deb > /dev/null 2>&1; then
     # Without package lists (a fresh container) apt must fetch them first; ours are private, so
@@ -48,22 +50,33 @@ dpkg-deb -x "$(ls "$out"/linux-image-*.deb | head -n 1)" "$work/kernel"
 kernel=$(ls "$work/kernel/boot"/vmlinuz-*)
 version=${kernel##*/vmlinuz-}
 
-for driver in $drivers; do
-    file=$(find "$work/kernel" -name "$driver.ko*" | head -n 1)
-    case $file in
-        '') continue ;; # built into this kernel
-        *.ko) cp "$file" "$work/tree/modules/" ;;
-        *.ko.xz) busybox unxz -c "$file" > "$work/tree/modules/$driver.ko" ;;
-        *.ko.gz) gzip -dc "$file" > "$work/tree/modules/$driver.ko" ;;
-        *) fail "cannot unpack $file" ;;
-    esac
-    echo "$driver.ko" >> "$work/tree/modules/order"
-done
-[ -s "$work/tree/modules/order" ] || : > "$work/tree/modules/order"
+# take ORDER DRIVER...: those of these that are modules, listed in that file.
+take() {
+    local order=$work/tree/modules/$1 driver file
+    shift
+    : > "$order"
+    for driver in "$@"; do
+        file=$(find "$work/kernel" -name "$driver.ko*" | head -n 1)
+        case $file in
+            '') continue ;; # built into this kernel
+            *.ko) cp "$file" "$work/tree/modules/" ;;
+            *.ko.xz) busybox unxz -c "$file" > "$work/tree/modules/$driver.ko" ;;
+            *.ko.gz) gzip -dc "$file" > "$work/tree/modules/$driver.ko" ;;
+            *) fail "cannot unpack $file" ;;
+        esac
+        echo "$driver.ko" >> "$order"
+    done
+}
+# shellcheck disable=SC2086
+take order $drivers
+take order.xen $drivers_xen
 
 gcc -O2 -static -Wall -Wextra -Werror -o "$work/tree/bin/worker" "$here/worker.c"
 cp /bin/busybox "$work/tree/bin/busybox"
 install -m 755 "$here/init" "$work/tree/init"
+# What the kernel calls when Xen's tools ask the guest to shut down.
+printf '#!/bin/busybox sh\necho POWEROFF > /dev/hvc0\n/bin/busybox poweroff -f\n' > "$work/tree/sbin/poweroff"
+chmod 755 "$work/tree/sbin/poweroff"
 (cd "$work/tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 | gzip -1) > "$work/initrd.gz"
 cp "$kernel" "$out/vmlinuz"
 chmod 644 "$out/vmlinuz"

@@ -2,7 +2,9 @@
  * The whole user space of the test guest: one process that notices when memory and disk stop
  * belonging to the same moment.
  *
- * Once a second it reads its record back from every virtio disk, past the page cache, and compares
+ * `worker CONSOLE DISKS`, as in /dev/ttyS0 and /dev/vd, or /dev/hvc0 and /dev/xvd on Xen.
+ *
+ * Once a second it reads its record back from every such disk, past the page cache, and compares
  * it with what its memory says it wrote last:
  *
  *   START n              first look after boot: there is no memory yet, the disk says n
@@ -43,6 +45,7 @@ enum { CLUSTER = 64 << 10, FLOOD = 2 << 20, FLOODED = 128 };
 static const char MAGIC[] = "virtsnap counter ";
 
 static int console;
+static const char *name; /* of the disks, without their letter */
 static int disk[DISKS];
 static int disks;
 static int button[BUTTONS];
@@ -68,7 +71,7 @@ static long read_counter(int i)
 {
 	memset(block, 0, BLOCK);
 	if (pread(disk[i], block, BLOCK, OFFSET) != BLOCK) {
-		say("ERROR read vd%c: %s\n", 'a' + i, strerror(errno));
+		say("ERROR read %s%c: %s\n", name, 'a' + i, strerror(errno));
 		return -1;
 	}
 	block[BLOCK - 1] = 0;
@@ -80,7 +83,7 @@ static void write_counter(int i, long n)
 	memset(block, 0, BLOCK);
 	snprintf(block, BLOCK, "%s%ld\n", MAGIC, n);
 	if (pwrite(disk[i], block, BLOCK, OFFSET) != BLOCK)
-		say("ERROR write vd%c: %s\n", 'a' + i, strerror(errno));
+		say("ERROR write %s%c: %s\n", name, 'a' + i, strerror(errno));
 }
 
 static void flood_on(void)
@@ -262,10 +265,11 @@ static struct timespec second_after(struct timespec last)
 	return last;
 }
 
-static void open_all(void)
+static void open_all(const char *line, const char *named)
 {
-	char path[] = "/dev/vda", input[] = "/dev/input/event0";
-	console = open("/dev/ttyS0", O_RDWR | O_NOCTTY | O_NONBLOCK);
+	char path[32], input[] = "/dev/input/event0";
+	name = strrchr(named, '/') + 1;
+	console = open(line, O_RDWR | O_NOCTTY | O_NONBLOCK);
 	struct termios raw;
 	tcgetattr(console, &raw);
 	cfmakeraw(&raw);
@@ -277,9 +281,11 @@ static void open_all(void)
 	raw.c_cc[VMIN] = 0;
 	raw.c_cc[VTIME] = 0;
 	tcsetattr(console, TCSANOW, &raw);
-	for (; disks < DISKS; disks++, path[7]++)
+	for (; disks < DISKS; disks++) {
+		snprintf(path, sizeof path, "%s%c", named, 'a' + disks);
 		if ((disk[disks] = open(path, O_RDWR | O_DIRECT | O_SYNC)) < 0)
 			break;
+	}
 	for (; buttons < BUTTONS; buttons++, input[16]++)
 		if ((button[buttons] = open(input, O_RDONLY | O_NONBLOCK)) < 0)
 			break;
@@ -287,14 +293,16 @@ static void open_all(void)
 		_exit(1);
 }
 
-int main(void)
+int main(int count, char **arguments)
 {
-	open_all();
+	if (count != 3 || !strchr(arguments[2], '/'))
+		return 2;
+	open_all(arguments[1], arguments[2]);
 	long memory = disks > 0 ? read_counter(0) : 0;
 	say("START %ld disks=%d\n", memory, disks);
 	for (int i = 1; i < disks; i++)
 		if (read_counter(i) != memory)
-			say("START vd%c says %ld\n", 'a' + i, read_counter(i));
+			say("START %s%c says %ld\n", name, 'a' + i, read_counter(i));
 	for (int i = 0; i < disks; i++)
 		write_counter(i, memory);
 
@@ -305,7 +313,7 @@ int main(void)
 		for (int i = 0; i < disks; i++) {
 			long found = read_counter(i);
 			if (found != memory) {
-				say("MISMATCH mem=%ld disk=%ld on vd%c\n", memory, found, 'a' + i);
+				say("MISMATCH mem=%ld disk=%ld on %s%c\n", memory, found, name, 'a' + i);
 				good = 0;
 			}
 		}
