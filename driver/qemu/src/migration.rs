@@ -173,6 +173,10 @@ pub(crate) async fn save(
     in_background = in_background && set_background(qmp, true).await?;
     qmp.execute_with_fd("getfd", json!({ "fdname": FD }), pipe).await?;
     let mut events = qmp.events();
+    if is_live {
+        // A small guest has been stopped when the answer comes.
+        instance.lock().pausing = Some(PausedReason::Snapshot);
+    }
     let mut started = start(qmp).await;
     if in_background && matches!(started, Err(QmpError::Refused { .. })) {
         // Not every memory backend can be watched.
@@ -180,11 +184,9 @@ pub(crate) async fn save(
         started = start(qmp).await;
     }
     if let Err(err) = started {
+        instance.lock().pausing = None;
         let _ = qmp.execute("closefd", json!({ "fdname": FD })).await;
         return Err(err.into());
-    }
-    if is_live {
-        instance.lock().pausing = Some(PausedReason::Snapshot);
     }
     let ended = follow(instance, &mut events, goes_on, passed).await;
     instance.lock().pausing = None;
