@@ -21,7 +21,7 @@ fn disk(disk: &Element) -> Result<Value> {
     let source = disk.child("source").and_then(|s| s.attr("file").or_else(|| s.attr("dev")));
     let driver = disk.child("driver");
     let format = driver.and_then(|driver| driver.attr("type")).unwrap_or("raw");
-    let backend = backend(driver.and_then(|driver| driver.attr("name")), format);
+    let backend = backend(driver.and_then(|driver| driver.attr("name")));
     let is_cdrom = disk.attr("device") == Some("cdrom");
     let is_writable = disk.child("readonly").is_none();
     let mut object = Object::default();
@@ -45,13 +45,12 @@ fn disk(disk: &Element) -> Result<Value> {
     Ok(object.into())
 }
 
-/// Of a disk that names no driver, libxl chooses.
-fn backend(driver: Option<&str>, format: &str) -> Option<&'static str> {
+/// Of a disk that names no driver, libxl chooses. It has no blktap any more: QEMU serves what
+/// definitions of that time call `tap`.
+fn backend(driver: Option<&str>) -> Option<&'static str> {
     match driver? {
-        "qemu" | "file" => Some("qdisk"),
+        "qemu" | "file" | "tap" | "tap2" => Some("qdisk"),
         "phy" => Some("phy"),
-        "tap" | "tap2" if matches!(format, "raw" | "vpc") => Some("tap"),
-        "tap" | "tap2" => Some("qdisk"),
         _ => None,
     }
 }

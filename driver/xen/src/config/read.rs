@@ -210,7 +210,7 @@ fn disk(disk: &Value, untold: &mut Vec<String>) -> Element {
     let path = text(&disk["pdev_path"]);
     let backend = text(&disk["backend"]).unwrap_or("unknown");
     let format = text(&disk["format"]).unwrap_or("unknown");
-    let is_block = backend == "phy" || path.is_some_and(|path| path.starts_with("/dev/"));
+    let is_block = path.is_some_and(|path| path.starts_with("/dev/"));
     for name in ["script", "backend_domname", "backend_domid", "colo_enable"] {
         if is_said(&disk[name]) {
             untold.push(format!("{name} of the disk {target}"));
