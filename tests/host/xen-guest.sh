@@ -19,8 +19,8 @@ guest_start() {
     local name=$1 type=${2:-pv} dir=$guests/$1
     shift
     [ $# = 0 ] || shift
-    # TCG's nested paging does not start a guest that has none of its own yet, and its RDTSCP ends as
-    # a RDTSC that Xen cannot skip.
+    # Under TCG such a guest ends at once with nested paging; and its RDTSCP ends as a RDTSC, which Xen
+    # cannot skip.
     [ "$type" = pv ] || set -- "hap = 0" "tsc_mode = 'native'" "$@"
     mkdir -p "$dir"
     [ -e "$dir/a.qcow2" ] || qemu-img create -q -f qcow2 "$dir/a.qcow2" 16M
