@@ -1,6 +1,6 @@
 //! The client is killed while it waits. What it asked for goes on to its end, and no job is left.
 
-use virtsnap_tests::faults::signal;
+use virtsnap_tests::faults::{Slow, signal, slow};
 use virtsnap_tests::guest::Mark;
 use virtsnap_tests::{Guest, GuestSpec, World, host};
 
@@ -44,12 +44,15 @@ fn an_operation_outlives_its_client() {
     let at = vm.count_on(1);
     let file = world.path("vm.save");
     let off = || vm.state() == "shut off";
+    let mut held = slow(&world, Slow::Memory);
     vanish(
         &vm,
         &format!("save {{}} {}", file.display()),
         || file.exists() || vm.state() == "paused",
         off,
     );
+    signal("TERM", &[held.id()]);
+    held.wait().expect("it is ours");
     let (mark, said) = (vm.mark(), vm.last_match().expect("it counted"));
     world.virsh.ok(&format!("restore {}", file.display()));
     let n = vm.next_match(mark);
