@@ -7,6 +7,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use virtsnap_xml::vocabulary::Unknown;
+
 /// What kind of condition holds. One variant for each libvirt number that we answer with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Condition {
@@ -112,5 +114,18 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|err| err as &(dyn StdError + 'static))
+    }
+}
+
+/// Of a definition: what a driver's table of elements does not have.
+impl From<Unknown> for Error {
+    fn from(unknown: Unknown) -> Self {
+        let message = unknown.to_string();
+        match unknown {
+            Unknown::Root { .. } => {
+                Error::new(Condition::XmlError, message).from_origin(Origin::Domain)
+            }
+            Unknown::Content(_) => Error::new(Condition::ConfigUnsupported, message),
+        }
     }
 }

@@ -133,8 +133,7 @@ fn check_internal_after(parts: &Parts, facts: &DomainFacts) -> Result<()> {
         Condition::ConfigUnsupported,
         format!(
             "this version of the hypervisor cannot take an internal snapshot of disk '{first}' once \
-             the memory was saved to a file (QEMU can from 10.0 on): take the disk externally, or \
-             the memory internally"
+             the memory was saved to a file: take the disk externally, or the memory internally"
         ),
     ))
 }

@@ -2,23 +2,15 @@
 
 use std::sync::OnceLock;
 
-use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
-use virtsnap_xml::vocabulary::{Unknown, Vocabulary};
+use virtsnap_xml::vocabulary::Vocabulary;
 
 static TABLE: &str = include_str!("vocabulary.txt");
 
 /// Refuses the first element, attribute or value that is not in the table, by its path.
 pub(crate) fn check(domain: &Element) -> Result<()> {
-    table().check(domain).map_err(|unknown| {
-        let message = unknown.to_string();
-        match unknown {
-            Unknown::Root { .. } => {
-                Error::new(Condition::XmlError, message).from_origin(Origin::Domain)
-            }
-            Unknown::Content(_) => Error::new(Condition::ConfigUnsupported, message),
-        }
-    })
+    Ok(table().check(domain)?)
 }
 
 /// Puts elements and attributes in libvirt's order, and leaves out what is empty.
@@ -33,6 +25,8 @@ fn table() -> &'static Vocabulary {
 
 #[cfg(test)]
 mod tests {
+    use virtsnap_engine::error::Condition;
+
     use super::*;
 
     #[test]
