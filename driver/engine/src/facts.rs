@@ -42,6 +42,12 @@ pub struct DomainFacts {
     /// Why the hypervisor would not save the memory of the running guest, in its words; none if it
     /// would.
     pub memory_blockers: Vec<String>,
+    /// Internal snapshots of images can hold memory. Where they cannot, memory is in files of its
+    /// own, and a guest goes back to one by a new start.
+    pub memory_inside: bool,
+    /// The guest takes part when its memory is saved to a file: it has to run until then, and the
+    /// save stops it. Where it does not, one that stands still is saved as well.
+    pub saved_by_guest: bool,
     /// Once its memory was saved to a file, the disks of a guest that stands still can take
     /// internal snapshots.
     pub internal_after_memory: bool,
@@ -67,6 +73,9 @@ pub struct DiskFacts {
     pub snapshot: Option<Location>,
     /// A block job runs on it.
     pub block_job: bool,
+    /// Of a running guest: the backend (`phy`) that serves the disk past the hypervisor's block
+    /// layer, which so can take no snapshot of it until the guest is off.
+    pub bypass: Option<String>,
 }
 
 impl DiskFacts {

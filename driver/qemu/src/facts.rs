@@ -101,6 +101,8 @@ impl Qemu {
             state_files: Vec::new(),
             agent,
             memory_blockers,
+            memory_inside: true,
+            saved_by_guest: false,
             internal_after_memory,
             managed_save: None,
             has_unreadable_moments: false,
@@ -204,6 +206,7 @@ fn disk_facts(disk: DiskView<'_>) -> DiskFacts {
         transient: disk.is_transient(),
         snapshot: disk.snapshot(),
         block_job: false,
+        bypass: None,
     }
 }
 

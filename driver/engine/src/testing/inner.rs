@@ -740,6 +740,7 @@ impl Inner {
                 transient: false,
                 snapshot: disk.snapshot(),
                 block_job: false,
+                bypass: None,
             })
             .collect();
         let mut open: Vec<PathBuf> = disks.iter().filter_map(|d| d.image().cloned()).collect();
@@ -782,6 +783,8 @@ impl Inner {
             state_files: Vec::new(),
             agent: AgentState::Connected,
             memory_blockers: self.memory_blockers.clone(),
+            memory_inside: true,
+            saved_by_guest: false,
             internal_after_memory: !self.is_old,
             managed_save: None,
             has_unreadable_moments: false,
