@@ -9,6 +9,7 @@
 
 pub mod complete;
 pub mod config;
+pub mod context;
 #[cfg(test)]
 mod golden;
 mod guest;
