@@ -211,9 +211,16 @@ fn put_source(disk: &mut Element, source: Element) {
     }
 }
 
+/// Xen's kernel, which may serve what names no driver, has raw images only; QEMU has all.
 fn put_format(disk: &mut Element, format: &str) {
     match disk.child_mut("driver") {
-        Some(driver) => driver.set_attr("type", format),
+        Some(driver) => {
+            let may_be_kernels = matches!(driver.attr("name"), None | Some("phy" | "file"));
+            if may_be_kernels && format != "raw" {
+                driver.set_attr("name", "qemu");
+            }
+            driver.set_attr("type", format);
+        }
         None => {
             let driver = Element::new("driver").with_attr("name", "qemu").with_attr("type", format);
             disk.insert_before(&["auth", "source", "backingStore", "mirror", "target"], driver);

@@ -128,6 +128,24 @@ fn an_image_is_replaced_where_it_stands() {
     assert_eq!(disk(&domain, "vdb").unwrap().backing_store(), None);
 }
 
+#[test]
+fn a_disk_that_the_kernel_served_gets_one_who_knows_the_format() {
+    for (driver, format, serves) in [
+        ("<driver name='phy' type='raw'/>", "qcow2", Some("qemu")),
+        ("<driver type='raw'/>", "qcow2", Some("qemu")),
+        ("<driver name='tap' type='raw'/>", "qcow2", Some("tap")),
+        ("<driver name='phy' type='raw'/>", "raw", Some("phy")),
+        ("<driver type='raw'/>", "raw", None),
+    ] {
+        let disk_of = format!("<disk type='block'>{driver}<target dev='xvda'/></disk>");
+        let mut domain = element(&format!("<d><devices>{disk_of}</devices></d>"));
+        assert!(set_image(&mut domain, "xvda", "file", "/a", format));
+        let found = disk(&domain, "xvda").unwrap().driver().unwrap();
+        assert_eq!(found.attr("name"), serves, "{driver} {format}");
+        assert_eq!(found.attr("type"), Some(format));
+    }
+}
+
 /// The pair is libvirt's own, of one domain, but for what only the driver that completed it
 /// knows: CPU, default image format, order of controllers, and the default listen address.
 #[test]
