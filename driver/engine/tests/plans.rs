@@ -15,7 +15,7 @@ use virtsnap_engine::options::{
     RevertState, Scope,
 };
 use virtsnap_engine::snapshots::Snapshots;
-use virtsnap_engine::testing::World;
+use virtsnap_engine::testing::{Shape, World};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 use virtsnap_xml::policy::NAMESPACE;
@@ -23,7 +23,7 @@ use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 
 /// A script, one act a line: `start`, `save`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks] [live] [standing] [halted] <domainsnapshot>…`, `policy <policy>…`,
-/// `raw TARGET`, `touch FILE`, `lose FILE`,
+/// `raw TARGET`, `bypassed TARGET`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
 /// `confined`, `unconfined`,
@@ -99,8 +99,11 @@ async fn act(
             set(book.lock().unwrap().config.as_mut().unwrap());
             world.edit(set);
         }
-        "raw" => {
-            world.make_raw(rest);
+        "raw" | "bypassed" => {
+            match verb {
+                "raw" => world.make_raw(rest),
+                _ => world.make_bypassed(rest),
+            }
             *book.lock().unwrap() = world.book().into_inner().unwrap();
         }
         "touch" => world.touch(rest),
@@ -179,6 +182,7 @@ fn check(name: &str) {
     let disks = ["vda", "vdb"];
     let world = match name {
         "firmware" => World::with_firmware(&disks, &Format::Raw),
+        "outside" | "bypassed" => World::new(&disks).shaped(Shape::Outside),
         "firmware-qcow2" => World::with_firmware(&disks, &Format::Qcow2),
         _ => World::new(&disks),
     };
@@ -198,6 +202,13 @@ fn creates() {
 #[test]
 fn mixes_memory_and_disks() {
     check("memory");
+}
+
+/// On a hypervisor whose images hold no memory.
+#[test]
+fn keeps_memory_outside() {
+    check("outside");
+    check("bypassed");
 }
 
 #[test]

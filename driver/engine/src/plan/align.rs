@@ -83,6 +83,7 @@ fn align_disk(
     };
     let yields = yields && said.is_none();
     let location = said.unwrap_or(default);
+    check_reach(disk, location)?;
     let source = wanted.and_then(|wanted| wanted.source.clone());
     if source.is_some() && location != Location::External {
         return Err(unsupported(format!(
@@ -125,6 +126,25 @@ fn align_disk(
         extra: wanted.map(|wanted| wanted.extra.clone()).unwrap_or_default(),
         ..Disk::new(disk.target.clone(), location)
     })
+}
+
+/// What the guest writes past the hypervisor's block layer cannot be frozen by it.
+fn check_reach(disk: &DiskFacts, location: Location) -> Result<()> {
+    match &disk.bypass {
+        Some(backend) if matches!(location, Location::Internal | Location::External) => {
+            Err(Error::new(
+                Condition::OperationUnsupported,
+                format!(
+                    "disk '{}' is served by '{backend}', and no snapshot of it can be taken while \
+                     the guest runs: shut the guest down first, or leave the disk out \
+                     (snapshot='no'), or have it served by the device model (<driver \
+                     name='qemu'/>)",
+                    disk.target
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where the first image of the domain is that is a file: there is room for guests.

@@ -56,11 +56,11 @@ pub fn draft(
 ) -> Result<Draft> {
     let name = name(request, options, facts, moments)?;
     let policy = policy::of(facts)?;
-    let request = &policy::applied(&policy, request, options, facts);
+    let request = &policy::applied(&policy, request, options, facts)?;
     let (recorded, memory, default) = scope(request, options, facts, &name)?;
     let default = policy.disks.unwrap_or(default);
     let disks = align(request, &facts.disks, &name, default)?;
-    check_selection(request, &disks, facts, default)?;
+    check_selection(request, &memory, &disks, facts, default)?;
     let memory = place(memory, &disks, facts, &name)?;
     let of_saved = matches!(memory, Memory::External { .. }) && !facts.state.is_active();
     let guest = if of_saved { saved::guest(facts)? } else { None };
@@ -220,8 +220,12 @@ fn scope(
     let disk_only = matches!(options.scope, Scope::DiskOnly { .. });
     let asks_memory =
         matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
-    let external_memory = matches!(request.memory, Some(MemoryRequest::External { .. }));
-    let saved = if external_memory && !disk_only { saved::guest(facts)? } else { None };
+    let external_memory = match &request.memory {
+        None => !facts.memory_inside,
+        Some(asked) => matches!(asked, MemoryRequest::External { .. }),
+    };
+    let saved =
+        if asks_memory && external_memory && !disk_only { saved::guest(facts)? } else { None };
     if asks_memory && (disk_only || !active) && saved.is_none() {
         return Err(Error::snapshot(
             Condition::XmlError,
@@ -254,6 +258,11 @@ fn scope(
         (false, false) => Ok((state, Memory::No, Location::Internal)),
         (true, true) => Ok((Recorded::DiskSnapshot, Memory::No, Location::External)),
         (true, false) => Ok(match &request.memory {
+            Some(MemoryRequest::Internal) if !facts.memory_inside => return Err(only_outside()),
+            // What was not said of the disks is as where the memory is among them.
+            None if !facts.memory_inside => {
+                (state, Memory::External { file: memory_file(&None)? }, Location::Internal)
+            }
             None | Some(MemoryRequest::Internal) => {
                 (state, Memory::Internal { image: None }, Location::Internal)
             }
@@ -263,6 +272,14 @@ fn scope(
             }
         }),
     }
+}
+
+fn only_outside() -> Error {
+    Error::new(
+        Condition::ConfigUnsupported,
+        "this hypervisor keeps no memory inside of images: ask for <memory snapshot='external'/>, \
+         or leave <memory> out",
+    )
 }
 
 /// Internal memory stands in the first internal disk; where there is none, in an image of its own.
@@ -296,6 +313,7 @@ fn recorded_state(state: State) -> Result<Recorded> {
 
 fn check_selection(
     request: &Request,
+    memory: &Memory,
     disks: &[Disk],
     facts: &DomainFacts,
     default: Location,
@@ -310,8 +328,10 @@ fn check_selection(
         Err(Error::new(Condition::ConfigUnsupported, message).from_origin(origin))
     };
     let takes_part = |d: &Disk| matches!(d.snapshot, Location::Internal | Location::External);
+    // As libvirt, to which memory that goes with the disks alone is nothing that was selected.
     let asks_memory =
-        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }));
+        matches!(request.memory, Some(MemoryRequest::Internal | MemoryRequest::External { .. }))
+            || (!facts.memory_inside && memory.is_saved());
     if !asks_memory && !disks.iter().any(takes_part) {
         let nothing = "nothing is selected for the snapshot, no disk and no memory";
         // As libvirt, to which it is a snapshot that leaves out what it is about.

@@ -16,6 +16,13 @@
 //! nobody writes to is saved soonest, in the smallest file. The save itself stops a guest that writes
 //! faster than the file takes it. Internal memory is always that of a guest that stands still.
 //!
+//! A guest that takes part in its save (`saved_by_guest`) could not do so if it was paused: then the
+//! save itself stops it, at its beginning or, live, at its end. One that stands still already is
+//! refused.
+//!
+//! Where images hold no memory (`memory_inside`), that of which nothing is said is external, beside
+//! disks that are as they would be with it inside: internal, where they can be.
+//!
 //! Every new file is made before the guest stops. A disk that the user takes care of (`manual`)
 //! leaves the guest stopped: it is for the user to let it go on.
 
@@ -78,7 +85,8 @@ pub(super) fn arrange(
     if let Memory::Internal { image: Some(image) } = &moment.memory {
         plan.prepare.push(Step::CreateVmStateImage { image: image.into() });
     }
-    if stops && !live {
+    let save_stops = facts.saved_by_guest && matches!(moment.memory, Memory::External { .. });
+    if stops && !live && !save_stops {
         plan.prepare.push(Step::Pause);
     }
     plan.pivot = match &moment.memory {

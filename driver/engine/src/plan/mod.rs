@@ -109,11 +109,12 @@ pub enum Step {
     SnapshotImage { image: PathBuf, tag: String },
     /// Memory and device state into a save image, with `definition` in its header; durable when
     /// done. The guest was stopped before, unless `live`: then it goes on until the last pages are
-    /// written, or the file may not grow any more. When done it is stopped, and its block nodes can
+    /// written, or the file may not grow any more. One that takes part in its save runs in any
+    /// case, and is stopped first, unless `live`. When done it is stopped, and its block nodes can
     /// be snapshot and written to.
     /// A file that is there already is refused, unless it is empty or `overwrite`.
-    /// Undo: end the migration, remove the file if this step made it, and if it was `live` and
-    /// the guest ran before, let it run again.
+    /// Undo: end the migration, remove the file if this step made it, and if it was the save that
+    /// stopped the guest, let it run again.
     SaveMemory { file: PathBuf, live: bool, overwrite: bool, definition: Element },
     /// A new qcow2 image without content, for memory alone. Refused if the path exists. Undo:
     /// remove it, if it is the one this step made.

@@ -25,26 +25,38 @@ pub(super) fn of(facts: &DomainFacts) -> Result<Policy> {
 }
 
 /// The request, with the place of memory that the policy gives a full snapshot which says none.
+///
+/// # Errors
+/// `ConfigUnsupported` for a place that the hypervisor does not have.
 pub(super) fn applied<'a>(
     policy: &Policy,
     request: &'a Request,
     options: &New,
     facts: &DomainFacts,
-) -> Cow<'a, Request> {
+) -> Result<Cow<'a, Request>> {
+    let full = matches!(options.scope, Scope::FullSystem { .. });
+    if request.memory.is_some() || !full {
+        return Ok(Cow::Borrowed(request));
+    }
     let active = facts.state.is_active();
     let memory = match policy.memory {
         // Of a saved guest there is memory, too.
         Some(Location::External) if active || facts.managed_save.is_some() => {
             MemoryRequest::External { file: None }
         }
+        Some(Location::Internal) if active && !facts.memory_inside => return Err(no_inside()),
         Some(Location::Internal) if active => MemoryRequest::Internal,
-        Some(_) | None => return Cow::Borrowed(request),
+        Some(_) | None => return Ok(Cow::Borrowed(request)),
     };
-    let full = matches!(options.scope, Scope::FullSystem { .. });
-    match &request.memory {
-        None if full => Cow::Owned(Request { memory: Some(memory), ..request.clone() }),
-        _ => Cow::Borrowed(request),
-    }
+    Ok(Cow::Owned(Request { memory: Some(memory), ..request.clone() }))
+}
+
+fn no_inside() -> Error {
+    Error::new(
+        Condition::ConfigUnsupported,
+        "the domain's policy wants memory inside of images, where this hypervisor keeps none: say \
+         <memory snapshot='external'/>, or change the policy's <create memory='internal'>",
+    )
 }
 
 /// What would be begun could not be ended.

@@ -283,6 +283,14 @@ fn start_from(
                 None => Err(no_file("the memory", &file, &moment.name)),
             }
         }
+        Memory::Internal { .. } if !facts.memory_inside => Err(Error::new(
+            Condition::ConfigUnsupported,
+            format!(
+                "the memory of snapshot '{}' is inside of an image, where this hypervisor finds \
+                 none; revert its disks alone",
+                moment.name
+            ),
+        )),
         Memory::Internal { image: Some(image) } => {
             let image = PathBuf::from(image);
             let found = facts.images.get(&image);

@@ -8,6 +8,7 @@
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
+use crate::domain::State;
 use crate::error::{Condition, Error, Result};
 use crate::facts::DomainFacts;
 
@@ -19,6 +20,15 @@ pub(super) fn check_facts(facts: &DomainFacts) -> Result<()> {
         err.message = format!("{}; {advice}", err.message);
         err
     })?;
+    if facts.saved_by_guest && !matches!(facts.state, State::Running(_)) {
+        return Err(Error::new(
+            Condition::OperationInvalid,
+            format!(
+                "the guest takes part when its memory is saved, and so has to run: resume it, or \
+                 {advice}"
+            ),
+        ));
+    }
     // As libvirt: also where the disk takes no part.
     match facts.disks.iter().find(|disk| disk.block_job) {
         None => Ok(()),

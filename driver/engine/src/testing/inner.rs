@@ -9,7 +9,7 @@ use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use super::images::{Content, Damage, Image, Images, Saved, SavedMemory};
-use super::{FIRST_TICK, Spoil, TICK, Trouble};
+use super::{FIRST_TICK, Shape, Spoil, TICK, Trouble};
 use crate::domain::{PausedReason, RunningReason, ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{
@@ -21,6 +21,8 @@ use crate::plan::state_files::{NVRAM as NVRAM_DISK, qcow2_store};
 use crate::plan::{Finish, Pivot, Plan, Step};
 use crate::ports::{Entry, Subject};
 
+/// A `<driver name=>` that serves disks past the hypervisor.
+pub(super) const BYPASS: &str = "phy";
 pub(super) const TEMPLATE: &str = "/fw/template.fd";
 pub(super) const NVRAM: &str = "/fw/vm.fd";
 pub(super) const MANAGED_SAVE: &str = "/store/managed.save";
@@ -52,6 +54,7 @@ pub struct Guest {
 /// What survives the daemon, and what a test has in mind for it.
 #[derive(Debug, Default)]
 pub(super) struct Inner {
+    pub(super) shape: Shape,
     pub(super) images: Images,
     pub(super) guest: Option<Guest>,
     pub(super) config: Option<Arc<Element>>,
@@ -252,6 +255,27 @@ impl Inner {
         Ok(())
     }
 
+    /// Not the hypervisor's own process serves the disk of the guest.
+    fn bypass(&self, disk: &str) -> Option<String> {
+        let live = self.guest.as_ref().map(|guest| &guest.live)?;
+        let driver = domain::disk(live, disk)?.driver()?.attr("name")?;
+        (driver == BYPASS).then(|| BYPASS.to_owned())
+    }
+
+    fn check_inside(&self) {
+        assert!(self.shape == Shape::Inside, "images hold no memory");
+    }
+
+    /// Only the hypervisor may write to it.
+    fn check_closed(&self, image: &Path) {
+        let is_open = |guest: &Guest| guest.active.values().any(|active| active == image);
+        assert!(
+            !self.guest.as_ref().is_some_and(is_open),
+            "the guest has {} open",
+            image.display()
+        );
+    }
+
     pub(super) fn act(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::Pause => self.guest()?.running = false,
@@ -274,9 +298,11 @@ impl Inner {
                 self.new_image(to, Image { is_read_only: false, ..image })?;
             }
             Step::AttachOverlay { disk, overlay, .. } => {
+                assert_eq!(self.bypass(disk), None, "{disk} is not the hypervisor's");
                 self.guest()?.attached.insert(disk.clone(), overlay.clone());
             }
             Step::SnapshotImage { image, tag } => {
+                self.check_closed(image);
                 self.check_writable(image)?;
                 let image = self.image(image)?;
                 let (tag, data) = (tag.clone(), image.data.clone());
@@ -285,7 +311,10 @@ impl Inner {
             Step::SaveMemory { file, live, overwrite, definition } => {
                 self.save_memory(file, *live, *overwrite, definition)?;
             }
-            Step::CreateVmStateImage { image } => self.new_image(image, Image::default())?,
+            Step::CreateVmStateImage { image } => {
+                self.check_inside();
+                self.new_image(image, Image::default())?;
+            }
             Step::SaveVmState { tag, vmstate, disks } => self.save_vm_state(tag, vmstate, disks)?,
         }
         Ok(())
@@ -298,8 +327,13 @@ impl Inner {
         overwrite: bool,
         definition: &Element,
     ) -> Result<()> {
+        let stops_itself = self.shape == Shape::Outside;
         let guest = self.guest()?;
-        assert_eq!(guest.running, live, "what runs is saved live, what is stopped is not");
+        if stops_itself {
+            assert!(guest.running, "the guest takes part in its save");
+        } else {
+            assert_eq!(guest.running, live, "what runs is saved live, what is stopped is not");
+        }
         match self.images.get_mut(file) {
             None => self.new_image(file, Image::default())?,
             Some(found) if overwrite || *found == Image::default() => {}
@@ -319,6 +353,7 @@ impl Inner {
     }
 
     fn save_vm_state(&mut self, tag: &str, vmstate: &VmStateIn, disks: &[String]) -> Result<()> {
+        self.check_inside();
         let memory = self.guest()?.memory;
         let mut noted = Vec::new();
         for disk in disks {
@@ -385,7 +420,7 @@ impl Inner {
             Step::SaveMemory { file, live, .. } => {
                 if let Some(guest) = &mut self.guest {
                     guest.saved = false;
-                    guest.running |= live;
+                    guest.running |= *live || self.shape == Shape::Outside;
                 }
                 match self.images.get_mut(file) {
                     Some(image) if image.claimed => drop(self.images.remove(file)),
@@ -423,6 +458,7 @@ impl Inner {
             Pivot::SnapshotDisks { overlays, internal, tag } => {
                 let mut noted = Vec::new();
                 for disk in internal {
+                    assert_eq!(self.bypass(disk), None, "{disk} is not the hypervisor's");
                     let active = self.active(disk)?;
                     self.check_writable(&active)?;
                     noted.push(active);
@@ -464,6 +500,7 @@ impl Inner {
     }
 
     pub(super) fn load(&mut self, tag: &str, vmstate: &VmStateIn, disks: &[String]) -> Result<()> {
+        self.check_inside();
         let no_tag = || Error::new(Condition::OperationFailed, format!("no tag {tag}"));
         for disk in disks {
             let active = self.active(disk)?;
@@ -576,6 +613,7 @@ impl Inner {
             }
             Finish::Stop(_) => self.guest = None,
             Finish::ApplySnapshot { image, tag } => {
+                self.check_closed(image);
                 self.check_writable(image)?;
                 let image = self.image(image)?;
                 let saved = image.snapshots.iter().find(|saved| saved.tag == *tag).cloned();
@@ -740,7 +778,7 @@ impl Inner {
                 transient: false,
                 snapshot: disk.snapshot(),
                 block_job: false,
-                bypass: None,
+                bypass: self.bypass(disk.target()),
             })
             .collect();
         let mut open: Vec<PathBuf> = disks.iter().filter_map(|d| d.image().cloned()).collect();
@@ -783,8 +821,8 @@ impl Inner {
             state_files: Vec::new(),
             agent: AgentState::Connected,
             memory_blockers: self.memory_blockers.clone(),
-            memory_inside: true,
-            saved_by_guest: false,
+            memory_inside: self.shape == Shape::Inside,
+            saved_by_guest: self.shape == Shape::Outside,
             internal_after_memory: !self.is_old,
             managed_save: None,
             has_unreadable_moments: false,

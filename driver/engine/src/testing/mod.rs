@@ -64,6 +64,17 @@ impl Trouble {
     ];
 }
 
+/// Which hypervisor is simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shape {
+    /// As QEMU: internal snapshots of images can hold memory.
+    #[default]
+    Inside,
+    /// As Xen: memory is in files of its own, and the guest takes part in its save; a disk need not
+    /// be the hypervisor's to serve.
+    Outside,
+}
+
 /// What becomes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spoil {
@@ -113,6 +124,12 @@ impl World {
             .with_child(devices);
         let inner = Inner { images, config: Some(Arc::new(config)), now: 1000, ..Inner::default() };
         Self { uuid, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// The same on another hypervisor.
+    pub fn shaped(self, shape: Shape) -> Self {
+        self.lock().shape = shape;
+        self
     }
 
     /// The same with UEFI firmware and a TPM, whose files are there from the first start on.
@@ -196,10 +213,22 @@ impl World {
 
     /// The disk's image is a raw one.
     pub fn make_raw(&self, target: &str) {
+        self.make_raw_on(target, "qemu");
+    }
+
+    /// The same, and it is not the hypervisor that serves it.
+    pub fn make_bypassed(&self, target: &str) {
+        self.make_raw_on(target, inner::BYPASS);
+    }
+
+    fn make_raw_on(&self, target: &str, name: &str) {
         let mut inner = self.lock();
         let config = inner.config.as_mut().expect("the domain is persistent");
         let path = format!("/img/{target}.raw");
-        domain::set_image(Arc::make_mut(config), target, "file", &path, "raw");
+        let config = Arc::make_mut(config);
+        domain::set_image(config, target, "file", &path, "raw");
+        let disk = domain::disk_mut(config, target).expect("the disk is there");
+        disk.child_or_insert("driver").set_attr("name", name);
         inner.images.remove(Path::new(&format!("/img/{target}.qcow2")));
         inner.images.insert(Path::new(&path), Image { raw: true, ..Image::default() });
     }
@@ -472,6 +501,7 @@ impl World {
     pub fn fork(&self) -> World {
         let inner = self.lock();
         let copy = Inner {
+            shape: inner.shape,
             images: inner.images.clone(),
             guest: inner.guest.clone(),
             config: inner.config.clone(),
