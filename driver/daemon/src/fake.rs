@@ -170,6 +170,8 @@ impl Hypervisor for FakeHypervisor {
 impl Inspect for FakeHypervisor {
     const NAME: &'static str = "QEMU";
     const ERROR_DOMAIN: i32 = 10;
+    const FUNCTIONS: &'static str = "qemu";
+    const PATHS: &'static [&'static str] = &["/system", "/session"];
 }
 
 /// A daemon's domains over the fake; what is stored in `directory` outlives them.

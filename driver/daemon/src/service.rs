@@ -69,7 +69,6 @@ pub(crate) enum Topic {
 /// libvirt's error domains that the transport itself speaks for.
 pub(crate) const FROM_NONE: i32 = 0;
 pub(crate) const FROM_RPC: i32 = 7;
-pub(crate) const FROM_QEMU: i32 = 10;
 pub(crate) const FROM_DOMAIN: i32 = 20;
 pub(crate) const FROM_DOMAIN_SNAPSHOT: i32 = 35;
 pub(crate) const FROM_STREAMS: i32 = 38;

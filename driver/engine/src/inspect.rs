@@ -155,6 +155,10 @@ pub trait Inspect: Hypervisor {
     /// What virConnectGetType says, and the number of the driver's error domain.
     const NAME: &'static str;
     const ERROR_DOMAIN: i32;
+    /// How the names of libvirt's own functions for it begin, which refusals of flags tell.
+    const FUNCTIONS: &'static str;
+    /// The paths of URIs that are opened, the first for whoever names none.
+    const PATHS: &'static [&'static str];
 
     /// Of the hypervisor: major * 1000000 + minor * 1000 + micro.
     fn version(&self) -> impl Future<Output = Result<u64>> + Send {

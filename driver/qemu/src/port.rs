@@ -212,6 +212,8 @@ impl Inspect for Qemu {
     const NAME: &'static str = "QEMU";
     /// VIR_FROM_QEMU.
     const ERROR_DOMAIN: i32 = 10;
+    const FUNCTIONS: &'static str = "qemu";
+    const PATHS: &'static [&'static str] = &["/system", "/session"];
 
     async fn version(&self) -> Result<u64> {
         let probed = self.shared.probe_blocking(None).await?;

@@ -44,7 +44,7 @@ pub(super) async fn freeze<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainFsfreezeArgs,
 ) -> Outcome<DomainFsfreezeRet> {
-    flags::only(args.flags, 0, "qemuDomainFSFreeze")?;
+    flags::only::<H>(args.flags, 0, "DomainFSFreeze")?;
     let domain = cx.domain(&args.dom)?;
     let _job = cx.daemon.domains.job(&domain, Operation::Change("a freeze")).await?;
     let frozen = if args.mountpoints.is_empty() {
@@ -61,7 +61,7 @@ pub(super) async fn thaw<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainFsthawArgs,
 ) -> Outcome<DomainFsthawRet> {
-    flags::only(args.flags, 0, "qemuDomainFSThaw")?;
+    flags::only::<H>(args.flags, 0, "DomainFSThaw")?;
     let domain = cx.domain(&args.dom)?;
     let _job = cx.daemon.domains.job(&domain, Operation::Change("a thaw")).await?;
     let thawed = ask(&cx, &domain, "guest-fsfreeze-thaw", None).await?;
@@ -73,7 +73,7 @@ pub(super) async fn get_time<H: Inspect>(
     args: DomainGetTimeArgs,
 ) -> Outcome<DomainGetTimeRet> {
     const BILLION: i64 = 1_000_000_000;
-    flags::only(args.flags, 0, "qemuDomainGetTime")?;
+    flags::only::<H>(args.flags, 0, "DomainGetTime")?;
     let domain = cx.domain(&args.dom)?;
     let answer = ask(&cx, &domain, "guest-get-time", None).await?;
     let time = answer.as_i64().ok_or_else(|| {
@@ -89,7 +89,7 @@ pub(super) async fn set_time<H: Inspect>(
 ) -> Outcome<()> {
     /// To the time of the guest's own hardware clock.
     const SYNC: u32 = 1;
-    flags::only(args.flags, SYNC, "qemuDomainSetTime")?;
+    flags::only::<H>(args.flags, SYNC, "DomainSetTime")?;
     let domain = cx.domain(&args.dom)?;
     let _job = cx.daemon.domains.job(&domain, Operation::Change("a change of its clock")).await?;
     let nanoseconds = i128::from(args.seconds) * 1_000_000_000 + i128::from(args.nseconds);
@@ -103,7 +103,7 @@ pub(super) async fn set_time<H: Inspect>(
 }
 
 pub(super) async fn trim<H: Inspect>(cx: Context<'_, H>, args: DomainFstrimArgs) -> Outcome<()> {
-    flags::only(args.flags, 0, "qemuDomainFSTrim")?;
+    flags::only::<H>(args.flags, 0, "DomainFSTrim")?;
     if args.mountpoint.is_some() {
         let message = "the agent trims all file systems, not one";
         return Err(Error::new(Condition::ArgumentUnsupported, message).into());
@@ -120,7 +120,7 @@ pub(super) async fn filesystems<H: Inspect>(
 ) -> Outcome<DomainGetFsinfoRet> {
     /// What the protocol can carry.
     const MOST: usize = 256;
-    flags::only(args.flags, 0, "qemuDomainGetFSInfo")?;
+    flags::only::<H>(args.flags, 0, "DomainGetFSInfo")?;
     let domain = cx.domain(&args.dom)?;
     let answer = ask(&cx, &domain, "guest-get-fsinfo", None).await?;
     let live = cx.daemon.domains.running(&domain)?.live;
@@ -193,7 +193,7 @@ pub(super) async fn hostname<H: Inspect>(
 ) -> Outcome<DomainGetHostnameRet> {
     const LEASE: u32 = 1;
     const AGENT: u32 = 2;
-    flags::only(args.flags, LEASE | AGENT, "qemuDomainGetHostname")?;
+    flags::only::<H>(args.flags, LEASE | AGENT, "DomainGetHostname")?;
     if args.flags == LEASE {
         return Err(super::unsupported("finding a guest's name by its DHCP lease"));
     }

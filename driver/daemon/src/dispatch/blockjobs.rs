@@ -130,7 +130,7 @@ pub(super) async fn commit<H: Inspect>(
     const RELATIVE: u32 = 8;
     const BYTES: u32 = 16;
     let known = SHALLOW | DELETE | ACTIVE | RELATIVE | BYTES;
-    flags::only(args.flags, known, "qemuDomainBlockCommit")?;
+    flags::only::<H>(args.flags, known, "DomainBlockCommit")?;
     let speed = speed(args.bandwidth, args.flags & BYTES != 0)?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
@@ -190,7 +190,7 @@ pub(super) async fn commit<H: Inspect>(
 
 pub(super) async fn pull<H: Inspect>(cx: Context<'_, H>, args: DomainBlockPullArgs) -> Outcome<()> {
     const BYTES: u32 = 64;
-    flags::only(args.flags, BYTES, "qemuDomainBlockPull")?;
+    flags::only::<H>(args.flags, BYTES, "DomainBlockPull")?;
     let speed = speed(args.bandwidth, args.flags & BYTES != 0)?;
     let domain = cx.domain(&args.dom)?;
     pull_from(&cx, &domain, &args.path, None, BackingName::Absolute, speed).await
@@ -229,7 +229,7 @@ pub(super) async fn rebase<H: Inspect>(
     const COPY_DEV: u32 = 32;
     const BYTES: u32 = 64;
     let known = SHALLOW | REUSE_EXT | COPY_RAW | COPY | RELATIVE | COPY_DEV | BYTES;
-    flags::only(args.flags, known, "qemuDomainBlockRebase")?;
+    flags::only::<H>(args.flags, known, "DomainBlockRebase")?;
     let has = |flag: u32| args.flags & flag != 0;
     let speed = speed(args.bandwidth, has(BYTES))?;
     let domain = cx.domain(&args.dom)?;
@@ -264,7 +264,7 @@ pub(super) async fn copy<H: Inspect>(cx: Context<'_, H>, args: DomainBlockCopyAr
     const TRANSIENT_JOB: u32 = 4;
     const SYNCHRONOUS_WRITES: u32 = 8;
     let known = SHALLOW | REUSE_EXT | TRANSIENT_JOB | SYNCHRONOUS_WRITES;
-    flags::only(args.flags, known, "qemuDomainBlockCopy")?;
+    flags::only::<H>(args.flags, known, "DomainBlockCopy")?;
     let has = |flag: u32| args.flags & flag != 0;
     let domain = cx.domain(&args.dom)?;
     let mut copy = destination(&devices::parse(&args.destxml)?)?;
@@ -342,7 +342,7 @@ pub(super) async fn abort<H: Inspect>(
 ) -> Outcome<()> {
     const ASYNC: u32 = 1;
     const PIVOT: u32 = 2;
-    flags::only(args.flags, ASYNC | PIVOT, "qemuDomainBlockJobAbort")?;
+    flags::only::<H>(args.flags, ASYNC | PIVOT, "DomainBlockJobAbort")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let target = target(&domains.running(&domain)?.live, &args.path)?;
@@ -356,7 +356,7 @@ pub(super) async fn set_speed<H: Inspect>(
     args: DomainBlockJobSetSpeedArgs,
 ) -> Outcome<()> {
     const BYTES: u32 = 1;
-    flags::only(args.flags, BYTES, "qemuDomainBlockJobSetSpeed")?;
+    flags::only::<H>(args.flags, BYTES, "DomainBlockJobSetSpeed")?;
     let speed = speed(args.bandwidth, args.flags & BYTES != 0)?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
@@ -370,7 +370,7 @@ pub(super) async fn info<H: Inspect>(
     args: DomainGetBlockJobInfoArgs,
 ) -> Outcome<DomainGetBlockJobInfoRet> {
     const BANDWIDTH_BYTES: u32 = 1;
-    flags::only(args.flags, BANDWIDTH_BYTES, "qemuDomainGetBlockJobInfo")?;
+    flags::only::<H>(args.flags, BANDWIDTH_BYTES, "DomainGetBlockJobInfo")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let active = domains.running(&domain)?;

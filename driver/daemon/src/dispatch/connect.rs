@@ -1,5 +1,6 @@
 //! The connection: opening, features, events.
 
+use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_rpc::remote::*;
 
@@ -22,12 +23,9 @@ pub(super) async fn auth_list<H: Inspect>(
 /// The client's URI without what it used up itself. None at all: the server picks. Clients send
 /// flags of their own along (an unprivileged one 4); libvirt too looks only at the one.
 pub(super) async fn open<H: Inspect>(cx: Context<'_, H>, args: ConnectOpenArgs) -> Outcome<()> {
-    const NO_CONNECT: i32 = 5;
-    const FROM_NONE: i32 = 0;
     let uri = args.name.unwrap_or_default();
-    if !uri.is_empty() && !is_ours::<H>(&uri) {
-        let message = format!("no connection driver available for {uri}");
-        return Err(RpcError::new(NO_CONNECT, FROM_NONE, message).into());
+    if !uri.is_empty() {
+        check_uri::<H>(&uri)?;
     }
     let read_only = args.flags & OPEN_READ_ONLY != 0;
     let SessionHandle { id, peer, .. } = &**cx.session;
@@ -35,12 +33,32 @@ pub(super) async fn open<H: Inspect>(cx: Context<'_, H>, args: ConnectOpenArgs) 
     Ok(cx.session.open(Connection { uri, read_only })?)
 }
 
-/// `qemu:///system` or `qemu:///session`, with whatever parameters.
-fn is_ours<H: Inspect>(uri: &str) -> bool {
-    let scheme = H::NAME.to_ascii_lowercase();
-    let Some(rest) = uri.strip_prefix(&format!("{scheme}://")) else { return false };
+/// What `qemu` is in `qemu:///system`.
+fn scheme<H: Inspect>() -> String {
+    H::NAME.to_ascii_lowercase()
+}
+
+/// The scheme of our hypervisor, no host, one of its paths, and whatever parameters.
+fn check_uri<H: Inspect>(uri: &str) -> Outcome<()> {
+    const NO_CONNECT: i32 = 5;
+    const FROM_NONE: i32 = 0;
+    let Some(rest) = uri.strip_prefix(&format!("{}://", scheme::<H>())) else {
+        let message = format!("no connection driver available for {uri}");
+        return Err(RpcError::new(NO_CONNECT, FROM_NONE, message).into());
+    };
     let path = rest.split_once('?').map_or(rest, |(path, _)| path);
-    matches!(path, "/system" | "/session")
+    if H::PATHS.contains(&path) {
+        return Ok(());
+    }
+    let message = format!("unexpected {} URI path '{path}', try {}", H::NAME, default_uri::<H>());
+    Err(Error::new(Condition::Internal, message).into())
+}
+
+fn default_uri<H: Inspect>() -> String {
+    let is_root = rustix::process::geteuid().is_root();
+    let mut paths = H::PATHS.iter().filter(|path| is_root || **path != "/system");
+    let path = paths.next().or(H::PATHS.first()).unwrap_or(&"");
+    format!("{}://{path}", scheme::<H>())
 }
 
 pub(super) async fn get_uri<H: Inspect>(
@@ -48,12 +66,7 @@ pub(super) async fn get_uri<H: Inspect>(
     _: ConnectGetUriArgs,
 ) -> Outcome<ConnectGetUriRet> {
     let opened = cx.session.connection().map(|open| open.uri.clone()).unwrap_or_default();
-    let uri = if opened.is_empty() {
-        let path = if rustix::process::geteuid().is_root() { "system" } else { "session" };
-        format!("{}:///{path}", H::NAME.to_ascii_lowercase())
-    } else {
-        opened
-    };
+    let uri = if opened.is_empty() { default_uri::<H>() } else { opened };
     Ok(ConnectGetUriRet { uri })
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn info<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetBlockInfoArgs,
 ) -> Outcome<DomainGetBlockInfoRet> {
-    flags::only(args.flags, 0, "qemuDomainGetBlockInfo")?;
+    flags::only::<H>(args.flags, 0, "DomainGetBlockInfo")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let definition = domains.current(&domain)?;
@@ -45,7 +45,7 @@ pub(super) async fn resize<H: Inspect>(
 ) -> Outcome<()> {
     /// Without it the size is in KiB.
     const BYTES: u32 = 1;
-    flags::only(args.flags, BYTES, "qemuDomainBlockResize")?;
+    flags::only::<H>(args.flags, BYTES, "DomainBlockResize")?;
     let size = match args.flags & BYTES {
         0 => args.size.checked_mul(1024),
         _ => Some(args.size),
@@ -111,7 +111,7 @@ pub(super) async fn stats_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainBlockStatsFlagsArgs,
 ) -> Outcome<DomainBlockStatsFlagsRet> {
-    flags::only(args.flags, flags::STRING_OKAY, "qemuDomainBlockStatsFlags")?;
+    flags::only::<H>(args.flags, flags::STRING_OKAY, "DomainBlockStatsFlags")?;
     let domain = cx.domain(&args.dom)?;
     let stats = stats_of(&cx, &domain, &args.path).await?;
     let all = [

@@ -5,19 +5,21 @@ use virtsnap_engine::inspect::Inspect;
 
 use super::Outcome;
 use crate::domains::{Domain, Domains};
-use crate::service::{FROM_QEMU, RpcError};
+use crate::service::RpcError;
 
 const INVALID_ARG: i32 = 8;
 
-/// Refuses bits the function does not know, in the words libvirt's own clients look for.
-pub(super) fn only(flags: u32, known: u32, function: &str) -> Outcome<()> {
-    match flags & !known {
-        0 => Ok(()),
-        unknown => {
-            let message = format!("unsupported flags (0x{unknown:x}) in function {function}");
-            Err(RpcError::new(INVALID_ARG, FROM_QEMU, message).into())
-        }
+/// Refuses bits the function does not know, in the words libvirt's own clients look for. Functions
+/// of libvirt's drivers are named without the driver, those that all share as they are.
+pub(super) fn only<H: Inspect>(flags: u32, known: u32, function: &str) -> Outcome<()> {
+    let unknown = flags & !known;
+    if unknown == 0 {
+        return Ok(());
     }
+    let of_driver = function.starts_with(|first: char| first.is_ascii_uppercase());
+    let driver = if of_driver { H::FUNCTIONS } else { "" };
+    let message = format!("unsupported flags (0x{unknown:x}) in function {driver}{function}");
+    Err(RpcError::new(INVALID_ARG, H::ERROR_DOMAIN, message).into())
 }
 
 /// A flag's bit and name.

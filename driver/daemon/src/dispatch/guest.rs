@@ -14,7 +14,7 @@ pub(super) async fn screenshot<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainScreenshotArgs,
 ) -> Outcome<Answer<DomainScreenshotRet>> {
-    flags::only(args.flags, 0, "qemuDomainScreenshot")?;
+    flags::only::<H>(args.flags, 0, "DomainScreenshot")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     let shot = cx.daemon.domains.hypervisor.screenshot(domain.uuid, args.screen).await?;
@@ -31,7 +31,7 @@ pub(super) async fn open_console<H: Inspect>(
     const FORCE: u32 = 1;
     /// Refused unless nobody else can be connected: ours always is exclusive.
     const SAFE: u32 = 2;
-    flags::only(args.flags, FORCE | SAFE, "qemuDomainOpenConsole")?;
+    flags::only::<H>(args.flags, FORCE | SAFE, "DomainOpenConsole")?;
     let domain = cx.domain(&args.dom)?;
     let active = cx.daemon.domains.running(&domain)?;
     let device = Device::console(&active.live, args.dev_name.as_deref())?;
@@ -44,7 +44,7 @@ pub(super) async fn open_channel<H: Inspect>(
     args: DomainOpenChannelArgs,
 ) -> Outcome<Answer<()>> {
     const FORCE: u32 = 1;
-    flags::only(args.flags, FORCE, "qemuDomainOpenChannel")?;
+    flags::only::<H>(args.flags, FORCE, "DomainOpenChannel")?;
     let domain = cx.domain(&args.dom)?;
     let active = cx.daemon.domains.running(&domain)?;
     let device = Device::channel(&active.live, args.name.as_deref())?;
@@ -58,7 +58,7 @@ pub(super) async fn open_graphics_fd<H: Inspect>(
 ) -> Outcome<Answer<()>> {
     /// SKIPAUTH: the client is trusted already.
     const SKIP_AUTH: u32 = 1;
-    flags::only(args.flags, SKIP_AUTH, "qemuDomainOpenGraphicsFD")?;
+    flags::only::<H>(args.flags, SKIP_AUTH, "DomainOpenGraphicsFD")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     let fd = cx.daemon.domains.hypervisor.open_graphics(domain.uuid, args.idx).await?;
@@ -71,7 +71,7 @@ pub(super) async fn send_key<H: Inspect>(
 ) -> Outcome<()> {
     const LINUX: u32 = 0;
     const XT: u32 = 1;
-    flags::only(args.flags, 0, "qemuDomainSendKey")?;
+    flags::only::<H>(args.flags, 0, "DomainSendKey")?;
     // For the keys that have one, the AT keyboard's numbers are Linux' own.
     if !matches!(args.codeset, LINUX | XT) {
         let message = "only key codes of the code sets 'linux' and 'xt' are understood";
@@ -87,7 +87,7 @@ pub(super) async fn inject_nmi<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainInjectNmiArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, 0, "qemuDomainInjectNMI")?;
+    flags::only::<H>(args.flags, 0, "DomainInjectNMI")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     Ok(cx.daemon.domains.hypervisor.inject_nmi(domain.uuid).await?)

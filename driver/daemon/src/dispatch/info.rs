@@ -14,7 +14,7 @@ pub(super) async fn state<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetStateArgs,
 ) -> Outcome<DomainGetStateRet> {
-    flags::only(args.flags, 0, "qemuDomainGetState")?;
+    flags::only::<H>(args.flags, 0, "DomainGetState")?;
     let domain = cx.domain(&args.dom)?;
     let (state, reason) = numbers::state(cx.daemon.domains.state(&domain));
     Ok(DomainGetStateRet { state, reason })
@@ -115,10 +115,10 @@ pub(super) async fn vcpus_flags<H: Inspect>(
 ) -> Outcome<DomainGetVcpusFlagsRet> {
     const MAXIMUM: u32 = 4;
     const GUEST: u32 = 8;
-    flags::only(
+    flags::only::<H>(
         args.flags,
         flags::LIVE | flags::CONFIG | MAXIMUM | GUEST,
-        "qemuDomainGetVcpusFlags",
+        "DomainGetVcpusFlags",
     )?;
     if args.flags & GUEST != 0 {
         return Err(super::unsupported("asking the guest how many vCPUs it uses"));
@@ -184,7 +184,7 @@ pub(super) async fn control_info<H: Inspect>(
 ) -> Outcome<DomainGetControlInfoRet> {
     const OK: u32 = 0;
     const JOB: u32 = 1;
-    flags::only(args.flags, 0, "qemuDomainGetControlInfo")?;
+    flags::only::<H>(args.flags, 0, "DomainGetControlInfo")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     let (state, state_time) = match domain.jobs.running() {
@@ -202,7 +202,7 @@ pub(super) async fn has_managed_save<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainHasManagedSaveImageArgs,
 ) -> Outcome<DomainHasManagedSaveImageRet> {
-    flags::only(args.flags, 0, "qemuDomainHasManagedSaveImage")?;
+    flags::only::<H>(args.flags, 0, "DomainHasManagedSaveImage")?;
     let has = cx.domain(&args.dom)?.book().has_managed_save;
     Ok(DomainHasManagedSaveImageRet { result: has.into() })
 }
@@ -231,7 +231,7 @@ pub(super) async fn messages<H: Inspect>(
 ) -> Outcome<DomainGetMessagesRet> {
     const DEPRECATION: u32 = 1;
     const TAINTING: u32 = 2;
-    flags::only(args.flags, DEPRECATION | TAINTING, "qemuDomainGetMessages")?;
+    flags::only::<H>(args.flags, DEPRECATION | TAINTING, "DomainGetMessages")?;
     cx.domain(&args.dom)?;
     Ok(DomainGetMessagesRet { msgs: Vec::new().into() })
 }
@@ -240,7 +240,7 @@ pub(super) async fn disk_errors<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetDiskErrorsArgs,
 ) -> Outcome<DomainGetDiskErrorsRet> {
-    flags::only(args.flags, 0, "qemuDomainGetDiskErrors")?;
+    flags::only::<H>(args.flags, 0, "DomainGetDiskErrors")?;
     let domain = cx.domain(&args.dom)?;
     let active = cx.daemon.domains.running(&domain)?;
     if args.maxerrors == 0 {

@@ -111,7 +111,7 @@ pub(super) async fn info<H: Inspect>(
     args: DomainGetJobInfoArgs,
 ) -> Outcome<DomainGetJobInfoRet> {
     let domain = cx.domain(&args.dom)?;
-    let figures = running(&cx, &domain).await;
+    let figures = running::<H>(&cx, &domain).await;
     if figures.is_none() {
         cx.daemon.domains.running(&domain)?;
     }
@@ -199,7 +199,7 @@ pub(super) async fn stats<H: Inspect>(
 ) -> Outcome<DomainGetJobStatsRet> {
     const OF_COMPLETED: u32 = 1;
     const KEEP_COMPLETED: u32 = 2;
-    flags::only(args.flags, OF_COMPLETED | KEEP_COMPLETED, "qemuDomainGetJobStats")?;
+    flags::only::<H>(args.flags, OF_COMPLETED | KEEP_COMPLETED, "DomainGetJobStats")?;
     let domain = cx.domain(&args.dom)?;
     let (kind, figures) = if args.flags & OF_COMPLETED != 0 {
         (COMPLETED, domain.jobs.completed(args.flags & KEEP_COMPLETED != 0))
@@ -229,7 +229,7 @@ pub(super) async fn abort_flags<H: Inspect>(
     args: DomainAbortJobFlagsArgs,
 ) -> Outcome<()> {
     const POSTCOPY: u32 = 1;
-    flags::only(args.flags, POSTCOPY, "qemuDomainAbortJobFlags")?;
+    flags::only::<H>(args.flags, POSTCOPY, "DomainAbortJobFlags")?;
     let domain = cx.domain(&args.dom)?;
     if args.flags & POSTCOPY != 0 {
         let message = "current job is not outgoing migration in post-copy mode";

@@ -21,7 +21,7 @@ pub(super) async fn define_flags<H: Inspect>(
     args: DomainDefineXmlFlagsArgs,
 ) -> Outcome<DomainDefineXmlFlagsRet> {
     const VALIDATE: u32 = 1;
-    flags::only(args.flags, VALIDATE, "qemuDomainDefineXMLFlags")?;
+    flags::only::<H>(args.flags, VALIDATE, "DomainDefineXMLFlags")?;
     let domain = cx.daemon.domains.define(&args.xml).await?;
     Ok(DomainDefineXmlFlagsRet { dom: cx.reference(&domain) })
 }
@@ -52,7 +52,7 @@ pub(super) async fn undefine_flags<H: Inspect>(
         | CHECKPOINTS_METADATA
         | TPM
         | KEEP_TPM;
-    flags::only(args.flags, known, "qemuDomainUndefineFlags")?;
+    flags::only::<H>(args.flags, known, "DomainUndefineFlags")?;
     let of = |bit, name| (bit, name);
     flags::exclusive(
         args.flags,
@@ -95,7 +95,7 @@ pub(super) async fn xml_desc<H: Inspect>(
     const MIGRATABLE: u32 = 8;
     let known = SECURE | INACTIVE | UPDATE_CPU | MIGRATABLE;
     let images = flags::ours::XML_IMAGES.0;
-    flags::only(args.flags, known | images, "qemuDomainGetXMLDesc")?;
+    flags::only::<H>(args.flags, known | images, "DomainGetXMLDesc")?;
     let view = View {
         secure: args.flags & (SECURE | MIGRATABLE) != 0,
         inactive: args.flags & INACTIVE != 0,
@@ -123,7 +123,7 @@ struct Starting {
     force_boot: bool,
 }
 
-fn starting(bits: u32, function: &str) -> Outcome<Starting> {
+fn starting<H: Inspect>(bits: u32, function: &str) -> Outcome<Starting> {
     const PAUSED: u32 = 1;
     const AUTODESTROY: u32 = 2;
     const BYPASS_CACHE: u32 = 4;
@@ -131,7 +131,7 @@ fn starting(bits: u32, function: &str) -> Outcome<Starting> {
     const VALIDATE: u32 = 16;
     const RESET_NVRAM: u32 = 32;
     let known = PAUSED | AUTODESTROY | BYPASS_CACHE | FORCE_BOOT | VALIDATE;
-    flags::only(bits, known | RESET_NVRAM, function)?;
+    flags::only::<H>(bits, known | RESET_NVRAM, function)?;
     if bits & RESET_NVRAM != 0 {
         return Err(Error::new(
             Condition::ArgumentUnsupported,
@@ -157,7 +157,7 @@ pub(super) async fn create_with_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainCreateWithFlagsArgs,
 ) -> Outcome<DomainCreateWithFlagsRet> {
-    let how = starting(args.flags, "qemuDomainCreateWithFlags")?;
+    let how = starting::<H>(args.flags, "DomainCreateWithFlags")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let guest = domains.start_or_restore(&domain, how.paused, how.force_boot).await?;
@@ -171,7 +171,7 @@ pub(super) async fn create_xml<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainCreateXmlArgs,
 ) -> Outcome<DomainCreateXmlRet> {
-    let how = starting(args.flags, "qemuDomainCreateXML")?;
+    let how = starting::<H>(args.flags, "DomainCreateXML")?;
     let (domain, guest) = cx.daemon.domains.create(&args.xml_desc, how.paused).await?;
     if how.autodestroy {
         cx.daemon.destroy_with(cx.session, &guest).await;
@@ -194,7 +194,7 @@ pub(super) async fn destroy_flags<H: Inspect>(
     args: DomainDestroyFlagsArgs,
 ) -> Outcome<()> {
     const GRACEFUL: u32 = 1;
-    flags::only(args.flags, GRACEFUL, "qemuDomainDestroyFlags")?;
+    flags::only::<H>(args.flags, GRACEFUL, "DomainDestroyFlags")?;
     let domain = cx.domain(&args.dom)?;
     Ok(cx.daemon.domains.destroy(&domain).await?)
 }
@@ -221,10 +221,10 @@ pub(super) async fn shutdown<H: Inspect>(
 }
 
 /// By which way a guest is asked; ACPI is the one we have.
-fn by_acpi(bits: u32, function: &str) -> Outcome<()> {
+fn by_acpi<H: Inspect>(bits: u32, function: &str) -> Outcome<()> {
     const ACPI: u32 = 1;
     const AGENT: u32 = 2;
-    flags::only(bits, ACPI | AGENT, function)?;
+    flags::only::<H>(bits, ACPI | AGENT, function)?;
     if bits == AGENT {
         return Err(Error::new(
             Condition::ArgumentUnsupported,
@@ -239,19 +239,19 @@ pub(super) async fn shutdown_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainShutdownFlagsArgs,
 ) -> Outcome<()> {
-    by_acpi(args.flags, "qemuDomainShutdownFlags")?;
+    by_acpi::<H>(args.flags, "DomainShutdownFlags")?;
     let domain = cx.domain(&args.dom)?;
     Ok(cx.daemon.domains.shutdown(&domain).await?)
 }
 
 pub(super) async fn reboot<H: Inspect>(cx: Context<'_, H>, args: DomainRebootArgs) -> Outcome<()> {
-    by_acpi(args.flags, "qemuDomainReboot")?;
+    by_acpi::<H>(args.flags, "DomainReboot")?;
     let domain = cx.domain(&args.dom)?;
     Ok(cx.daemon.domains.reboot(&domain).await?)
 }
 
 pub(super) async fn reset<H: Inspect>(cx: Context<'_, H>, args: DomainResetArgs) -> Outcome<()> {
-    flags::only(args.flags, 0, "qemuDomainReset")?;
+    flags::only::<H>(args.flags, 0, "DomainReset")?;
     let domain = cx.domain(&args.dom)?;
     Ok(cx.daemon.domains.reset(&domain).await?)
 }
@@ -285,7 +285,7 @@ pub(super) async fn rename<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainRenameArgs,
 ) -> Outcome<DomainRenameRet> {
-    flags::only(args.flags, 0, "qemuDomainRename")?;
+    flags::only::<H>(args.flags, 0, "DomainRename")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.rename(&domain, &args.new_name.unwrap_or_default()).await?;
     Ok(DomainRenameRet { retcode: 0 })

@@ -57,7 +57,7 @@ pub(super) async fn list_all<H: Inspect>(
     cx: Context<'_, H>,
     args: ConnectListAllDomainsArgs,
 ) -> Outcome<ConnectListAllDomainsRet> {
-    flags::only(args.flags, KNOWN, "qemuConnectListAllDomains")?;
+    flags::only::<H>(args.flags, KNOWN, "ConnectListAllDomains")?;
     let domains = listed(&cx, args.flags);
     let ret = u32::try_from(domains.len()).unwrap_or(u32::MAX);
     let domains = if args.need_results == 0 { Vec::new() } else { domains };

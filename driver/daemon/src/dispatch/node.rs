@@ -45,7 +45,7 @@ pub(super) async fn sysinfo<H: Inspect>(
     _: Context<'_, H>,
     args: ConnectGetSysinfoArgs,
 ) -> Outcome<ConnectGetSysinfoRet> {
-    flags::only(args.flags, 0, "qemuConnectGetSysinfo")?;
+    flags::only::<H>(args.flags, 0, "ConnectGetSysinfo")?;
     let sysinfo = host::sysinfo().ok_or_else(|| {
         Error::new(Condition::OperationUnsupported, "host SMBIOS information is not available")
     })?;
@@ -64,7 +64,7 @@ pub(super) async fn domain_capabilities<H: Inspect>(
     cx: Context<'_, H>,
     args: ConnectGetDomainCapabilitiesArgs,
 ) -> Outcome<ConnectGetDomainCapabilitiesRet> {
-    flags::only(args.flags, 0, "qemuConnectGetDomainCapabilities")?;
+    flags::only::<H>(args.flags, 0, "ConnectGetDomainCapabilities")?;
     let platform = Platform {
         emulator: args.emulatorbin,
         arch: args.arch,
@@ -87,7 +87,7 @@ pub(super) async fn cpu_map<H: Inspect>(
     _: Context<'_, H>,
     args: NodeGetCpuMapArgs,
 ) -> Outcome<NodeGetCpuMapRet> {
-    flags::only(args.flags, 0, "nodeGetCPUMap")?;
+    flags::only::<H>(args.flags, 0, "nodeGetCPUMap")?;
     let map = host::cpu_map()?;
     let present = map.present.last().map_or(0, |last| last + 1);
     let bytes = usize::try_from(present.div_ceil(8)).unwrap_or(0);
@@ -114,7 +114,7 @@ pub(super) async fn cpu_stats<H: Inspect>(
     _: Context<'_, H>,
     args: NodeGetCpuStatsArgs,
 ) -> Outcome<NodeGetCpuStatsRet> {
-    flags::only(args.flags, 0, "nodeGetCPUStats")?;
+    flags::only::<H>(args.flags, 0, "nodeGetCPUStats")?;
     const ALL: i32 = -1;
     let cpu = match args.cpu_num {
         ALL => None,
@@ -139,7 +139,7 @@ pub(super) async fn memory_stats<H: Inspect>(
     _: Context<'_, H>,
     args: NodeGetMemoryStatsArgs,
 ) -> Outcome<NodeGetMemoryStatsRet> {
-    flags::only(args.flags, 0, "nodeGetMemoryStats")?;
+    flags::only::<H>(args.flags, 0, "nodeGetMemoryStats")?;
     const ALL: i32 = -1;
     let cell = |cell: i32| {
         Error::new(Condition::InvalidArgument, format!("the host has no NUMA cell {cell}"))
@@ -191,7 +191,7 @@ pub(super) async fn free_pages<H: Inspect>(
     _: Context<'_, H>,
     args: NodeGetFreePagesArgs,
 ) -> Outcome<NodeGetFreePagesRet> {
-    flags::only(args.flags, 0, "nodeGetFreePages")?;
+    flags::only::<H>(args.flags, 0, "nodeGetFreePages")?;
     let mut counts = Vec::new();
     let start = u32::try_from(args.start_cell).unwrap_or(0);
     for cell in host::cells().into_iter().filter(|cell| *cell >= start) {

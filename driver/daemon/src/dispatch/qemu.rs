@@ -10,7 +10,7 @@ pub(super) async fn monitor_command<H: Inspect>(
     args: QemuDomainMonitorCommandArgs,
 ) -> Outcome<QemuDomainMonitorCommandRet> {
     const HMP: u32 = 1;
-    flags::only(args.flags, HMP, "qemuDomainQemuMonitorCommand")?;
+    flags::only::<H>(args.flags, HMP, "DomainQemuMonitorCommand")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     let human = args.flags & HMP != 0;
@@ -23,7 +23,7 @@ pub(super) async fn agent_command<H: Inspect>(
     cx: Context<'_, H>,
     args: QemuDomainAgentCommandArgs,
 ) -> Outcome<QemuDomainAgentCommandRet> {
-    flags::only(args.flags, 0, "qemuDomainQemuAgentCommand")?;
+    flags::only::<H>(args.flags, 0, "DomainQemuAgentCommand")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     // Negative numbers are "for ever" and "the default"; nothing here waits for ever.

@@ -20,8 +20,8 @@ const API: i32 = 20;
 
 /// Whether the guest is to run when it comes back; none: as it was. The host's page cache is used
 /// either way: BYPASS_CACHE asks for no more than to be kind to it.
-fn running(bits: u32, known: u32, function: &str) -> Outcome<Option<bool>> {
-    flags::only(bits, known | RUNNING.0 | PAUSED.0, function)?;
+fn running<H: Inspect>(bits: u32, known: u32, function: &str) -> Outcome<Option<bool>> {
+    flags::only::<H>(bits, known | RUNNING.0 | PAUSED.0, function)?;
     flags::exclusive(bits, RUNNING, PAUSED, API)?;
     Ok(match (bits & RUNNING.0 != 0, bits & PAUSED.0 != 0) {
         (true, _) => Some(true),
@@ -30,8 +30,8 @@ fn running(bits: u32, known: u32, function: &str) -> Outcome<Option<bool>> {
     })
 }
 
-fn restored_running(bits: u32) -> Outcome<Option<bool>> {
-    let running = running(bits, BYPASS_CACHE | RESET_NVRAM, "qemuDomainRestoreInternal")?;
+fn restored_running<H: Inspect>(bits: u32) -> Outcome<Option<bool>> {
+    let running = running::<H>(bits, BYPASS_CACHE | RESET_NVRAM, "DomainRestoreInternal")?;
     if bits & RESET_NVRAM != 0 {
         return Err(Error::new(
             Condition::ArgumentUnsupported,
@@ -58,7 +58,7 @@ pub(super) async fn save_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSaveFlagsArgs,
 ) -> Outcome<()> {
-    let running = running(args.flags, BYPASS_CACHE, "qemuDomainSaveFlags")?;
+    let running = running::<H>(args.flags, BYPASS_CACHE, "DomainSaveFlags")?;
     let domain = cx.domain(&args.dom)?;
     let file = Some(args.to.into());
     let saving = Saving { file, xml: args.dxml, running, format: None };
@@ -106,7 +106,7 @@ pub(super) async fn save_params<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSaveParamsArgs,
 ) -> Outcome<()> {
-    let running = running(args.flags, BYPASS_CACHE, "qemuDomainSaveParams")?;
+    let running = running::<H>(args.flags, BYPASS_CACHE, "DomainSaveParams")?;
     let Params { file, xml, format } = params(args.params.0, true)?;
     let domain = cx.domain(&args.dom)?;
     // As libvirt: a managed save has the format of the configuration.
@@ -126,7 +126,7 @@ pub(super) async fn restore_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainRestoreFlagsArgs,
 ) -> Outcome<()> {
-    let running = restored_running(args.flags)?;
+    let running = restored_running::<H>(args.flags)?;
     let file = Path::new(&args.from);
     cx.daemon.domains.restore(file, args.dxml.as_deref(), running).await?;
     Ok(())
@@ -136,7 +136,7 @@ pub(super) async fn restore_params<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainRestoreParamsArgs,
 ) -> Outcome<()> {
-    let running = restored_running(args.flags)?;
+    let running = restored_running::<H>(args.flags)?;
     let Params { file, xml, .. } = params(args.params.0, false)?;
     let Some(file) = file else {
         let message = "missing path to restore from";
@@ -150,7 +150,7 @@ pub(super) async fn managed_save<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainManagedSaveArgs,
 ) -> Outcome<()> {
-    let running = running(args.flags, BYPASS_CACHE, "qemuDomainManagedSave")?;
+    let running = running::<H>(args.flags, BYPASS_CACHE, "DomainManagedSave")?;
     let domain = cx.domain(&args.dom)?;
     act(&cx, &domain, Saving { running, ..Saving::default() }).await
 }
@@ -159,7 +159,7 @@ pub(super) async fn managed_save_remove<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainManagedSaveRemoveArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, 0, "qemuDomainManagedSaveRemove")?;
+    flags::only::<H>(args.flags, 0, "DomainManagedSaveRemove")?;
     let domain = cx.domain(&args.dom)?;
     Ok(cx.daemon.domains.remove_managed_save(&domain).await?)
 }
@@ -170,7 +170,7 @@ pub(super) async fn image_xml<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSaveImageGetXmlDescArgs,
 ) -> Outcome<DomainSaveImageGetXmlDescRet> {
-    flags::only(args.flags, SECURE, "qemuDomainSaveImageGetXMLDesc")?;
+    flags::only::<H>(args.flags, SECURE, "DomainSaveImageGetXMLDesc")?;
     let secure = args.flags & SECURE != 0;
     let xml = cx.daemon.domains.save_image_xml(Path::new(&args.file), secure).await?;
     Ok(DomainSaveImageGetXmlDescRet { xml })
@@ -180,7 +180,7 @@ pub(super) async fn define_image_xml<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSaveImageDefineXmlArgs,
 ) -> Outcome<()> {
-    let running = running(args.flags, 0, "qemuDomainSaveImageDefineXML")?;
+    let running = running::<H>(args.flags, 0, "DomainSaveImageDefineXML")?;
     let file = Path::new(&args.file);
     Ok(cx.daemon.domains.edit_save_image(file, &args.dxml, running).await?)
 }
@@ -189,7 +189,7 @@ pub(super) async fn managed_xml<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainManagedSaveGetXmlDescArgs,
 ) -> Outcome<DomainManagedSaveGetXmlDescRet> {
-    flags::only(args.flags, SECURE, "qemuDomainManagedSaveGetXMLDesc")?;
+    flags::only::<H>(args.flags, SECURE, "DomainManagedSaveGetXMLDesc")?;
     let domain = cx.domain(&args.dom)?;
     let file = cx.daemon.domains.managed_save_file(&domain)?;
     let xml = cx.daemon.domains.save_image_xml(&file, args.flags & SECURE != 0).await?;
@@ -200,7 +200,7 @@ pub(super) async fn define_managed_xml<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainManagedSaveDefineXmlArgs,
 ) -> Outcome<()> {
-    let running = running(args.flags, 0, "qemuDomainSaveImageDefineXML")?;
+    let running = running::<H>(args.flags, 0, "DomainSaveImageDefineXML")?;
     let domain = cx.domain(&args.dom)?;
     let file = cx.daemon.domains.managed_save_file(&domain)?;
     let xml = args.dxml.unwrap_or_default();

@@ -33,7 +33,7 @@ pub(super) async fn get_metadata<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetMetadataArgs,
 ) -> Outcome<DomainGetMetadataRet> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainGetMetadata")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainGetMetadata")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let affect = flags::either(domains, &domain, args.flags)?;
@@ -47,7 +47,7 @@ pub(super) async fn set_metadata<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSetMetadataArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainSetMetadata")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainSetMetadata")?;
     let domain = cx.domain(&args.dom)?;
     let which = metadata_kind(args.kind, args.uri.as_deref())?;
     let key = args.key.as_deref().unwrap_or_default();
@@ -114,7 +114,7 @@ pub(super) async fn set_memory_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSetMemoryFlagsArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG | MAXIMUM, "qemuDomainSetMemoryFlags")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG | MAXIMUM, "DomainSetMemoryFlags")?;
     memory(&cx, &args.dom, args.memory, args.flags).await
 }
 
@@ -162,7 +162,7 @@ pub(super) async fn set_vcpus_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSetVcpusFlagsArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG | MAXIMUM, "qemuDomainSetVcpusFlags")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG | MAXIMUM, "DomainSetVcpusFlags")?;
     vcpus(&cx, &args.dom, args.nvcpus, args.flags).await
 }
 
@@ -211,7 +211,7 @@ pub(super) async fn attach_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainAttachDeviceFlagsArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainAttachDeviceFlags")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainAttachDeviceFlags")?;
     device(&cx, &args.dom, &args.xml, args.flags, Act::Attach).await
 }
 
@@ -226,7 +226,7 @@ pub(super) async fn detach_flags<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainDetachDeviceFlagsArgs,
 ) -> Outcome<()> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainDetachDeviceFlags")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainDetachDeviceFlags")?;
     device(&cx, &args.dom, &args.xml, args.flags, Act::Detach).await
 }
 
@@ -235,7 +235,7 @@ pub(super) async fn update_flags<H: Inspect>(
     args: DomainUpdateDeviceFlagsArgs,
 ) -> Outcome<()> {
     const FORCE: u32 = 4;
-    flags::only(args.flags, flags::LIVE | flags::CONFIG | FORCE, "qemuDomainUpdateDeviceFlags")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG | FORCE, "DomainUpdateDeviceFlags")?;
     let act = Act::Update { force: args.flags & FORCE != 0 };
     device(&cx, &args.dom, &args.xml, args.flags, act).await
 }

@@ -25,8 +25,6 @@ use crate::domains::{Domain, Operation};
 
 /// The error domain of the checks libvirt makes in its API (VIR_FROM_DOMAIN_SNAPSHOT).
 const API: i32 = 35;
-/// The error domain of the driver.
-const DRIVER: i32 = 10;
 
 const REDEFINE: Flag = (1, "VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE");
 const CURRENT: Flag = (2, "VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT");
@@ -41,7 +39,7 @@ const LIVE: Flag = (256, "VIR_DOMAIN_SNAPSHOT_CREATE_LIVE");
 const VALIDATE: Flag = (512, "VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE");
 
 /// The flag word of virDomainSnapshotCreateXML as options, with what the administrator said.
-fn create_options(bits: u32, meanwhile: Meanwhile) -> Outcome<CreateOptions> {
+fn create_options<H: Inspect>(bits: u32, meanwhile: Meanwhile) -> Outcome<CreateOptions> {
     let known = [
         REDEFINE,
         CURRENT,
@@ -56,14 +54,14 @@ fn create_options(bits: u32, meanwhile: Meanwhile) -> Outcome<CreateOptions> {
         CREATE_NO_CURRENT,
     ];
     let known = known.iter().fold(0, |bits, flag| bits | flag.0);
-    flags::only(bits, known, "qemuSnapshotCreateXML")?;
+    flags::only::<H>(bits, known, "SnapshotCreateXML")?;
     flags::requires(bits, CURRENT, REDEFINE, API)?;
     flags::exclusive(bits, REDEFINE, NO_METADATA, API)?;
     flags::exclusive(bits, REDEFINE, HALT, API)?;
     // That is REDEFINE without CURRENT.
     flags::exclusive(bits, REDEFINE, CREATE_NO_CURRENT, API)?;
-    flags::requires(bits, QUIESCE, DISK_ONLY, DRIVER)?;
-    flags::exclusive(bits, LIVE, REDEFINE, DRIVER)?;
+    flags::requires(bits, QUIESCE, DISK_ONLY, H::ERROR_DOMAIN)?;
+    flags::exclusive(bits, LIVE, REDEFINE, H::ERROR_DOMAIN)?;
     let has = |flag: Flag| bits & flag.0 != 0;
     if has(REDEFINE) {
         return Ok(CreateOptions::Redefine { make_current: has(CURRENT) });
@@ -137,7 +135,7 @@ async fn create_or_redefine<H: Inspect>(
     cx: &Context<'_, H>,
     args: DomainSnapshotCreateXmlArgs,
 ) -> Outcome<SnapshotRef> {
-    let options = create_options(args.flags, cx.daemon.domains.meanwhile)?;
+    let options = create_options::<H>(args.flags, cx.daemon.domains.meanwhile)?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     if args.flags & HALT.0 != 0 && !domain.is_persistent() {
@@ -186,13 +184,13 @@ fn check_live(bits: u32, request: &Request) -> Result<(), Error> {
 }
 
 /// The flag word of virDomainRevertToSnapshot as options.
-fn revert_options(bits: u32) -> Outcome<RevertOptions> {
+fn revert_options<H: Inspect>(bits: u32) -> Outcome<RevertOptions> {
     const RUNNING: Flag = (1, "VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING");
     const PAUSED: Flag = (2, "VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED");
     const FORCE: Flag = (4, "VIR_DOMAIN_SNAPSHOT_REVERT_FORCE");
     const RESET_NVRAM: Flag = (8, "VIR_DOMAIN_SNAPSHOT_REVERT_RESET_NVRAM");
     let ours = REVERT_STOP.0 | REVERT_DISCARD.0 | REVERT_DELETE_CHILDREN.0;
-    flags::only(bits, 0xf | ours, "qemuSnapshotRevert")?;
+    flags::only::<H>(bits, 0xf | ours, "SnapshotRevert")?;
     flags::exclusive(bits, RUNNING, PAUSED, API)?;
     flags::exclusive(bits, RUNNING, REVERT_STOP, API)?;
     flags::exclusive(bits, PAUSED, REVERT_STOP, API)?;
@@ -215,7 +213,7 @@ pub(super) async fn revert<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainRevertToSnapshotArgs,
 ) -> Outcome<()> {
-    let options = revert_options(args.flags)?;
+    let options = revert_options::<H>(args.flags)?;
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
     let _job = domains.job(&domain, Operation::SnapshotRevert).await?;
@@ -235,12 +233,12 @@ pub(super) async fn revert<H: Inspect>(
 }
 
 /// The flag word of virDomainSnapshotDelete as options.
-fn delete_options(bits: u32) -> Outcome<DeleteOptions> {
+fn delete_options<H: Inspect>(bits: u32) -> Outcome<DeleteOptions> {
     const CHILDREN: Flag = (1, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN");
     const METADATA_ONLY: Flag = (2, "VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY");
     const CHILDREN_ONLY: Flag = (4, "VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY");
     let ours = [DELETE_CONSOLIDATE, DELETE_KEEP_BASE, DELETE_KEEP_OVERLAY];
-    flags::only(bits, ours.iter().fold(7, |bits, flag| bits | flag.0), "qemuSnapshotDelete")?;
+    flags::only::<H>(bits, ours.iter().fold(7, |bits, flag| bits | flag.0), "SnapshotDelete")?;
     flags::exclusive(bits, CHILDREN, CHILDREN_ONLY, API)?;
     for flag in ours {
         flags::exclusive(bits, METADATA_ONLY, flag, API)?;
@@ -267,7 +265,7 @@ pub(super) async fn delete<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotDeleteArgs,
 ) -> Outcome<()> {
-    let options = delete_options(args.flags)?;
+    let options = delete_options::<H>(args.flags)?;
     let domain = cx.domain(&args.snap.dom)?;
     let domains = &cx.daemon.domains;
     let listed = || domain.book().moments.get(&args.snap.name).cloned();
@@ -289,7 +287,7 @@ pub(super) async fn xml_desc<H: Inspect>(
     args: DomainSnapshotGetXmlDescArgs,
 ) -> Outcome<DomainSnapshotGetXmlDescRet> {
     const SECURE: u32 = 1;
-    flags::only(args.flags, SECURE, "qemuDomainSnapshotGetXMLDesc")?;
+    flags::only::<H>(args.flags, SECURE, "DomainSnapshotGetXMLDesc")?;
     let domain = cx.domain(&args.snap.dom)?;
     let recorded = domain.book().shown(&args.snap.name);
     let definition = match recorded {
@@ -309,7 +307,7 @@ pub(super) async fn xml_desc<H: Inspect>(
 /// VIR_DOMAIN_SNAPSHOT_LIST_ROOTS and _DESCENDANTS are the same bit.
 const ROOTS_OR_DESCENDANTS: u32 = 1;
 
-fn filter(bits: u32, function: &str) -> Outcome<ListFilter> {
+fn filter<H: Inspect>(bits: u32, function: &str) -> Outcome<ListFilter> {
     const BITS: [(u32, ListFilter); 10] = [
         (2, ListFilter::METADATA),
         (4, ListFilter::LEAVES),
@@ -322,13 +320,18 @@ fn filter(bits: u32, function: &str) -> Outcome<ListFilter> {
         (512, ListFilter::EXTERNAL),
         (1024, ListFilter::TOPOLOGICAL),
     ];
-    flags::only(bits, 0x7ff, function)?;
+    flags::only::<H>(bits, 0x7ff, function)?;
     let set = BITS.iter().filter(|(bit, _)| bits & bit != 0);
     Ok(set.fold(ListFilter::default(), |all, (_, one)| all | *one))
 }
 
-fn names(domain: &Domain, root: ListRoot<'_>, bits: u32, function: &str) -> Outcome<Vec<String>> {
-    let filter = filter(bits, function)?;
+fn names<H: Inspect>(
+    domain: &Domain,
+    root: ListRoot<'_>,
+    bits: u32,
+    function: &str,
+) -> Outcome<Vec<String>> {
+    let filter = filter::<H>(bits, function)?;
     let book = domain.book();
     let moments = book.listed();
     let found = moments.list(root, filter)?;
@@ -342,8 +345,8 @@ async fn of_domain<H: Inspect>(
     function: &str,
 ) -> Outcome<Vec<String>> {
     let root = if bits & ROOTS_OR_DESCENDANTS != 0 { ListRoot::Roots } else { ListRoot::All };
-    let mut names = names(domain, root, bits, function)?;
-    let filter = filter(bits, function)?;
+    let mut names = names::<H>(domain, root, bits, function)?;
+    let filter = filter::<H>(bits, function)?;
     if filter.contains(ListFilter::NO_METADATA) {
         let unknown = super::images::unknown(cx, domain).await?;
         let listed = unknown.values().filter(|moment| super::images::matches(moment, filter));
@@ -352,13 +355,18 @@ async fn of_domain<H: Inspect>(
     Ok(names)
 }
 
-fn below(domain: &Domain, name: &str, bits: u32, function: &str) -> Outcome<Vec<String>> {
+fn below<H: Inspect>(
+    domain: &Domain,
+    name: &str,
+    bits: u32,
+    function: &str,
+) -> Outcome<Vec<String>> {
     let root = if bits & ROOTS_OR_DESCENDANTS != 0 {
         ListRoot::DescendantsOf(name)
     } else {
         ListRoot::ChildrenOf(name)
     };
-    names(domain, root, bits, function)
+    names::<H>(domain, root, bits, function)
 }
 
 fn count(names: &[String]) -> i32 {
@@ -370,7 +378,7 @@ pub(super) async fn num<H: Inspect>(
     args: DomainSnapshotNumArgs,
 ) -> Outcome<DomainSnapshotNumRet> {
     let domain = cx.domain(&args.dom)?;
-    let names = of_domain(&cx, &domain, args.flags, "qemuDomainSnapshotNum").await?;
+    let names = of_domain(&cx, &domain, args.flags, "DomainSnapshotNum").await?;
     Ok(DomainSnapshotNumRet { num: count(&names) })
 }
 
@@ -379,7 +387,7 @@ pub(super) async fn list_names<H: Inspect>(
     args: DomainSnapshotListNamesArgs,
 ) -> Outcome<DomainSnapshotListNamesRet> {
     let domain = cx.domain(&args.dom)?;
-    let names = of_domain(&cx, &domain, args.flags, "qemuDomainSnapshotListNames").await?;
+    let names = of_domain(&cx, &domain, args.flags, "DomainSnapshotListNames").await?;
     let most = super::lists::room_for("maxnames", args.max_names)?;
     Ok(DomainSnapshotListNamesRet { names: names.into_iter().take(most).collect() })
 }
@@ -389,7 +397,7 @@ pub(super) async fn num_children<H: Inspect>(
     args: DomainSnapshotNumChildrenArgs,
 ) -> Outcome<DomainSnapshotNumChildrenRet> {
     let domain = cx.domain(&args.snap.dom)?;
-    let names = below(&domain, &args.snap.name, args.flags, "qemuDomainSnapshotNumChildren")?;
+    let names = below::<H>(&domain, &args.snap.name, args.flags, "DomainSnapshotNumChildren")?;
     Ok(DomainSnapshotNumChildrenRet { num: count(&names) })
 }
 
@@ -398,7 +406,8 @@ pub(super) async fn list_children_names<H: Inspect>(
     args: DomainSnapshotListChildrenNamesArgs,
 ) -> Outcome<DomainSnapshotListChildrenNamesRet> {
     let domain = cx.domain(&args.snap.dom)?;
-    let names = below(&domain, &args.snap.name, args.flags, "qemuDomainSnapshotListChildrenNames")?;
+    let names =
+        below::<H>(&domain, &args.snap.name, args.flags, "DomainSnapshotListChildrenNames")?;
     let most = super::lists::room_for("maxnames", args.max_names)?;
     Ok(DomainSnapshotListChildrenNamesRet { names: names.into_iter().take(most).collect() })
 }
@@ -415,7 +424,7 @@ pub(super) async fn list_all<H: Inspect>(
     args: DomainListAllSnapshotsArgs,
 ) -> Outcome<DomainListAllSnapshotsRet> {
     let domain = cx.domain(&args.dom)?;
-    let names = of_domain(&cx, &domain, args.flags, "qemuDomainListAllSnapshots").await?;
+    let names = of_domain(&cx, &domain, args.flags, "DomainListAllSnapshots").await?;
     let (snapshots, ret) = references(names, &args.dom, args.need_results);
     Ok(DomainListAllSnapshotsRet { snapshots: snapshots.into(), ret })
 }
@@ -426,7 +435,7 @@ pub(super) async fn list_all_children<H: Inspect>(
 ) -> Outcome<DomainSnapshotListAllChildrenRet> {
     let SnapshotRef { name, dom } = &args.snapshot;
     let domain = cx.domain(dom)?;
-    let names = below(&domain, name, args.flags, "qemuDomainSnapshotListAllChildren")?;
+    let names = below::<H>(&domain, name, args.flags, "DomainSnapshotListAllChildren")?;
     let (snapshots, ret) = references(names, dom, args.need_results);
     Ok(DomainSnapshotListAllChildrenRet { snapshots: snapshots.into(), ret })
 }
@@ -437,7 +446,7 @@ pub(super) async fn lookup<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotLookupByNameArgs,
 ) -> Outcome<DomainSnapshotLookupByNameRet> {
-    flags::only(args.flags, 0, "qemuDomainSnapshotLookupByName")?;
+    flags::only::<H>(args.flags, 0, "DomainSnapshotLookupByName")?;
     cx.domain(&args.dom)?.book().listed().expect(&args.name)?;
     Ok(DomainSnapshotLookupByNameRet { snap: SnapshotRef { name: args.name, dom: args.dom } })
 }
@@ -446,7 +455,7 @@ pub(super) async fn has_current<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainHasCurrentSnapshotArgs,
 ) -> Outcome<DomainHasCurrentSnapshotRet> {
-    flags::only(args.flags, 0, "qemuDomainHasCurrentSnapshot")?;
+    flags::only::<H>(args.flags, 0, "DomainHasCurrentSnapshot")?;
     let has = cx.domain(&args.dom)?.book().listed().current().is_some();
     Ok(DomainHasCurrentSnapshotRet { result: has.into() })
 }
@@ -459,7 +468,7 @@ pub(super) async fn current<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotCurrentArgs,
 ) -> Outcome<DomainSnapshotCurrentRet> {
-    flags::only(args.flags, 0, "qemuDomainSnapshotCurrent")?;
+    flags::only::<H>(args.flags, 0, "DomainSnapshotCurrent")?;
     let domain = cx.domain(&args.dom)?;
     let name = domain.book().listed().current().map(str::to_owned);
     let name = name.ok_or_else(|| no_snapshot("the domain does not have a current snapshot"))?;
@@ -470,7 +479,7 @@ pub(super) async fn parent<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotGetParentArgs,
 ) -> Outcome<DomainSnapshotGetParentRet> {
-    flags::only(args.flags, 0, "qemuDomainSnapshotGetParent")?;
+    flags::only::<H>(args.flags, 0, "DomainSnapshotGetParent")?;
     let domain = cx.domain(&args.snap.dom)?;
     let parent = domain.book().listed().expect(&args.snap.name)?.parent.clone();
     let name = parent.ok_or_else(|| {
@@ -483,7 +492,7 @@ pub(super) async fn is_current<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotIsCurrentArgs,
 ) -> Outcome<DomainSnapshotIsCurrentRet> {
-    flags::only(args.flags, 0, "qemuDomainSnapshotIsCurrent")?;
+    flags::only::<H>(args.flags, 0, "DomainSnapshotIsCurrent")?;
     let domain = cx.domain(&args.snap.dom)?;
     let book = domain.book();
     let moments = book.listed();
@@ -497,7 +506,7 @@ pub(super) async fn has_metadata<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainSnapshotHasMetadataArgs,
 ) -> Outcome<DomainSnapshotHasMetadataRet> {
-    flags::only(args.flags, 0, "qemuDomainSnapshotHasMetadata")?;
+    flags::only::<H>(args.flags, 0, "DomainSnapshotHasMetadata")?;
     let domain = cx.domain(&args.snap.dom)?;
     let missing = domain.book().listed().expect(&args.snap.name).err();
     if let Some(missing) = missing {
@@ -512,6 +521,7 @@ pub(super) async fn has_metadata<H: Inspect>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::FakeHypervisor as Fake;
 
     fn code(failure: Failure) -> i32 {
         failure.told_by(10).code
@@ -520,7 +530,11 @@ mod tests {
     #[test]
     fn nonsense_in_create_flags_is_refused() {
         for bits in [2, 1 | 4, 1 | 8, 64, 256 | 1, 1024, 1 << 15, 1 << 17, 1 | 1 << 16] {
-            assert_eq!(code(create_options(bits, Meanwhile::GoesOn).unwrap_err()), 8, "{bits:#x}");
+            assert_eq!(
+                code(create_options::<Fake>(bits, Meanwhile::GoesOn).unwrap_err()),
+                8,
+                "{bits:#x}"
+            );
         }
     }
 
@@ -538,38 +552,40 @@ mod tests {
 
     #[test]
     fn create_flags_become_options() {
-        let CreateOptions::New(new) = create_options(16 | 64 | 128 | 4, Meanwhile::GoesOn).unwrap()
+        let CreateOptions::New(new) =
+            create_options::<Fake>(16 | 64 | 128 | 4, Meanwhile::GoesOn).unwrap()
         else {
             panic!("not a redefine");
         };
         assert_eq!(new.scope, Scope::DiskOnly { quiesce: true });
         assert_eq!(new.metadata, Metadata::Forget);
-        let redefine = create_options(3, Meanwhile::GoesOn).unwrap();
+        let redefine = create_options::<Fake>(3, Meanwhile::GoesOn).unwrap();
         assert_eq!(redefine, CreateOptions::Redefine { make_current: true });
     }
 
     #[test]
     fn our_own_bits_become_options() {
-        let CreateOptions::New(new) = create_options(1 << 16, Meanwhile::GoesOn).unwrap() else {
+        let CreateOptions::New(new) = create_options::<Fake>(1 << 16, Meanwhile::GoesOn).unwrap()
+        else {
             panic!("not a redefine");
         };
         assert!(!new.becomes_current);
-        assert_eq!(revert_options(1 << 16).unwrap().state, RevertState::ShutOff);
-        assert!(revert_options(1 << 17).unwrap().discard);
-        assert!(revert_options(1 << 18).unwrap().delete_children);
+        assert_eq!(revert_options::<Fake>(1 << 16).unwrap().state, RevertState::ShutOff);
+        assert!(revert_options::<Fake>(1 << 17).unwrap().discard);
+        assert!(revert_options::<Fake>(1 << 18).unwrap().delete_children);
         for bits in [1 | 1 << 16, 2 | 1 << 16, 1 << 19, 16] {
-            assert_eq!(code(revert_options(bits).unwrap_err()), 8, "{bits:#x}");
+            assert_eq!(code(revert_options::<Fake>(bits).unwrap_err()), 8, "{bits:#x}");
         }
-        let deleted = delete_options(1 << 16 | 1 << 18).unwrap().consolidate;
+        let deleted = delete_options::<Fake>(1 << 16 | 1 << 18).unwrap().consolidate;
         assert_eq!(deleted, Consolidate { required: true, keep: Some(Survivor::Overlay) });
         for bits in [2 | 1 << 16, 3 << 17, 1 << 19, 8] {
-            assert_eq!(code(delete_options(bits).unwrap_err()), 8, "{bits:#x}");
+            assert_eq!(code(delete_options::<Fake>(bits).unwrap_err()), 8, "{bits:#x}");
         }
     }
 
     #[test]
     fn a_call_with_halt_never_gets_code_8() {
-        let failure = create_options(64 | 8, Meanwhile::GoesOn).unwrap_err();
+        let failure = create_options::<Fake>(64 | 8, Meanwhile::GoesOn).unwrap_err();
         assert_eq!(code(without_invalid_argument(failure)), 74);
         let engine = Error::snapshot(Condition::InvalidArgument, "no");
         assert_eq!(code(without_invalid_argument(engine.into())), 74);
@@ -577,8 +593,8 @@ mod tests {
 
     #[test]
     fn each_list_bit_has_its_filter() {
-        assert_eq!(filter(0x7fe, "f").unwrap(), ListFilter::all());
-        assert_eq!(filter(1, "f").unwrap(), ListFilter::default());
-        assert!(filter(0x800, "f").is_err());
+        assert_eq!(filter::<Fake>(0x7fe, "f").unwrap(), ListFilter::all());
+        assert_eq!(filter::<Fake>(1, "f").unwrap(), ListFilter::default());
+        assert!(filter::<Fake>(0x800, "f").is_err());
     }
 }

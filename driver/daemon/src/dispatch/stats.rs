@@ -33,12 +33,12 @@ pub(super) async fn all<H: Inspect>(
     args: ConnectGetAllDomainStatsArgs,
 ) -> Outcome<ConnectGetAllDomainStatsRet> {
     let known = FILTERS | NOWAIT | BACKING | ENFORCE;
-    flags::only(args.flags, known, "qemuConnectGetAllDomainStats")?;
+    flags::only::<H>(args.flags, known, "ConnectGetAllDomainStats")?;
     let every = STATE | CPU_TOTAL | BALLOON | VCPU | INTERFACE | BLOCK;
     if args.flags & ENFORCE != 0 {
-        flags::only(args.stats, every, "qemuConnectGetAllDomainStats")?;
+        flags::only::<H>(args.stats, every, "ConnectGetAllDomainStats")?;
     } else {
-        flags::only(args.stats, every | OTHERS, "qemuConnectGetAllDomainStats")?;
+        flags::only::<H>(args.stats, every | OTHERS, "ConnectGetAllDomainStats")?;
     }
     let wanted = if args.stats == 0 { every } else { args.stats };
     let every_domain = args.doms.is_empty();
@@ -198,7 +198,7 @@ pub(super) async fn memory<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainMemoryStatsArgs,
 ) -> Outcome<DomainMemoryStatsRet> {
-    flags::only(args.flags, 0, "qemuDomainMemoryStats")?;
+    flags::only::<H>(args.flags, 0, "DomainMemoryStats")?;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let active = domains.running(&domain)?;
@@ -282,7 +282,7 @@ pub(super) async fn cpu<H: Inspect>(
     args: DomainGetCpuStatsArgs,
 ) -> Outcome<DomainGetCpuStatsRet> {
     const TOTAL: i32 = -1;
-    flags::only(args.flags, flags::STRING_OKAY, "qemuDomainGetCPUStats")?;
+    flags::only::<H>(args.flags, flags::STRING_OKAY, "DomainGetCPUStats")?;
     let domain = cx.domain(&args.dom)?;
     cx.daemon.domains.running(&domain)?;
     if args.start_cpu != TOTAL {

@@ -348,7 +348,7 @@ pub(super) async fn delete<H: Inspect>(
     cx: Context<'_, H>,
     args: StorageVolDeleteArgs,
 ) -> Outcome<()> {
-    super::flags::only(args.flags, 0, "virtsnapStorageVolDelete")?;
+    super::flags::only::<H>(args.flags, 0, "virtsnapStorageVolDelete")?;
     let needed = needed(&cx);
     looked_up(&cx, move || {
         let volume = Volume::open(&args.vol.key)?;

@@ -21,7 +21,7 @@ pub(super) async fn vcpu_pins<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetVcpuPinInfoArgs,
 ) -> Outcome<DomainGetVcpuPinInfoRet> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainGetVcpuPinInfo")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainGetVcpuPinInfo")?;
     let domain = cx.domain(&args.dom)?;
     let vcpus = size(&definition(&cx, &domain, args.flags)?).max_vcpus;
     let wanted = i32::try_from(vcpus).unwrap_or(i32::MAX).min(args.ncpumaps).clamp(0, 16384);
@@ -34,7 +34,7 @@ pub(super) async fn emulator_pins<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetEmulatorPinInfoArgs,
 ) -> Outcome<DomainGetEmulatorPinInfoRet> {
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainGetEmulatorPinInfo")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainGetEmulatorPinInfo")?;
     let domain = cx.domain(&args.dom)?;
     definition(&cx, &domain, args.flags)?;
     let map = all_cpus(super::lists::at_most(args.map_len))?;
@@ -47,7 +47,7 @@ pub(super) async fn iothreads<H: Inspect>(
     args: DomainGetIothreadInfoArgs,
 ) -> Outcome<DomainGetIothreadInfoRet> {
     const MOST: u32 = 16384;
-    flags::only(args.flags, flags::LIVE | flags::CONFIG, "qemuDomainGetIOThreadInfo")?;
+    flags::only::<H>(args.flags, flags::LIVE | flags::CONFIG, "DomainGetIOThreadInfo")?;
     let domain = cx.domain(&args.dom)?;
     let threads = definition(&cx, &domain, args.flags)?.child_text("iothreads");
     let threads = threads.and_then(|text| text.trim().parse().ok()).unwrap_or(0).min(MOST);

@@ -344,6 +344,8 @@ impl Hypervisor for Machine {
 impl Inspect for Machine {
     const NAME: &'static str = "QEMU";
     const ERROR_DOMAIN: i32 = 10;
+    const FUNCTIONS: &'static str = "qemu";
+    const PATHS: &'static [&'static str] = &["/system", "/session"];
 
     async fn version(&self) -> Result<u64> {
         Ok(10_000_002)
