@@ -1,6 +1,8 @@
 //! QEMU's block layer without a guest: what every hypervisor needs whose disks QEMU serves.
 //!
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
+//! - [`survey`], [`place`]: what plans are made from;
+//! - [`merge`]: layers merged, in files and under a running guest;
 //! - [`qmp`]: the monitor connection;
 //! - [`job`], [`graph`]: jobs of a running QEMU, and how its block nodes stand on each other;
 //! - [`child`]: tools that read what a guest may have written reach files and no more.
@@ -9,6 +11,9 @@ pub mod child;
 pub mod graph;
 pub mod image;
 pub mod job;
+pub mod merge;
+pub mod place;
 pub mod qmp;
+pub mod survey;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

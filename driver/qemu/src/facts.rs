@@ -1,52 +1,37 @@
 //! What a plan is made from: disks, images, who else reads them.
 //!
-//! Of a running domain's chains QEMU itself tells (`query-named-block-nodes`): their files are
-//! locked, and what it has in memory is newer. Of all other images `qemu-img info` does.
-//!
-//! An image's format comes from whoever names it: the definition, or the header of the image above
-//! it, or the moment that names it. What says it is a qcow2 and is none counts as not there.
+//! Of a running domain's chains QEMU itself tells (`query-named-block-nodes`); of all else
+//! [`virtsnap_block::survey`] does.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs;
-use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
+use virtsnap_block::merge;
+use virtsnap_block::survey::{self, Images};
 use virtsnap_engine::domain::{ShutOffReason, State};
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{
-    AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts,
-    InternalSnapshot, MemoryFile, PathKind,
+    AgentState, DiskFacts, DomainFacts, Format, ImageFacts, InternalSnapshot, MemoryFile,
 };
 use virtsnap_engine::ports::Subject;
-use virtsnap_xml::domain::{self, DiskView};
 use virtsnap_xml::element::Element;
 
 use crate::blocks::{job, nodes};
 use crate::client_jobs::Merged;
 use crate::hypervisor::Qemu;
-use crate::image::info::{MAX_DEPTH, resolve};
-use crate::image::{self, QemuImg, blocking, claim, header, system};
+use crate::image::QemuImg;
 use crate::instance::Instance;
 use crate::migration;
 use crate::save_image::Saved;
-
-type Images = BTreeMap<PathBuf, ImageFacts>;
-
-/// A directory with more entries is not searched; its images count as read by others.
-const MAX_NEIGHBOURS: usize = 65536;
 
 impl Qemu {
     /// No operation is under way on the domain when this is asked.
     pub(crate) async fn domain_facts(&self, subject: &Subject) -> Result<DomainFacts> {
         let instance = self.instance(subject.uuid);
         let live = instance.as_ref().map(|instance| instance.live());
-        let mut disks: Vec<DiskFacts> = match live.as_ref().or(subject.config.as_ref()) {
-            Some(definition) => domain::disks(definition).map(disk_facts).collect(),
-            None => Vec::new(),
-        };
+        let definition = live.as_ref().or(subject.config.as_ref());
+        let mut disks = definition.map(survey::disks).unwrap_or_default();
         let mut images = Images::new();
         let (mut memory_blockers, mut internal_after_memory) = (Vec::new(), true);
         if let Some(instance) = &instance {
@@ -59,31 +44,13 @@ impl Qemu {
             live_images(instance, &mut images).await?;
             mark_jobs(instance, &mut disks).await?;
         }
-        let tool = self.image_tool();
-        for disk in &disks {
-            if let Some(path) = disk.image() {
-                walk(&tool, path, &disk.format, &mut images).await?;
-            }
-        }
-        for disk in subject.config.iter().flat_map(domain::disks).map(disk_facts) {
-            if let Some(path) = disk.image() {
-                walk(&tool, path, &disk.format, &mut images).await?;
-            }
-        }
-        named_only(&tool, subject, &mut images).await?;
-        let active = disks.iter().filter_map(|disk| disk.image().cloned());
-        let named: BTreeSet<PathBuf> =
-            active.chain(subject.images.keys().chain(&subject.owned).cloned()).collect();
-        unify(&mut images, &named);
+        survey::gather(&self.image_tool(), subject, &disks, &mut images).await?;
         self.forget_vmstate_note(subject.uuid);
-        for path in images.keys().filter(|path| !image::is_network(path)) {
-            claim::unmark_committed(&self.config().state_dir, subject.uuid, path).await?;
-        }
-        let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
+        merge::forget_commits(&self.config().state_dir, subject.uuid, &images).await?;
         let merged = instance.as_ref().map(|i| i.lock().merged.clone()).unwrap_or_default();
-        let foreign_readers = blocking(move || Ok(foreign_readers(&ours, &merged))).await?;
-        let files = subject.memory_files.clone();
-        let memory_files = blocking(move || Ok(memory_files(files))).await?;
+        let is_given_up = move |meta: &_| merged.contains(&Merged::of(meta));
+        let foreign_readers = survey::foreign_readers(&images, is_given_up).await?;
+        let memory_files = survey::memory_files(subject.memory_files.clone(), memory_file).await?;
         let agent = agent(live.as_ref(), instance.as_deref());
         Ok(DomainFacts {
             uuid: subject.uuid,
@@ -106,7 +73,7 @@ impl Qemu {
             internal_after_memory,
             managed_save: None,
             has_unreadable_moments: false,
-            now: now(),
+            now: survey::now(),
         })
     }
 
@@ -122,17 +89,7 @@ impl Qemu {
         if let Some(instance) = self.instance(domain) {
             live_images(&instance, &mut images).await?;
         }
-        let tool = self.image_tool();
-        let disks = domain::disks(definition).map(disk_facts);
-        let active: Vec<(PathBuf, Format)> =
-            disks.filter_map(|disk| Some((disk.image()?.clone(), disk.format))).collect();
-        for (path, format) in active.iter().map(|(p, f)| (p, f)).chain(named) {
-            if let Err(err) = walk(&tool, path, format, &mut images).await {
-                tracing::warn!("{}", err.chain());
-            }
-        }
-        let found = images.into_iter().map(|(path, facts)| (path, facts.snapshots));
-        Ok(found.filter(|(_, snapshots)| !snapshots.is_empty()).collect())
+        Ok(survey::snapshots(&self.image_tool(), definition, named, images).await)
     }
 
     pub(crate) fn image_tool(&self) -> QemuImg {
@@ -140,17 +97,7 @@ impl Qemu {
     }
 }
 
-/// What the save images hold; those that are missing are left out.
-fn memory_files(paths: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, MemoryFile> {
-    let there = paths.into_iter().filter(|path| !matches!(probe(path), Ok(PathKind::Missing)));
-    there.map(|path| (memory_file(&path), path)).map(|(what, path)| (path, what)).collect()
-}
-
 fn memory_file(path: &Path) -> MemoryFile {
-    // A pipe or a terminal would keep us waiting.
-    if !matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice)) {
-        return MemoryFile::Damaged("it is no regular file or block device".to_owned());
-    }
     let saved = match Saved::open(path) {
         Ok(saved) => saved,
         Err(damage) => return MemoryFile::Damaged(damage.to_string()),
@@ -158,55 +105,6 @@ fn memory_file(path: &Path) -> MemoryFile {
     match Element::parse(&saved.head.definition) {
         Ok(definition) => MemoryFile::Whole { definition, running: saved.head.was_running },
         Err(err) => MemoryFile::Damaged(format!("its definition cannot be read: {err}")),
-    }
-}
-
-/// What is at a path; nothing is opened.
-pub(crate) fn probe(path: &Path) -> Result<PathKind> {
-    match fs::symlink_metadata(path) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(PathKind::Missing),
-        Err(err) => return Err(system("look at", path, err)),
-        Ok(_) => {}
-    }
-    // A link that leads nowhere is in the way all the same.
-    Ok(match fs::metadata(path) {
-        Ok(meta) if meta.is_file() => PathKind::Regular(meta.len()),
-        Ok(meta) if meta.file_type().is_block_device() => PathKind::BlockDevice,
-        Ok(_) | Err(_) => PathKind::Other,
-    })
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn disk_facts(disk: DiskView<'_>) -> DiskFacts {
-    let path = || disk.path().map(PathBuf::from);
-    let source = match disk.source_type() {
-        _ if disk.is_empty() => None,
-        "file" => path().map(DiskSource::File),
-        "block" => path().map(DiskSource::Block),
-        "network" => Some(DiskSource::Network(disk.image().map(PathBuf::from))),
-        other => Some(DiskSource::Other(other.to_owned())),
-    };
-    DiskFacts {
-        target: disk.target().to_owned(),
-        device: match disk.device() {
-            "cdrom" => DiskDevice::Cdrom,
-            "floppy" => DiskDevice::Floppy,
-            "lun" => DiskDevice::Lun,
-            _ => DiskDevice::Disk,
-        },
-        source,
-        // As libvirt: what is not said is raw, never probed.
-        format: Format::from(disk.format().unwrap_or("raw")),
-        readonly: disk.is_readonly() || disk.device() == "cdrom",
-        shareable: disk.is_shareable(),
-        transient: disk.is_transient(),
-        snapshot: disk.snapshot(),
-        block_job: false,
-        bypass: None,
     }
 }
 
@@ -233,7 +131,7 @@ async fn live_images(instance: &Instance, images: &mut Images) -> Result<()> {
     for chain in instance.chains().values() {
         for (depth, layer) in chain.layers.iter().enumerate() {
             let Some(info) = told.remove(&layer.format_node()) else { continue };
-            if !is_still_there(&layer.image, &layer.format()) {
+            if !survey::is_still_there(&layer.image, &layer.format()) {
                 continue;
             }
             let below = chain.layers.get(depth + 1);
@@ -269,264 +167,4 @@ async fn mark_jobs(instance: &Instance, disks: &mut [DiskFacts]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The chain from `path` down, as far as it is there and not yet known.
-async fn walk(tool: &QemuImg, path: &Path, format: &Format, images: &mut Images) -> Result<()> {
-    let mut next = Some((path.to_owned(), format.clone()));
-    for _ in 0..MAX_DEPTH {
-        let Some((path, format)) = next else { break };
-        if images.contains_key(&path) || !is_there(&path) {
-            break;
-        }
-        let facts = tool.info(&path, &format).await?;
-        next = facts.backing.clone().zip(facts.backing_format.clone());
-        images.insert(path, facts);
-    }
-    Ok(())
-}
-
-fn is_there(path: &Path) -> bool {
-    // Whether a server answers, its first use will tell.
-    image::is_network(path)
-        || path.is_absolute()
-            && matches!(probe(path), Ok(PathKind::Regular(_) | PathKind::BlockDevice))
-}
-
-/// QEMU goes on with a file that was moved away, written over or cut short; whoever opens it next
-/// will not.
-fn is_still_there(path: &Path, format: &Format) -> bool {
-    let has_header = || match header::open_image(path)? {
-        Some(file) => header::read(&file),
-        None => Ok(None),
-    };
-    is_there(path)
-        && (image::is_network(path)
-            || *format != Format::Qcow2
-            || has_header().is_ok_and(|header| header.is_some()))
-}
-
-/// Images that moments name or that we made, and that no disk stands on.
-async fn named_only(tool: &QemuImg, subject: &Subject, images: &mut Images) -> Result<()> {
-    let named = subject.images.keys().chain(&subject.owned);
-    let unknown = named.filter(|path| !images.contains_key(*path) && is_there(path));
-    let mut left: BTreeSet<PathBuf> = unknown.cloned().collect();
-    // Those that another one stands on come after it, and so have their format from it.
-    let below: HashSet<PathBuf> = left.iter().filter_map(|path| backing(path)).collect();
-    let (last, first): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut left).into_iter().partition(|path| below.contains(path));
-    for path in first.into_iter().chain(last) {
-        if images.contains_key(&path) {
-            continue;
-        }
-        let format = match subject.images.get(&path) {
-            Some(format) => Some(format.clone()),
-            // An overlay that we made: no guest has written its header.
-            None => header::overlay_format(&path).map_err(|err| system("read", &path, err))?,
-        };
-        if let Some(format) = format
-            && is_still_there(&path, &format)
-        {
-            walk(tool, &path, &format, images).await?;
-        }
-    }
-    Ok(())
-}
-
-/// An image that headers call by another name than definitions and moments do has the latter.
-fn unify(images: &mut Images, named: &BTreeSet<PathBuf>) {
-    let mut known: BTreeMap<(u64, u64, u64), PathBuf> = BTreeMap::new();
-    for path in named.iter().chain(images.keys()) {
-        if let Ok(meta) = fs::metadata(path) {
-            known.entry(image::identity(&meta)).or_insert_with(|| path.clone());
-        }
-    }
-    let known_as = |path: &PathBuf| {
-        let meta = fs::metadata(path).ok()?;
-        known.get(&image::identity(&meta)).filter(|name| *name != path).cloned()
-    };
-    let others: Vec<(PathBuf, PathBuf)> =
-        images.keys().filter_map(|path| Some((path.clone(), known_as(path)?))).collect();
-    for (other, name) in &others {
-        if let Some(facts) = images.remove(other) {
-            images.entry(name.clone()).or_insert(facts);
-        }
-    }
-    let renamed: BTreeMap<PathBuf, PathBuf> = others.into_iter().collect();
-    for image in images.values_mut() {
-        if let Some(name) = image.backing.as_ref().and_then(|backing| renamed.get(backing)) {
-            image.backing = Some(name.clone());
-        }
-    }
-}
-
-fn backing(path: &Path) -> Option<PathBuf> {
-    let file = header::open_image(path).ok()??;
-    Some(resolve(path, &header::read(&file).ok()??.backing?))
-}
-
-/// Files beside our images that are none of them, were not merged away, and stand on one of them.
-fn foreign_readers(ours: &BTreeSet<PathBuf>, merged: &[Merged]) -> BTreeMap<PathBuf, String> {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    let known: BTreeMap<(u64, u64), &PathBuf> =
-        ours.iter().filter_map(|path| Some((identity(path)?, path))).collect();
-    // The same image by its other end.
-    let under_loops: BTreeSet<(u64, u64)> =
-        ours.iter().filter_map(|path| identity(&loop_file(path)?)).collect();
-    let directories: BTreeSet<&Path> = ours
-        .iter()
-        .filter_map(|path| path.parent())
-        .filter(|path| !path.starts_with("/dev"))
-        .collect();
-    let mut readers = BTreeMap::new();
-    for directory in directories {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        let mut seen = 0;
-        for entry in entries.flatten() {
-            seen += 1;
-            if seen > MAX_NEIGHBOURS {
-                let unsearched = ours.iter().filter(|path| path.parent() == Some(directory));
-                let why = format!("'{}' has too many files to search", directory.display());
-                readers.extend(unsearched.map(|path| (path.clone(), why.clone())));
-                break;
-            }
-            let path = entry.path();
-            let Ok(Some(file)) = header::open_regular(&path) else { continue };
-            let is_ours =
-                file.metadata().map(|meta| (meta.dev(), meta.ino())).is_ok_and(|identity| {
-                    known.contains_key(&identity) || under_loops.contains(&identity)
-                });
-            if is_ours {
-                continue;
-            }
-            if file.metadata().is_ok_and(|meta| merged.contains(&Merged::of(&meta))) {
-                continue;
-            }
-            let Ok(Some(head)) = header::read(&file) else { continue };
-            let Some(backing) = head.backing.map(|name| resolve(&path, &name)) else { continue };
-            if let Some(image) = identity(&backing).and_then(|identity| known.get(&identity)) {
-                let who = format!("the image '{}'", path.display());
-                readers.entry((*image).clone()).or_insert(who);
-            } else if ours.contains(&backing) {
-                // By its name, where it is no file.
-                let who = format!("the image '{}'", path.display());
-                readers.entry(backing).or_insert(who);
-            }
-        }
-    }
-    readers
-}
-
-/// The file that a loop device stands for.
-fn loop_file(device: &Path) -> Option<PathBuf> {
-    let meta = fs::metadata(device).ok()?;
-    if !meta.file_type().is_block_device() {
-        return None;
-    }
-    let number = meta.rdev();
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let file = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
-    Some(PathBuf::from(fs::read_to_string(file).ok()?.trim_end_matches('\n')))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-    use virtsnap_block::testing::{base, tool};
-
-    fn overlay(path: &Path, backing: &str) {
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing])
-            .arg(path)
-            .arg("4M")
-            .status()
-            .unwrap();
-        assert!(made.success());
-    }
-
-    #[tokio::test]
-    async fn neighbours_that_stand_on_our_images_are_found() {
-        if tool().is_none() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        base(&at("base")).await;
-        base(&at("stranger")).await;
-        overlay(&at("ours"), "base");
-        overlay(&at("theirs"), "./base");
-        overlay(&at("elsewhere"), "stranger");
-        fs::hard_link(at("ours"), at("link")).unwrap();
-        fs::write(at("noise"), b"QFI\xfb\0\0\0\x03").unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::RUSR).unwrap();
-        let ours = BTreeSet::from([at("base"), at("ours")]);
-        let found = foreign_readers(&ours, &[]);
-        assert_eq!(found.keys().collect::<Vec<_>>(), [&at("base")]);
-        assert!(found[&at("base")].contains("theirs"), "{found:?}");
-    }
-
-    #[tokio::test]
-    async fn images_are_gathered_and_those_that_are_gone_are_absent() {
-        let Some(tool) = tool() else { return };
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        base(&at("base")).await;
-        overlay(&at("mid"), at("base").to_str().unwrap());
-        overlay(&at("top"), "mid");
-        overlay(&at("branch"), "mid");
-        overlay(&at("orphan"), "gone");
-        let mut images = Images::new();
-        walk(&tool, &at("top"), &Format::Qcow2, &mut images).await.unwrap();
-        assert_eq!(images.len(), 3);
-        let subject = Subject {
-            uuid: uuid::Uuid::from_u128(1),
-            name: "vm".to_owned(),
-            config: None,
-            images: [at("mid"), at("branch"), at("absent")]
-                .map(|path| (path, Format::Qcow2))
-                .into(),
-            memory_files: BTreeSet::new(),
-            owned: BTreeSet::from([at("orphan")]),
-        };
-        named_only(&tool, &subject, &mut images).await.unwrap();
-        let names: Vec<_> =
-            images.keys().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["base", "branch", "mid", "orphan", "top"]);
-        assert_eq!(images[&at("branch")].backing, Some(at("mid")));
-        assert_eq!(images[&at("orphan")].backing, Some(at("gone")));
-    }
-
-    #[tokio::test]
-    async fn a_raw_layer_is_raw_whatever_the_guest_writes() {
-        let Some(tool) = tool() else { return };
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        base(&at("secret")).await;
-        // The guest's disk, with a header of its making.
-        overlay(&at("disk"), "secret");
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "disk"])
-            .arg(at("zz-overlay"))
-            .arg("4M")
-            .status()
-            .unwrap();
-        assert!(made.success());
-        let subject = Subject {
-            uuid: uuid::Uuid::from_u128(1),
-            name: "vm".to_owned(),
-            config: None,
-            images: BTreeMap::from([(at("disk"), Format::Raw), (at("zz-overlay"), Format::Qcow2)]),
-            memory_files: BTreeSet::new(),
-            owned: BTreeSet::new(),
-        };
-        let mut images = Images::new();
-        named_only(&tool, &subject, &mut images).await.unwrap();
-        assert_eq!(images.len(), 2);
-        assert_eq!(
-            (&images[&at("disk")].format, &images[&at("disk")].backing),
-            (&Format::Raw, &None)
-        );
-    }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use uuid::Uuid;
+pub use virtsnap_block::merge::MergeLimits;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
 use virtsnap_xml::element::Element;
@@ -43,43 +44,6 @@ pub struct QemuConfig {
     pub merges: MergeLimits,
     /// The bridge of each virtual network that interfaces may name.
     pub network_bridges: BTreeMap<String, String>,
-}
-
-/// What the merges of a deletion may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MergeLimits {
-    /// A merge that moves nothing for so long is ended, and one that does not end when it is told
-    /// to is given up.
-    pub stall: Duration,
-    /// While a guest writes, what is left to merge must get less within this time.
-    pub window: Duration,
-    /// How often the guest's writes are held back more before the merge is ended.
-    pub throttles: u32,
-    /// Bytes a second that one merge moves; 0: no limit.
-    pub speed: u64,
-}
-
-impl Default for MergeLimits {
-    fn default() -> Self {
-        Self {
-            stall: Duration::from_secs(300),
-            window: Duration::from_secs(60),
-            throttles: 5,
-            speed: 0,
-        }
-    }
-}
-
-/// QEMU and qemu-img move up to so many bytes at once, and then pause until that is within their
-/// speed.
-const AT_ONCE: u64 = 16 << 20;
-
-impl MergeLimits {
-    /// How long nothing moves after so many bytes, by `speed` alone.
-    pub(crate) fn pause(&self, moved: u64) -> Duration {
-        let millis = moved.min(AT_ONCE).saturating_mul(1000).checked_div(self.speed);
-        millis.map_or(Duration::ZERO, Duration::from_millis)
-    }
 }
 
 impl QemuConfig {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
+use virtsnap_block::{place, survey};
 use virtsnap_engine::blockjob::{Ended, Ending, Move, NewBlockJob, Stage};
 use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
 use virtsnap_engine::error::Result;
@@ -23,7 +24,7 @@ use virtsnap_xml::element::Element;
 use crate::hypervisor::Qemu;
 use crate::image::system;
 use crate::migration;
-use crate::{facts, place, saving, steps};
+use crate::{saving, steps};
 
 impl Hypervisor for Qemu {
     fn complete(&self, domain: Element) -> Result<Element> {
@@ -130,7 +131,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn probe(&self, path: &Path) -> Result<PathKind> {
-        facts::probe(path)
+        survey::probe(path)
     }
 
     fn state_files(&self, domain: Uuid, definition: &Element) -> Result<Vec<StateFile>> {
@@ -187,7 +188,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn weigh(&self, _domain: Uuid, merge: &Finish) -> u64 {
-        self.weigh_layers(merge).await
+        virtsnap_block::merge::weigh(merge).await
     }
 
     async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {

@@ -134,6 +134,26 @@ pub fn name(path: &Path) -> Result<&str> {
     }
 }
 
+/// The refusal of what cannot be done to an image that a running guest has.
+pub fn in_use(image: &Path, target: &str, what: &str) -> Error {
+    failure(
+        Condition::OperationInvalid,
+        format!(
+            "image '{}' cannot be {what} while disk '{target}' of the running domain uses it; \
+             shut the domain down first",
+            image.display()
+        ),
+    )
+}
+
+/// The format of an image that stands on another one.
+pub fn format_of(image: &Path) -> Result<Format> {
+    header::overlay_format(image).map_err(|err| system("read", image, err))?.ok_or_else(|| {
+        let what = format!("image '{}' is not qcow2 or qed", image.display());
+        failure(Condition::OperationInvalid, what)
+    })
+}
+
 /// The image for a command with `--image-opts`.
 fn image_options(path: &Path, format: &Format) -> Result<OsString> {
     if let Some(nbd) = network(path) {

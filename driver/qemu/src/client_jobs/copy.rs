@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use virtsnap_block::survey::probe;
 use virtsnap_engine::blockjob::Copy;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, PathKind};
@@ -14,7 +15,6 @@ use super::{ClientJob, Kind, id, limit, record, top};
 use crate::argv::blockdev;
 use crate::blocks::{Chain, Layer, nodes};
 use crate::confine::Use;
-use crate::facts::probe;
 use crate::hypervisor::Qemu;
 use crate::image::{blank, claim, header, storage_driver, system};
 use crate::instance::Instance;

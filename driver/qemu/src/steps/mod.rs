@@ -3,7 +3,7 @@
 //! - [`overlays`]: new layers, given to QEMU and switched to in one transaction;
 //! - [`memory`]: memory into files of its own;
 //! - [`vmstate`]: memory and disks into internal snapshots and back, as jobs;
-//! - [`merge`]: commit, stream, re-point; [`pace`]: whether that gets anywhere;
+//! - [`merge`]: commit, stream, re-point;
 //! - [`inside`]: internal snapshots of single images;
 //! - [`state_files`]: variable stores and TPM state, copied and put back.
 //!
@@ -15,7 +15,6 @@ mod inside;
 mod memory;
 mod merge;
 mod overlays;
-mod pace;
 mod state_files;
 pub(crate) mod vmstate;
 
@@ -38,8 +37,7 @@ use virtsnap_engine::ports::PivotError;
 
 use crate::backing;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, fill, header, system};
-use crate::instance::Instance;
+use crate::image::{claim, failure, fill, in_use};
 use crate::saving;
 
 impl Qemu {
@@ -215,25 +213,6 @@ impl Qemu {
     }
 }
 
-fn in_use(image: &Path, target: &str, what: &str) -> Error {
-    failure(
-        Condition::OperationInvalid,
-        format!(
-            "image '{}' cannot be {what} while disk '{target}' of the running domain uses it; \
-             shut the domain down first",
-            image.display()
-        ),
-    )
-}
-
-/// The format of an image that stands on another one.
-fn format_of(image: &Path) -> Result<Format> {
-    header::overlay_format(image).map_err(|err| system("read", image, err))?.ok_or_else(|| {
-        let what = format!("image '{}' is not qcow2 or qed", image.display());
-        failure(Condition::OperationInvalid, what)
-    })
-}
-
 /// QEMU cuts a longer tag short without a word.
 fn check_tag(tag: &str) -> Result<()> {
     if tag.is_empty() || tag.len() > 255 || tag.contains('\0') {
@@ -243,20 +222,4 @@ fn check_tag(tag: &str) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn tell_block_job(
-    qemu: &Qemu,
-    instance: &Instance,
-    job: (&str, &Path, virtsnap_engine::domain::BlockJobKind),
-    status: virtsnap_engine::domain::BlockJobStatus,
-) {
-    let (target, source, kind) = job;
-    let event = virtsnap_engine::domain::Event::BlockJob {
-        target: target.to_owned(),
-        source: source.to_string_lossy().into_owned(),
-        kind,
-        status,
-    };
-    qemu.shared.events.emit(instance.uuid, &instance.name, instance.id, event);
 }

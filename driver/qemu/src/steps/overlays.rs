@@ -13,7 +13,7 @@ use super::vmstate::Note;
 use crate::blocks::{Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{blocking, claim, failure, header, system};
+use crate::image::{blocking, claim, failure, format_of, header, system};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -194,7 +194,7 @@ impl Qemu {
             Some(pristine) => Ok(!pristine),
             // qed: its own tool counts.
             None => {
-                let check = self.image_tool().check(overlay, &super::format_of(overlay)?).await?;
+                let check = self.image_tool().check(overlay, &format_of(overlay)?).await?;
                 Ok(check.allocated_clusters > 0)
             }
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::hypervisor::MergeLimits;
+use super::MergeLimits;
 
 /// Never less, so that a guest still gets something done: bytes a second.
 const LEAST: u64 = 64 << 10;
