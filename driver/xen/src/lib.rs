@@ -1,9 +1,10 @@
 //! Xen as a hypervisor, through libxl and without xl.
 //!
-//! - [`complete`]: from what a client wrote to what libvirt's Xen driver would have made of it
-//! - [`config`]: a definition as the JSON that libxl starts a domain from, and back
-//!
-//! Both are pure.
+//! - [`complete`]: from what a client wrote to what libvirt's Xen driver would have made of it; pure;
+//! - [`config`]: a definition as the JSON that libxl starts a domain from, and back; pure;
+//! - [`context`]: libxl itself;
+//! - [`hypervisor`]: the driver behind the engine's port; [`instance`]: one running domain;
+//! - `save_image`: memory in a file, in xl's format.
 
 #![deny(unsafe_code)]
 
@@ -14,6 +15,9 @@ pub mod context;
 mod golden;
 mod guest;
 mod host;
+pub mod hypervisor;
+pub mod instance;
+mod save_image;
 
 pub use guest::Guest;
 pub use host::Host;

@@ -1,0 +1,129 @@
+//! Xen behind the engine's port: what is configured, what runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use uuid::Uuid;
+use virtsnap_block::image::QemuImg;
+use virtsnap_engine::domain::Event;
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::ports::EventSink;
+
+use crate::context::{Context, Ended};
+use crate::host::Host;
+use crate::instance::Instance;
+
+#[derive(Debug, Clone)]
+pub struct XenConfig {
+    /// Of this boot: status files, sockets of channels.
+    pub run_dir: PathBuf,
+    /// Kept over boots.
+    pub state_dir: PathBuf,
+    pub log_dir: PathBuf,
+    pub qemu_img: PathBuf,
+    /// The bridge of each virtual network that interfaces may name.
+    pub network_bridges: BTreeMap<String, String>,
+}
+
+impl XenConfig {
+    pub fn new(run_dir: PathBuf, state_dir: PathBuf, log_dir: PathBuf) -> Self {
+        Self {
+            run_dir,
+            state_dir,
+            log_dir,
+            qemu_img: PathBuf::from("/usr/bin/qemu-img"),
+            network_bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
+        }
+    }
+}
+
+/// The Xen driver. Cheap to clone: all clones are one driver.
+#[derive(Clone)]
+pub struct Xen {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: XenConfig,
+    pub(crate) context: Context,
+    pub(crate) host: Host,
+    pub(crate) events: Arc<dyn EventSink>,
+    instances: Mutex<BTreeMap<Uuid, Arc<Instance>>>,
+    /// Domains that are being started.
+    starting: Mutex<BTreeSet<Uuid>>,
+    /// Until somebody listens.
+    pub(crate) ended: Mutex<Option<UnboundedReceiver<Ended>>>,
+}
+
+impl fmt::Debug for Xen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Xen").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Xen {
+    /// Connects to the hypervisor of this host, once in the life of a process.
+    pub fn new(config: XenConfig, events: Arc<dyn EventSink>) -> Result<Self> {
+        let (context, ended) = Context::open()?;
+        let host = Host {
+            bridges: config.network_bridges.clone(),
+            channel_dirs: vec![config.run_dir.clone(), "/run/libvirt/libxl/channel".into()],
+        };
+        let shared = Shared {
+            config,
+            context,
+            host,
+            events,
+            instances: Mutex::default(),
+            starting: Mutex::default(),
+            ended: Mutex::new(Some(ended)),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    pub fn config(&self) -> &XenConfig {
+        &self.shared.config
+    }
+
+    /// The running domain.
+    pub fn instance(&self, domain: Uuid) -> Option<Arc<Instance>> {
+        self.shared.instances().get(&domain).cloned()
+    }
+
+    /// The same, or the refusal that a shut off domain gets.
+    pub fn running(&self, domain: Uuid) -> Result<Arc<Instance>> {
+        let refusal = || Error::new(Condition::OperationInvalid, "domain is not running");
+        self.instance(domain).ok_or_else(refusal)
+    }
+
+    pub(crate) fn image_tool(&self) -> QemuImg {
+        QemuImg::new(&self.config().qemu_img)
+    }
+
+    /// Says to libxl which files the disks of that domain are from now on.
+    pub(crate) async fn store_disks(&self, instance: &Instance) -> Result<()> {
+        instance.store_disks(&self.shared.context, &self.shared.host).await
+    }
+}
+
+impl Shared {
+    pub(crate) fn instances(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Instance>>> {
+        lock(&self.instances)
+    }
+
+    pub(crate) fn starting(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
+        lock(&self.starting)
+    }
+
+    pub(crate) fn tell(&self, instance: &Instance, event: Event) {
+        let id = i32::try_from(instance.id).unwrap_or(i32::MAX);
+        self.events.emit(instance.uuid, &instance.name, id, event);
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
