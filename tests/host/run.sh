@@ -5,6 +5,7 @@
 # machine's disk is thrown away.  Variables for the command: run.sh FLAVOUR env NAME=VALUE COMMAND.
 #
 #   LIMIT=1800     seconds until it is ended by force
+#   SHARE=DIR      what /share is instead, for whoever works with the host while it runs
 #   HOST_OPTIONS   more options for the machine's QEMU
 set -euo pipefail
 flavour=${1:?which flavour}
@@ -23,18 +24,20 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-mkdir "$run/share"
+share=${SHARE:-$run/share}
+mkdir -p "$share"
+rm -f "$share/status"
 {
     printf 'cd %q\n' "$PWD"
     printf '%q ' "$@"
     echo
-} > "$run/share/command"
-echo "tree $root" > "$run/share/places"
+} > "$share/command"
+echo "tree $root" > "$share/places"
 shares=(-virtfs "local,path=$root,mount_tag=tree,security_model=none,readonly=on,multidevs=remap")
 case $target in
     "$root"/*) ;;
     *)
-        echo "built $target" >> "$run/share/places"
+        echo "built $target" >> "$share/places"
         shares+=(-virtfs "local,path=$target,mount_tag=built,security_model=none,readonly=on,multidevs=remap")
         ;;
 esac
@@ -56,7 +59,7 @@ qemu-system-x86_64 "${machine[@]}" -m "$memory" -no-reboot -nodefaults -display 
     -chardev "file,id=console,path=$run/console" -serial chardev:console \
     -device virtio-serial-pci -chardev "file,id=output,path=$run/output" \
     -device virtserialport,chardev=output,name=output,nr=1 \
-    -virtfs "local,path=$run/share,mount_tag=run,security_model=none" "${shares[@]}" \
+    -virtfs "local,path=$share,mount_tag=run,security_model=none" "${shares[@]}" \
     ${HOST_OPTIONS:-} < /dev/null &
 qemu=$!
 # The output as it comes, until QEMU has ended.
@@ -66,10 +69,12 @@ timeout "${LIMIT:-1800}" tail -f -s 0.2 -n +1 --pid="$qemu" "$run/output" || {
 }
 wait "$qemu" || true
 qemu=
-status=$(cat "$run/share/status" 2>/dev/null) || true
-rm -rf "$built/share" "$built/console"
-mv "$run/share" "$built/share"
-mv "$run/console" "$built/console"
+status=$(cat "$share/status" 2>/dev/null) || true
+if [ -z "${SHARE:-}" ]; then
+    rm -rf "$built/share"
+    mv "$share" "$built/share"
+fi
+mv -f "$run/console" "$built/console"
 if [ -z "$status" ]; then
     echo "host: $flavour: ended before the command did; its console ($built/console):" >&2
     tail -n 40 "$built/console" >&2

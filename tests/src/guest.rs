@@ -1,21 +1,15 @@
-//! Guests: how their XML is written, and what they say on their console.
-//!
-//! The test guest (`tests/guest`) prints `MATCH n` once a second while memory and disks belong to
-//! the same moment, `MISMATCH …` when they do not, and `START n` after a boot, n being what it
-//! found on its disk. The guest with an agent (`tests/agent-guest`) prints `WROTE n` instead, for
-//! the lines of a log on a mounted file system. Its console is also written to a file, which is where we read it.
+//! Guests of QEMU: how their XML is written, and what can be done with them. A [`Guest`] is also what
+//! it says on its [`Console`].
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::Deref;
 use std::path::PathBuf;
 
+use crate::console::Console;
+pub use crate::console::Mark;
 use crate::world::World;
 use crate::{host, images};
-
-/// How long a boot may take on a machine that does many things at once.
-const BOOT: u64 = 180;
-/// How long until the guest says something again.
-const PATIENCE: u64 = 60;
 
 /// What the guest's kernel does without: a fifth of what a boot computes, and a test run boots some
 /// hundreds of times. The clock is left as it is, since reverts are about it.
@@ -145,29 +139,28 @@ impl GuestSpec {
 pub struct Guest<'w> {
     pub world: &'w World,
     pub spec: GuestSpec,
+    console: Console,
 }
 
-/// A place on the console: what comes after it is new.
-#[derive(Debug, Clone, Copy)]
-pub struct Mark(usize);
+impl Deref for Guest<'_> {
+    type Target = Console;
 
-impl Mark {
-    /// The beginning of the console.
-    pub fn start() -> Self {
-        Self(0)
+    fn deref(&self) -> &Console {
+        &self.console
     }
 }
 
 impl World {
     /// A guest that the daemon knows already.
     pub fn guest(&self, spec: GuestSpec) -> Guest<'_> {
-        Guest { world: self, spec }
+        let console = Console::new(&spec.name, self.path(&format!("{}.console", spec.name)));
+        Guest { world: self, spec, console }
     }
 
     /// Makes the images and defines the guest.
     #[track_caller]
     pub fn define(&self, spec: GuestSpec) -> Guest<'_> {
-        let guest = Guest { world: self, spec };
+        let guest = self.guest(spec);
         for (format, letter) in guest.spec.disks.iter().zip('a'..) {
             images::create(&guest.disk(&format!("vd{letter}")), format, "16M");
         }
@@ -186,8 +179,8 @@ impl World {
     pub fn boot_with_agent(&self, spec: GuestSpec) -> Guest<'_> {
         let guest = self.define(spec);
         guest.virsh("start {}");
-        guest.number_after(Mark(0), "WROTE ", BOOT);
-        host::wait("the guest's agent", PATIENCE, || {
+        guest.number_after(Mark::start(), "WROTE ", guest.boot);
+        host::wait("the guest's agent", guest.patience, || {
             let ping =
                 format!("qemu-agent-command {} '{{\"execute\":\"guest-ping\"}}'", guest.name());
             self.virsh.run(&ping).success.then_some(())
@@ -200,7 +193,7 @@ impl World {
     pub fn boot(&self, spec: GuestSpec) -> Guest<'_> {
         let guest = self.define(spec);
         guest.virsh("start {}");
-        guest.booted(Mark(0));
+        guest.booted(Mark::start());
         guest
     }
 }
@@ -309,11 +302,6 @@ impl Guest<'_> {
         self.world.virsh.lines(&format!("snapshot-list {} --name", self.name()))
     }
 
-    fn console(&self) -> String {
-        let file = self.world.path(&format!("{}.console", self.name()));
-        String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
-    }
-
     /// What the guest finds in its UEFI variable and in its TPM.
     #[track_caller]
     pub fn has_in_firmware(&self, variable: &str, tpm: &str) {
@@ -328,109 +316,6 @@ impl Guest<'_> {
         self.type_line(&format!("nv {text}"), &format!("NV {text}"));
     }
 
-    /// The end of the console now.
-    pub fn mark(&self) -> Mark {
-        Mark(self.console().len())
-    }
-
-    /// Complete lines after a mark.
-    pub fn lines(&self, mark: Mark) -> Vec<String> {
-        let text = self.console();
-        let new = text.get(mark.0..).unwrap_or_default();
-        let complete = new.rfind('\n').map_or("", |end| &new[..end]);
-        complete.lines().map(|line| line.trim_end().to_owned()).collect()
-    }
-
-    /// Waits for a line that starts with `word`, and gives the number after it.
-    #[track_caller]
-    pub fn number_after(&self, mark: Mark, word: &str, seconds: u64) -> u64 {
-        host::wait(&format!("'{word}' of guest {}", self.name()), seconds, || {
-            let lines = self.lines(mark);
-            let rest = lines.iter().find_map(|line| line.strip_prefix(word))?.trim().to_owned();
-            rest.split(' ').next()?.parse().ok()
-        })
-    }
-
-    /// Waits for a boot after the mark; gives what the guest found on its disk.
-    #[track_caller]
-    pub fn booted(&self, mark: Mark) -> u64 {
-        let found = self.number_after(mark, "START ", BOOT);
-        self.number_after(mark, "MATCH ", PATIENCE);
-        found
-    }
-
-    /// Waits for the next count after the mark.
-    #[track_caller]
-    pub fn next_match(&self, mark: Mark) -> u64 {
-        self.number_after(mark, "MATCH ", PATIENCE)
-    }
-
-    /// Waits until the guest has counted to `n`.
-    #[track_caller]
-    pub fn reach(&self, n: u64) {
-        host::wait(&format!("MATCH {n} of guest {}", self.name()), PATIENCE, || {
-            self.last_match().filter(|&last| last >= n)
-        });
-    }
-
-    /// The same, of what it said after the mark.
-    #[track_caller]
-    pub fn reach_after(&self, mark: Mark, n: u64) {
-        host::wait(&format!("MATCH {n} of guest {}", self.name()), PATIENCE, || {
-            let lines = self.lines(mark);
-            let counts = lines.iter().filter_map(|line| line.strip_prefix("MATCH ")?.parse().ok());
-            counts.max().filter(|&last: &u64| last >= n)
-        });
-    }
-
-    /// What the guest counted last.
-    pub fn last_match(&self) -> Option<u64> {
-        let lines = self.lines(Mark(0));
-        lines.iter().rev().find_map(|line| line.strip_prefix("MATCH ")?.parse().ok())
-    }
-
-    /// Lets the guest count on by `steps` from where it is; gives where it arrived.
-    #[track_caller]
-    pub fn count_on(&self, steps: u64) -> u64 {
-        let goal = self.last_match().unwrap_or(0) + steps;
-        self.reach(goal);
-        goal
-    }
-
-    /// What it had counted last at the mark.
-    pub fn last_match_before(&self, mark: Mark) -> Option<u64> {
-        let text = self.console();
-        let old = text.get(..mark.0).unwrap_or_default();
-        let complete = old.rfind('\n').map_or("", |end| &old[..end]);
-        complete.lines().rev().find_map(|line| line.strip_prefix("MATCH ")?.trim_end().parse().ok())
-    }
-
-    /// Waits until the guest, which counted on after the mark for as long as that took, counts from
-    /// further back: its memory was reverted. Gives where it goes on.
-    #[track_caller]
-    pub fn back_at(&self, mark: Mark) -> u64 {
-        host::wait(&format!("guest {} to count from further back", self.name()), PATIENCE, || {
-            let mut last = self.last_match_before(mark)?;
-            let lines = self.lines(mark);
-            let counts = lines.iter().filter_map(|line| line.strip_prefix("MATCH ")?.parse().ok());
-            for count in counts {
-                if count <= last {
-                    return Some(count);
-                }
-                last = count;
-            }
-            None
-        })
-    }
-
-    /// Memory and disks never disagreed.
-    #[track_caller]
-    pub fn never_mismatched(&self) {
-        let lines = self.lines(Mark(0));
-        let bad: Vec<_> = lines.iter().filter(|line| line.contains("MISMATCH")).collect();
-        assert!(bad.is_empty(), "memory and disk were not of one moment: {bad:?}");
-    }
-
     /// Types a line on the guest's terminal and waits for an answer that starts with `answer`.
     /// The terminal stays open until then: QEMU looks only now and then whether somebody came.
     #[track_caller]
@@ -439,8 +324,6 @@ impl Guest<'_> {
         let terminal = self.virsh("ttyconsole {}").trim().to_owned();
         let mut file = std::fs::File::options().write(true).open(&terminal).expect("the terminal");
         writeln!(file, "{line}").expect("the guest listens");
-        host::wait(&format!("'{answer}' of guest {}", self.name()), PATIENCE, || {
-            self.lines(mark).iter().any(|line| line.starts_with(answer)).then_some(())
-        });
+        self.said(mark, answer);
     }
 }

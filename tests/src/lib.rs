@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod console;
 pub mod faults;
 pub mod guest;
 pub mod host;
@@ -21,7 +22,9 @@ pub mod trace;
 pub mod virsh;
 pub mod wire;
 pub mod world;
+pub mod xen;
 
+pub use console::Console;
 pub use guest::{Guest, GuestSpec};
 pub use world::{Daemon, World};
 

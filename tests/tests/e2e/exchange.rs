@@ -27,7 +27,7 @@ fn exchanged(world: &World, line: &str) -> String {
 }
 
 fn guest<'w>(world: &'w World, spec: &GuestSpec) -> Guest<'w> {
-    Guest { world, spec: spec.clone() }
+    world.guest(spec.clone())
 }
 
 /// The tree, the current one, and what is known of each: must be the same under both.

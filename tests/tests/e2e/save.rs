@@ -325,7 +325,7 @@ fn travels(from: Daemon, to: Daemon, machine: &str, how: &str) {
     let said = vm.last_match().expect("it counted");
 
     let there = World::with(to);
-    let arrived = Guest { world: &there, spec: vm.spec.clone() };
+    let arrived = there.guest(vm.spec.clone());
     std::fs::copy(vm.disk("vda"), arrived.disk("vda")).expect("copied");
     let xml = here.virsh.ok(&format!("save-image-dumpxml {} --security-info", file.display()));
     let xml = xml.replace(&*here.dir().to_string_lossy(), &there.dir().to_string_lossy());

@@ -41,7 +41,7 @@ fn a_killed_daemon_finds_its_guest_and_its_snapshots_again() {
     world.virsh.ok("resume vm");
     world.virsh.ok("snapshot-create-as vm after --disk-only");
     world.virsh.ok("snapshot-delete vm after");
-    let vm = virtsnap_tests::Guest { world: &world, spec: GuestSpec::new("vm") };
+    let vm = world.guest(GuestSpec::new("vm"));
     let mark = vm.mark();
     vm.virsh("snapshot-revert {} whole");
     let n = vm.back_at(mark);

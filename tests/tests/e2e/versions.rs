@@ -20,7 +20,7 @@ fn move_to<'w>(from: &Guest, world: &'w World, snapshot: &str) -> Guest<'w> {
     let moment = world.path("arrived-snapshot.xml");
     let told = xml(&format!("snapshot-dumpxml {{}} {snapshot} --security-info"));
     std::fs::write(&moment, told).expect("ours");
-    let guest = Guest { world, spec: from.spec.clone() };
+    let guest = world.guest(from.spec.clone());
     std::fs::copy(from.disk("vda"), guest.disk("vda")).expect("copied");
     world.virsh.ok(&format!("define {}", definition.display()));
     guest.virsh(&format!("snapshot-create {{}} {} --redefine --current", moment.display()));
