@@ -20,6 +20,9 @@
 #                 hypervisor: how many of each kind were injected
 #   make test-apparmor
 #                 snapshots under AppArmor profiles, in a Debian host of its own under emulation
+#   make test-xen the Xen driver, in a Xen host of its own under emulation (TEST=name for some)
+#   make torture-xen
+#                 virtsnapd killed inside operations there, ROUNDS=10 times (SEED= repeats)
 #   make xen-bindings
 #                 the committed binding of libxl again, from Debian's headers
 #   make setup    only install what the above need (SETUP=ask asks first, SETUP=no only lists)
@@ -34,7 +37,7 @@ PREFIX ?= /usr/local
 ROUNDS ?= 200
 DESTDIR ?=
 
-.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults faults-simulated test-apparmor xen-bindings setup guest sets agent-guest install
+.PHONY: help demo test fuzz conformance matrix torture torture-control soak faults faults-simulated test-apparmor test-xen torture-xen xen-bindings setup guest sets agent-guest install
 help:
 	@sed -n 's/^#   /    /p' Makefile
 
@@ -64,6 +67,15 @@ test: agent-guest
 # In a host that is built from Debian's packages: target/host/apparmor.
 test-apparmor: setup
 	@tests/host/test.sh apparmor
+
+# The same of Xen, driven from outside: target/host/xen.
+test-xen: guest
+	@tests/host/test.sh xen
+
+# ROUNDS is 200 where nobody says otherwise, which is for machines that are not emulated.
+torture-xen: guest
+	@VIRTSNAP_TORTURE=$(if $(filter file,$(origin ROUNDS)),10,$(ROUNDS)) TEST=nothing_is_lost \
+		tests/host/test.sh xen
 
 # SECONDS is for each target. CI runs each for a few.
 fuzz: setup

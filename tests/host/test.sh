@@ -16,7 +16,7 @@ echo "test-$flavour: building virtsnapd and the tests"
 program=$("$cargo" test --locked --package virtsnap-tests --test "$flavour" --no-run 2>&1 |
     sed -n 's/.*Executable .*(\(.*\))$/\1/p')
 [ -x "$program" ] || { report "FAILED: the tests do not build"; exit 1; }
-arguments=(--ignored --test-threads=1 ${TEST:+"$TEST"})
+arguments=(--ignored --test-threads=1 ${VIRTSNAP_TORTURE:+--nocapture} ${TEST:+"$TEST"})
 
 inside() {
     # There is no cargo in there, and nothing to build: what the tests have built is there already.

@@ -411,9 +411,11 @@ impl XenGuest<'_> {
 
     /// What the guest counted to, as it stands on a disk that is not in use.
     #[track_caller]
-    pub fn count_on_disk(&self, file: &str, format: &str) -> u64 {
+    pub fn count_on_disk(&self, file: &str) -> u64 {
+        // Every layer is qcow2.
+        let format = if file.ends_with(".raw") { "raw" } else { "qcow2" };
         let said = self.host.ok(&format!(
-            "qemu-img dd -f {format} -O raw bs=4096 skip=256 count=1 if={file} of=/tmp/block &&
+            "qemu-img dd -f {format} -O raw bs=4096 skip=256 count=257 if={file} of=/tmp/block &&
             head -c 64 /tmp/block | tr -d '\\0'"
         ));
         let count = said.strip_prefix("virtsnap counter ").map(str::trim);

@@ -1,0 +1,125 @@
+//! Domains: defined, started, stopped in every way, and what is told of them.
+
+use virtsnap_tests::guest::Mark;
+use virtsnap_tests::xen::{Kind, XenSpec};
+
+use crate::{boots, goes_back, lent, sound, take};
+
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_pv_guest_lives_as_virsh_says() {
+    let host = lent!();
+    let vm = host.define(XenSpec::new("vm"));
+    assert_eq!(vm.state(), "shut off");
+    assert_eq!(host.virsh.lines("list --all --name"), ["vm"]);
+    vm.virsh("start {}");
+    vm.booted(Mark::start());
+    assert_eq!(host.virsh.lines("list --name"), ["vm"]);
+    assert!(host.ok("xl list").lines().any(|line| line.starts_with("vm ")), "xl sees it too");
+    let told = vm.virsh("dominfo {}");
+    assert!(told.contains("OS Type:        linux"), "{told}");
+    assert!(told.contains("Max memory:     98304 KiB"), "{told}");
+    let id: u32 = vm.virsh("domid {}").trim().parse().unwrap();
+    let xml = vm.virsh("dumpxml {}");
+    assert!(xml.contains(&format!("<domain type='xen' id='{id}'")), "{xml}");
+    assert_eq!(vm.source("xvda"), vm.disk("xvda").to_str().unwrap());
+    assert_eq!(vm.opened().len(), 2);
+
+    vm.virsh("suspend {}");
+    assert_eq!(vm.state(), "paused");
+    let (mark, last) = (vm.mark(), vm.last_match().unwrap());
+    vm.virsh("resume {}");
+    assert_eq!(vm.state(), "running");
+    assert!(vm.next_match(mark) > last);
+
+    let mark = vm.mark();
+    vm.virsh("reboot {}");
+    boots(&vm, mark, last..u64::MAX);
+    vm.becomes("running");
+    assert_ne!(vm.virsh("domid {}").trim(), id.to_string(), "a new domain of Xen's");
+
+    vm.virsh("shutdown {}");
+    vm.becomes("shut off");
+    let (mark, last) = (vm.mark(), vm.last_match().unwrap());
+    vm.virsh("start {}");
+    boots(&vm, mark, last..u64::MAX);
+    vm.virsh("destroy {}");
+    assert_eq!(vm.state(), "shut off");
+    assert!(!host.ok("xl list").lines().any(|line| line.starts_with("vm ")));
+    vm.virsh("undefine {}");
+    assert!(host.virsh.lines("list --all --name").is_empty());
+}
+
+/// Save and restore, with and without a file's name, also across the daemon.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_saved_guest_goes_back() {
+    let mut host = lent!();
+    let vm = host.boot(XenSpec::new("vm"));
+    vm.virsh("save {} /root/guests/vm.save");
+    assert_eq!(vm.state(), "shut off");
+    let (mark, last) = (vm.mark(), vm.last_match().unwrap());
+    host.virsh.ok("restore /root/guests/vm.save");
+    assert!(vm.next_match(mark) >= last);
+    vm.virsh("managedsave {}");
+    assert_eq!(vm.state(), "shut off");
+    let (mark, last) = (vm.mark(), vm.last_match().unwrap());
+    drop(vm);
+    host.kill();
+    host.start();
+    let vm = host.guest(XenSpec::new("vm"));
+    vm.virsh("start {}");
+    assert!(vm.next_match(mark) >= last);
+    assert!(vm.lines(mark).iter().all(|line| !line.starts_with("START")), "it booted");
+    sound(&vm);
+}
+
+/// A guest and its daemon need not live equally long.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_killed_daemon_finds_its_guests_again() {
+    let mut host = lent!();
+    let vm = host.boot(XenSpec::new("vm"));
+    vm.virsh("snapshot-create-as {} one");
+    drop(vm);
+    host.kill();
+    host.start();
+    let vm = host.guest(XenSpec::new("vm"));
+    assert_eq!((vm.state(), vm.snapshots()), ("running".to_owned(), vec!["one".to_owned()]));
+    vm.next_match(vm.mark());
+    // One that ends while no daemon is there.
+    drop(vm);
+    host.kill();
+    host.ok("xl destroy vm");
+    host.start();
+    let vm = host.guest(XenSpec::new("vm"));
+    assert_eq!(vm.state(), "shut off");
+    sound(&vm);
+}
+
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_pvh_guest_goes_back() {
+    lives_and_goes_back(Kind::Pvh);
+}
+
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn an_hvm_guest_goes_back() {
+    lives_and_goes_back(Kind::Hvm);
+}
+
+fn lives_and_goes_back(kind: Kind) {
+    let host = lent!();
+    let vm = host.boot(XenSpec::new("vm").kind(kind));
+    let one = take(&vm, "one");
+    let end = vm.count_on(3);
+    goes_back(&vm, "one", &(one..end));
+    vm.virsh("snapshot-delete {} one");
+    assert!(vm.snapshots().is_empty());
+    let last = vm.count_on(1);
+    vm.virsh("destroy {}");
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    boots(&vm, mark, last..u64::MAX);
+}
