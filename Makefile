@@ -81,7 +81,8 @@ torture-xen: guest
 fuzz: setup
 	@tests/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
 
-UNITS = virtsnapd.service virtsnapd.socket virtsnapd-ro.socket
+UNITS = virtsnapd.service virtsnapd.socket virtsnapd-ro.socket \
+	virtsnapd-xen.service virtsnapd-xen.socket virtsnapd-xen-ro.socket
 install:
 	@echo "install: building virtsnapd"
 	@$(CARGO) build --quiet --release --locked --package virtsnapd
@@ -103,8 +104,10 @@ install:
 	@install -D -m 644 driver/daemon/apparmor/qemu \
 	    $(DESTDIR)$(PREFIX)/share/doc/virtsnap/apparmor-qemu
 	@install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/virtsnap/README.md
+	@install -D -m 644 docs/xen.md $(DESTDIR)$(PREFIX)/share/doc/virtsnap/xen.md
 	@echo "install: done; then: systemd-sysusers && systemctl daemon-reload &&" \
-	    "systemctl enable --now virtsnapd.socket virtsnapd-ro.socket"
+	    "systemctl enable --now virtsnapd.socket virtsnapd-ro.socket;" \
+	    "on a Xen host: virtsnapd-xen.socket virtsnapd-xen-ro.socket"
 
 conformance: setup
 	@echo "conformance: the recorded cases of fixtures/conformance, against a virtsnapd of its own"

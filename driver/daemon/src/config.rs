@@ -2,11 +2,17 @@
 //!
 //! System mode (root): `/etc/virtsnap/virtsnapd.toml`, `/run/virtsnap`, `/var/lib/virtsnap`.
 //! Session mode (anyone else): the XDG directories. A missing configuration file is the defaults;
-//! a key that is not known is an error, so that a typing mistake is never silently ignored.
+//! a key that is not known, or not of this hypervisor, is an error, so that nothing that somebody
+//! wrote is silently ignored.
+//!
+//! A daemon has one hypervisor. Two may run on one host, one with each: told by `--hypervisor xen`,
+//! the daemon reads `virtsnapd-xen.toml`, and on Xen it has directories of its own below.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::Deserialize;
 use virtsnap_engine::options::Meanwhile;
 use virtsnap_qemu::hypervisor::MergeLimits;
@@ -23,11 +29,18 @@ pub(crate) enum ConfigError {
     Relative { what: &'static str, path: PathBuf },
     #[error("max_clients must be between 1 and {MOST_CLIENTS}, not {0}")]
     Clients(usize),
+    #[error("--hypervisor says {asked}, {} says {said}", file.display())]
+    Contradiction { asked: Hypervisor, said: Hypervisor, file: PathBuf },
+    #[error("'{key}' means nothing to a daemon for {hypervisor}: remove it")]
+    Foreign { key: &'static str, hypervisor: Hypervisor },
+    #[error("Xen obeys root alone: run virtsnapd as root, and without --session")]
+    XenSession,
 }
 
 /// Everything the daemon needs to know, with nothing left open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
+    pub(crate) hypervisor: Hypervisor,
     pub(crate) mode: Mode,
     pub(crate) listen: Listen,
     /// Holds the sockets, unless `libvirt` listening says otherwise, and what lives as long as
@@ -47,6 +60,34 @@ pub(crate) enum Mode {
     Session,
 }
 
+/// Whose guests the daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Hypervisor {
+    #[default]
+    Qemu,
+    Xen,
+}
+
+impl Hypervisor {
+    /// In the names of libvirt's directories.
+    pub(crate) fn libvirt_name(self) -> &'static str {
+        match self {
+            Hypervisor::Qemu => "qemu",
+            Hypervisor::Xen => "libxl",
+        }
+    }
+}
+
+impl std::fmt::Display for Hypervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Hypervisor::Qemu => "qemu",
+            Hypervisor::Xen => "xen",
+        })
+    }
+}
+
 /// Which socket names are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -54,7 +95,8 @@ pub(crate) enum Listen {
     /// `virtsnap-sock` in the run directory: clients say `qemu:///system?socket=PATH`.
     #[default]
     Private,
-    /// Where `qemu:///system` looks first: `virtqemud-sock` in libvirt's own run directory.
+    /// Where `qemu:///system` looks first, `virtqemud-sock` in libvirt's own run directory, or
+    /// `xen:///system`: `virtxend-sock`.
     Libvirt,
 }
 
@@ -74,12 +116,16 @@ pub(crate) struct Guests {
     pub(crate) merges: MergeLimits,
     /// While its memory goes into a file.
     pub(crate) meanwhile: Meanwhile,
+    /// On Xen: the host's bridge behind each network that definitions name; none: as libvirt makes
+    /// its default network.
+    pub(crate) network_bridges: Option<BTreeMap<String, String>>,
 }
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    hypervisor: Option<Hypervisor>,
     listen: Option<Listen>,
     run_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
@@ -101,9 +147,31 @@ struct File {
     merge_bytes_per_second: Option<u64>,
     /// Whether a running guest goes on while a snapshot puts its memory into a file.
     live_memory: Option<bool>,
+    network_bridges: Option<BTreeMap<String, String>>,
 }
 
 impl File {
+    /// Refuses what another hypervisor's daemon would have to be told.
+    fn check_keys(&self, hypervisor: Hypervisor) -> Result<(), ConfigError> {
+        let of_qemu = [
+            ("emulator", self.emulator.is_some()),
+            ("user", self.user.is_some()),
+            ("group", self.group.is_some()),
+            ("dynamic_ownership", self.dynamic_ownership.is_some()),
+            ("sandbox", self.sandbox.is_some()),
+            ("freeze_seconds", self.freeze_seconds.is_some()),
+        ];
+        let of_xen = [("network_bridges", self.network_bridges.is_some())];
+        let foreign = match hypervisor {
+            Hypervisor::Qemu => &of_xen[..],
+            Hypervisor::Xen => &of_qemu[..],
+        };
+        match foreign.iter().find(|(_, is_said)| *is_said) {
+            Some((key, _)) => Err(ConfigError::Foreign { key, hypervisor }),
+            None => Ok(()),
+        }
+    }
+
     fn merges(&self) -> MergeLimits {
         let default = MergeLimits::default();
         let seconds =
@@ -122,27 +190,51 @@ const DEFAULT_MAX_CLIENTS: usize = 500;
 const MOST_CLIENTS: usize = 1 << 20;
 
 impl Config {
-    /// `file` as named on the command line must exist; the default one need not.
-    pub(crate) fn load(mode: Mode, file: Option<&Path>) -> Result<Self, ConfigError> {
+    /// `file` as named on the command line must exist; the default one need not. `asked` is the
+    /// command line's choice, too.
+    pub(crate) fn load(
+        mode: Mode,
+        file: Option<&Path>,
+        asked: Option<Hypervisor>,
+    ) -> Result<Self, ConfigError> {
         let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        let places = Places::of(mode, environment)?;
         let (path, required) = match file {
             Some(path) => (path.to_owned(), true),
-            None => (places.config_file.clone(), false),
+            None => {
+                let places = Places::of(mode, asked.unwrap_or_default(), environment)?;
+                (places.config_file, false)
+            }
         };
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(err) if !required && err.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(err) => return Err(ConfigError::Read(path, err)),
         };
-        let file = toml::from_str(&text).map_err(|err| ConfigError::Parse(path, err))?;
-        Self::new(mode, places, file)
+        let file: File = match toml::from_str(&text) {
+            Ok(file) => file,
+            Err(err) => return Err(ConfigError::Parse(path, err)),
+        };
+        if let (Some(asked), Some(said)) = (asked, file.hypervisor)
+            && asked != said
+        {
+            return Err(ConfigError::Contradiction { asked, said, file: path });
+        }
+        Self::new(mode, asked, environment, file)
     }
 
-    fn new(mode: Mode, places: Places, file: File) -> Result<Self, ConfigError> {
+    fn new(
+        mode: Mode,
+        asked: Option<Hypervisor>,
+        environment: impl Fn(&str) -> Option<PathBuf>,
+        file: File,
+    ) -> Result<Self, ConfigError> {
         let system = mode == Mode::System;
+        let hypervisor = asked.or(file.hypervisor).unwrap_or_default();
+        let places = Places::of(mode, hypervisor, environment)?;
+        file.check_keys(hypervisor)?;
         let merges = file.merges();
         let config = Self {
+            hypervisor,
             mode,
             listen: file.listen.unwrap_or_default(),
             run_dir: file.run_dir.unwrap_or(places.run_dir),
@@ -159,6 +251,7 @@ impl Config {
                     None | Some(true) => Meanwhile::GoesOn,
                     Some(false) => Meanwhile::StandsStill,
                 },
+                network_bridges: file.network_bridges,
             },
             max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
             log: file.log.unwrap_or_else(|| "info".to_owned()),
@@ -180,12 +273,16 @@ impl Config {
 
     /// The read-write socket, and the read-only one where there is such a thing.
     pub(crate) fn sockets(&self) -> (PathBuf, Option<PathBuf>) {
+        let libvirts = match self.hypervisor {
+            Hypervisor::Qemu => "virtqemud-sock",
+            Hypervisor::Xen => "virtxend-sock",
+        };
         let (dir, name) = match (self.listen, self.mode) {
             (Listen::Private, _) => (self.run_dir.clone(), "virtsnap-sock"),
-            (Listen::Libvirt, Mode::System) => ("/run/libvirt".into(), "virtqemud-sock"),
+            (Listen::Libvirt, Mode::System) => ("/run/libvirt".into(), libvirts),
             (Listen::Libvirt, Mode::Session) => {
                 let runtime = self.run_dir.parent().unwrap_or(&self.run_dir);
-                (runtime.join("libvirt"), "virtqemud-sock")
+                (runtime.join("libvirt"), libvirts)
             }
         };
         let read_only = (self.mode == Mode::System).then(|| dir.join(format!("{name}-ro")));
@@ -201,13 +298,28 @@ struct Places {
 }
 
 impl Places {
-    fn of(mode: Mode, env: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, ConfigError> {
-        if mode == Mode::System {
-            return Ok(Self {
-                config_file: "/etc/virtsnap/virtsnapd.toml".into(),
-                run_dir: "/run/virtsnap".into(),
-                state_dir: "/var/lib/virtsnap".into(),
-            });
+    fn of(
+        mode: Mode,
+        hypervisor: Hypervisor,
+        env: impl Fn(&str) -> Option<PathBuf>,
+    ) -> Result<Self, ConfigError> {
+        match (mode, hypervisor) {
+            (Mode::System, Hypervisor::Qemu) => {
+                return Ok(Self {
+                    config_file: "/etc/virtsnap/virtsnapd.toml".into(),
+                    run_dir: "/run/virtsnap".into(),
+                    state_dir: "/var/lib/virtsnap".into(),
+                });
+            }
+            (Mode::System, Hypervisor::Xen) => {
+                return Ok(Self {
+                    config_file: "/etc/virtsnap/virtsnapd-xen.toml".into(),
+                    run_dir: "/run/virtsnap/xen".into(),
+                    state_dir: "/var/lib/virtsnap/xen".into(),
+                });
+            }
+            (Mode::Session, Hypervisor::Xen) => return Err(ConfigError::XenSession),
+            (Mode::Session, Hypervisor::Qemu) => {}
         }
         // An XDG variable that is empty or relative counts as not set.
         let absolute = |name| env(name).filter(|path| path.is_absolute());
@@ -240,9 +352,50 @@ mod tests {
         let look = |name: &str| {
             env.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value))
         };
-        let places = Places::of(mode, look).map_err(|err| err.to_string())?;
         let file = toml::from_str(text).map_err(|err| err.to_string())?;
-        Config::new(mode, places, file).map_err(|err| err.to_string())
+        Config::new(mode, None, look, file).map_err(|err| err.to_string())
+    }
+
+    const XEN: &str = "hypervisor = 'xen'\n";
+
+    #[test]
+    fn a_daemon_for_xen_shares_no_place_with_one_for_qemu() {
+        let (qemu, xen) = (config(Mode::System, "", &[]), config(Mode::System, XEN, &[]));
+        let (qemu, xen) = (qemu.unwrap(), xen.unwrap());
+        assert_eq!((qemu.hypervisor, xen.hypervisor), (Hypervisor::Qemu, Hypervisor::Xen));
+        assert_eq!(xen.state_dir, Path::new("/var/lib/virtsnap/xen"));
+        assert_eq!(xen.sockets().0, Path::new("/run/virtsnap/xen/virtsnap-sock"));
+        let listening = config(Mode::System, &format!("{XEN}listen = 'libvirt'"), &[]).unwrap();
+        assert_eq!(
+            listening.sockets(),
+            ("/run/libvirt/virtxend-sock".into(), Some("/run/libvirt/virtxend-sock-ro".into()))
+        );
+    }
+
+    #[test]
+    fn xen_is_roots_alone_and_has_keys_of_its_own() {
+        let env = [("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/7")];
+        assert!(config(Mode::Session, XEN, &env).unwrap_err().contains("root"));
+        let user = config(Mode::System, &format!("{XEN}user = 'u'"), &[]);
+        assert!(user.unwrap_err().contains("'user'"));
+        let bridges = "[network_bridges]\ndefault = 'virbr0'";
+        let found = config(Mode::System, &format!("{XEN}{bridges}"), &[]).unwrap();
+        assert_eq!(found.guests.network_bridges.unwrap()["default"], "virbr0");
+        assert!(config(Mode::System, bridges, &[]).unwrap_err().contains("network_bridges"));
+    }
+
+    #[test]
+    fn the_command_line_and_the_file_agree_on_the_hypervisor() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("virtsnapd.toml");
+        let load = |asked| Config::load(Mode::System, Some(&file), asked);
+        std::fs::write(&file, "log = 'debug'").unwrap();
+        assert_eq!(load(None).unwrap().hypervisor, Hypervisor::Qemu);
+        assert_eq!(load(Some(Hypervisor::Xen)).unwrap().run_dir, Path::new("/run/virtsnap/xen"));
+        std::fs::write(&file, XEN).unwrap();
+        assert_eq!(load(None).unwrap().hypervisor, Hypervisor::Xen);
+        let err = load(Some(Hypervisor::Qemu)).unwrap_err().to_string();
+        assert!(err.contains("says qemu") && err.contains("says xen"), "{err}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Moving a host's domains from libvirt to virtsnap and back: explicit acts on files, while no
 //! daemon runs.
 //!
-//! libvirt keeps a definition in `CONFIG/NAME.xml` and a snapshot in `STATE/snapshot/NAME/*.xml`;
+//! libvirt keeps a definition in `CONFIG/NAME.xml` and a snapshot in `STATE/snapshot/NAME/*.xml`
+//! (its Xen driver knows no snapshots, and has definitions alone);
 //! our store has the same documents elsewhere, and knows besides which files it may remove. Images,
 //! memory files and NVRAM stay where they are. Why it is done here and not by a client:
 //! docs/decisions/0007-import-and-export.md.
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::element::{Element, MAX_BYTES};
 
-use crate::config::{Config, Mode};
+use crate::config::{Config, Hypervisor, Mode};
 
 pub(crate) use export::export;
 pub(crate) use import::import;
@@ -38,13 +39,14 @@ pub(crate) struct Exchange {
     /// Also those that are on the other side already: what is there is replaced
     #[arg(long)]
     replace: bool,
-    /// libvirt's definitions (/etc/libvirt/qemu; in session mode ~/.config/libvirt/qemu)
+    /// libvirt's definitions (/etc/libvirt/qemu, on Xen /etc/libvirt/libxl; in session mode
+    /// ~/.config/libvirt/qemu)
     #[arg(long, value_name = "DIR")]
     libvirt_config: Option<PathBuf>,
-    /// The parent of its `snapshot` and `save` (/var/lib/libvirt/qemu)
+    /// The parent of its `snapshot` and `save` (/var/lib/libvirt/qemu, …/libxl)
     #[arg(long, value_name = "DIR")]
     libvirt_state: Option<PathBuf>,
-    /// What it notes of running domains (/run/libvirt/qemu)
+    /// What it notes of running domains (/run/libvirt/qemu, …/libxl)
     #[arg(long, value_name = "DIR")]
     libvirt_run: Option<PathBuf>,
 }
@@ -54,10 +56,12 @@ impl Exchange {
         self.domains.is_empty() || self.domains.iter().any(|wanted| wanted == name)
     }
 
-    fn libvirt(&self, mode: Mode) -> Result<Libvirt> {
-        let [config, state, run] = match mode {
+    fn libvirt(&self, ours: &Config) -> Result<Libvirt> {
+        let [config, state, run] = match ours.mode {
             Mode::System => {
-                ["/etc/libvirt/qemu", "/var/lib/libvirt/qemu", "/run/libvirt/qemu"].map(Into::into)
+                let driver = ours.hypervisor.libvirt_name();
+                ["/etc/libvirt", "/var/lib/libvirt", "/run/libvirt"]
+                    .map(|dir| Path::new(dir).join(driver))
             }
             Mode::Session => session_directories()?,
         };
@@ -121,14 +125,43 @@ impl Libvirt {
     }
 }
 
-/// Refused while a QEMU of ours runs it: guests outlive the daemon.
+/// Refused while it runs: guests outlive the daemon, and on Xen somebody else may run it.
 fn check_off(config: &Config, domain: Uuid) -> Result<()> {
-    let status = config.run_dir.join("qemu").join(domain.to_string()).join("status.json");
-    if !status.exists() {
-        return Ok(());
+    match config.hypervisor {
+        Hypervisor::Qemu => {
+            let status = config.run_dir.join("qemu").join(domain.to_string()).join("status.json");
+            if !status.exists() {
+                return Ok(());
+            }
+            let why = "it runs under virtsnap: start virtsnapd and shut it down first";
+            Err(Error::new(Condition::OperationInvalid, why))
+        }
+        Hypervisor::Xen => check_not_on_xen(domain, Path::new("/var/lib/xen")),
     }
-    let why = "it runs under virtsnap: start virtsnapd and shut it down first";
-    Err(Error::new(Condition::OperationInvalid, why))
+}
+
+/// libxl keeps the configuration of each domain there while it runs, whoever started it.
+fn check_not_on_xen(domain: Uuid, libxl: &Path) -> Result<()> {
+    let entries = match fs::read_dir(libxl) {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(failed("read the directory", libxl, &err)),
+    };
+    let end = format!(".{domain}.libxl-json");
+    for entry in entries {
+        let entry = entry.map_err(|err| failed("read the directory", libxl, &err))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("userdata-d.") && name.ends_with(&end) {
+            let path = entry.path();
+            let path = path.display();
+            return Err(Error::new(
+                Condition::OperationInvalid,
+                format!("it runs on Xen ('{path}' is its configuration): shut it down first"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What became of one domain.

@@ -1,6 +1,6 @@
 //! virtsnapd: libvirt's protocol on a socket, snapshots behind it.
 //!
-//! - `config`, `startup`, `systemd`: from the command line to a daemon that serves;
+//! - `config`, `hypervisors`, `startup`, `systemd`: from the command line to a daemon that serves;
 //! - `server`, `session`, `stream`, …: the transport, which knows no procedure;
 //! - `dispatch`: every procedure; flag words end and errors get their numbers there;
 //! - `domains`: the registry of domains and their life;
@@ -22,6 +22,7 @@ mod fake;
 pub mod fuzzing;
 mod handle;
 mod host;
+mod hypervisors;
 mod keepalive;
 mod outbox;
 mod read_only;
@@ -38,19 +39,12 @@ use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-use uuid::Uuid;
-use virtsnap_engine::domain::Event;
-use virtsnap_engine::ports::{EventSink, Hypervisor};
-use virtsnap_qemu::confine::Owner;
-use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
-use virtsnap_xml::element::Element;
 
-use crate::config::{Config, Mode};
+use crate::config::{Config, Hypervisor, Mode};
 use crate::exchange::Exchange;
 
 /// A libvirt-compatible hypervisor daemon, made for snapshots
@@ -60,6 +54,9 @@ struct Arguments {
     /// Read this configuration instead of the usual one
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Whose guests are run (the default, unless the configuration says otherwise, is qemu)
+    #[arg(long, value_name = "HYPERVISOR")]
+    hypervisor: Option<Hypervisor>,
     /// Run for this user alone, in the user's own directories (the default unless root)
     #[arg(long)]
     session: bool,
@@ -97,7 +94,7 @@ fn start(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     // Nor may it take from us what is ours: QEMU as root reaches no file by its capabilities.
     let others = given & rustix::fs::Mode::from_raw_mode(0o077);
     rustix::process::umask(others | rustix::fs::Mode::from_raw_mode(0o022));
-    let config = Config::load(mode, arguments.config.as_deref())?;
+    let config = Config::load(mode, arguments.config.as_deref(), arguments.hypervisor)?;
     // RUST_LOG wins over the configuration.
     let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log))?;
     tracing_subscriber::fmt()
@@ -107,66 +104,31 @@ fn start(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         .init();
     match &arguments.act {
         Some(Act::Import(exchange)) => {
-            return exchange::import(&config, exchange, completer(&config)?);
+            return exchange::import(&config, exchange, hypervisors::completer(&config)?);
         }
         Some(Act::Export(exchange)) => return exchange::export(&config, exchange),
         None => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(startup::run(&config, |events| qemu(&config, events)));
+    let served = runtime.block_on(async {
+        match config.hypervisor {
+            Hypervisor::Qemu => {
+                startup::run(&config, |events| hypervisors::qemu(&config, events)).await
+            }
+            Hypervisor::Xen => {
+                startup::run(&config, |events| hypervisors::xen(&config, events)).await
+            }
+        }
+    });
     // What still runs is left as a crash would leave it, and recovered at the next start.
     runtime.shutdown_timeout(LAST_CALLS);
     served?;
     Ok(true)
 }
 
-/// The hypervisor's judgement of a definition, where nothing runs.
-fn completer(
-    config: &Config,
-) -> virtsnap_engine::error::Result<impl Fn(Element) -> virtsnap_engine::error::Result<Element>> {
-    let qemu = qemu(config, Arc::new(Deaf))?;
-    Ok(move |definition| qemu.complete(definition))
-}
-
-/// Nobody is there to hear of events.
-struct Deaf;
-
-impl EventSink for Deaf {
-    fn emit(&self, _: Uuid, _: &str, _: i32, _: Event) {}
-}
-
 /// How long a system call on another thread may keep the daemon from ending: a file on a server
 /// that does not answer would do so for ever.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-
-/// Whom guests run as when nobody says and the host has such a user: `make install` makes one.
-const GUESTS_USER: &str = "virtsnap-qemu";
-
-/// The driver behind `qemu:///`. QEMU itself runs as the configuration says.
-fn qemu(config: &Config, events: Arc<dyn EventSink>) -> virtsnap_engine::error::Result<Qemu> {
-    let guests = &config.guests;
-    let user = match (&guests.user, &guests.group) {
-        (Some(user), group) => Some(Owner::named(user, group.as_deref())?),
-        (None, _) if config.mode == Mode::System => {
-            Some(Owner::named(GUESTS_USER, None).unwrap_or_else(|_| Owner::ours()))
-        }
-        (None, _) => None,
-    };
-    let mut settings = QemuConfig::new(
-        config.run_dir.join("qemu"),
-        config.state_dir.join("qemu"),
-        config.state_dir.join("log"),
-    );
-    settings.user = user;
-    settings.dynamic_ownership = guests.dynamic_ownership;
-    settings.sandbox = guests.sandbox;
-    settings.freeze_deadline = guests.freeze_deadline;
-    settings.merges = guests.merges;
-    if let Some(emulator) = &guests.emulator {
-        settings.emulator.clone_from(emulator);
-    }
-    Ok(Qemu::new(settings, events))
-}
 
 /// The error and its causes in one line, on the terminal or in the journal.
 fn complain(err: &dyn Error) {

@@ -14,14 +14,14 @@ use virtsnap_xml::domain;
 use virtsnap_xml::snapshot::{Definition, KeptState, Location, Memory, State};
 
 use super::{Exchange, Libvirt, Moved, Report, check_off, failed, read, xml_files};
-use crate::config::Config;
+use crate::config::{Config, Hypervisor};
 
 /// True if everything that was asked for is libvirt's now.
 pub(crate) fn export(
     config: &Config,
     exchange: &Exchange,
 ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
-    let libvirt = exchange.libvirt(config.mode)?;
+    let libvirt = exchange.libvirt(config)?;
     let store = Store::open(&config.state_dir)?;
     let known = store.load()?.domains;
     let mut report = Report::default();
@@ -66,7 +66,30 @@ fn move_one(
     let path = libvirt.definition(&book.name);
     check_free(&path, book.uuid, exchange.replace)?;
 
-    let mut moved = Moved { snapshots: book.moments.len(), warnings: Vec::new() };
+    let mut moved = Moved::default();
+    match config.hypervisor {
+        Hypervisor::Qemu => write_snapshots(libvirt, stored, &mut moved)?,
+        Hypervisor::Xen if book.moments.is_empty() => {}
+        Hypervisor::Xen => moved.warnings.push(format!(
+            "libvirt's Xen driver knows no snapshots: its {} stay virtsnap's alone",
+            book.moments.len()
+        )),
+    }
+    make_directory(&libvirt.config)?;
+    write(&path, &definition.to_string())?;
+    if stored.autostart {
+        let link = libvirt.autostart(&book.name);
+        make_directory(&libvirt.config.join("autostart"))?;
+        if fs::symlink_metadata(&link).is_err() {
+            symlink(&path, &link).map_err(|err| failed("make the link", &link, &err))?;
+        }
+    }
+    Ok(moved)
+}
+
+fn write_snapshots(libvirt: &Libvirt, stored: &StoredDomain, moved: &mut Moved) -> Result<()> {
+    let book = &stored.book;
+    moved.snapshots = book.moments.len();
     let snapshots = libvirt.snapshots(&book.name);
     make_directory(&snapshots)?;
     for old in xml_files(&snapshots)? {
@@ -83,16 +106,7 @@ fn move_one(
                 .push(format!("libvirt cannot go back to '{name}', nor delete it: {why}"));
         }
     }
-    make_directory(&libvirt.config)?;
-    write(&path, &definition.to_string())?;
-    if stored.autostart {
-        let link = libvirt.autostart(&book.name);
-        make_directory(&libvirt.config.join("autostart"))?;
-        if fs::symlink_metadata(&link).is_err() {
-            symlink(&path, &link).map_err(|err| failed("make the link", &link, &err))?;
-        }
-    }
-    Ok(moved)
+    Ok(())
 }
 
 /// Nothing of another domain's is overwritten, and nothing at all unless that was said.

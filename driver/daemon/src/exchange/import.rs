@@ -35,7 +35,7 @@ pub(crate) fn import(
     exchange: &Exchange,
     complete: impl Fn(Element) -> Result<Element>,
 ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
-    let libvirt = exchange.libvirt(config.mode)?;
+    let libvirt = exchange.libvirt(config)?;
     let store = Store::open(&config.state_dir)?;
     let known = store.load()?.domains;
     let files = xml_files(&libvirt.config)?;

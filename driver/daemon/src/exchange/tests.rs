@@ -16,7 +16,7 @@ fn host() -> (tempfile::TempDir, Config, Exchange) {
     let root = dir.path().display();
     let text = format!("state_dir = '{root}/ours'\nrun_dir = '{root}/run'\n");
     fs::write(&file, text).unwrap();
-    let config = Config::load(Mode::System, Some(&file)).unwrap();
+    let config = Config::load(Mode::System, Some(&file), None).unwrap();
     let exchange = Exchange {
         domains: Vec::new(),
         replace: false,
