@@ -19,6 +19,7 @@ use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::{Failure, Stage};
 use crate::facts::{DomainFacts, Format, MemoryFile, PathKind, StateFacts};
 use crate::merging::Merging;
+use crate::moment::MomentList;
 use crate::options::{DeleteOptions, Metadata, New, RevertOptions, RevertState, Scope};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Conclude, Operation, Plan};
@@ -142,7 +143,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
             self.check_machine(moment, &facts)?;
         }
         facts.state_files = self.state_to_put_back(&facts, moment).await?;
-        let free = self.free_names(moment, &facts).await?;
+        let free = self.free_names(moment, &facts, &moments).await?;
         let difference = match (&facts.live, &moment.domain) {
             (Some(live), Some(domain)) => self.hypervisor.abi_difference(live, domain),
             _ => None,
@@ -482,14 +483,16 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         }
     }
 
-    /// For each image of the moment, a path beside it where nothing is.
+    /// For each image of the moment, a path beside it where nothing is, and of which no record
+    /// tells: one that was removed may be remembered as another image.
     async fn free_names(
         &self,
         moment: &Definition,
         facts: &DomainFacts,
+        moments: &MomentList,
     ) -> Result<BTreeMap<PathBuf, PathBuf>> {
         let mut free = BTreeMap::new();
-        let mut taken = BTreeSet::new();
+        let mut taken = plan::overlays_of(moments);
         for (image, beside) in plan::route::images(moment, facts) {
             for path in plan::route::names(&beside, facts.now) {
                 if !taken.contains(&path)

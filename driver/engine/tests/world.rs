@@ -77,6 +77,20 @@ fn while_an_image_is_away_nothing_below_it_is_touched() {
     }
 }
 
+/// Three reverts in one second: the first one's overlay is removed by the second, and its record
+/// is not. The third's copy must not have that name, or it is taken for the overlay.
+#[test]
+fn a_copy_never_has_the_name_of_an_overlay_that_a_record_remembers() {
+    let before = [Write(1), Internal(0), Write(2), External(1), Write(3), External(2), Write(4)];
+    let world = situation(&before);
+    let content = world.content_of("s1", "vda");
+    for n in [2, 1, 0] {
+        apply(&world, &world.book(), Revert(n, AS), 1).unwrap();
+    }
+    apply(&world, &world.book(), Delete(2, ONE), 1).unwrap();
+    assert_eq!(world.content_of("s1", "vda"), content);
+}
+
 /// A file that a user prepared is an overlay when the snapshot is there, and as it was when not:
 /// never gone, never half of one.
 #[test]

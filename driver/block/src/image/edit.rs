@@ -82,7 +82,7 @@ impl QemuImg {
             arguments.extend(["-r", &speed]);
         }
         let merged = self.watched(&arguments, "commit", top, format, watch).await;
-        if matches!(merged, Err(MergeError::NotMerged(_))) {
+        if is_over(&merged) {
             // Its own content does not say what it is: of a raw one that is the guest's.
             let chain = self.chain(top, format).await.unwrap_or_default();
             if let Some((_, facts)) = chain.iter().find(|(path, _)| path == base) {
@@ -112,7 +112,7 @@ impl QemuImg {
             Some(Err(err)) => return Err(MergeError::NotMerged(err)),
         }
         let merged = self.watched(&arguments, "rebase", top, format, watch).await;
-        if matches!(merged, Err(MergeError::NotMerged(_))) {
+        if is_over(&merged) {
             self.tidy(top, format).await;
         }
         merged?;
@@ -120,7 +120,8 @@ impl QemuImg {
     }
 
     /// What was killed while it wrote into a qcow2 image leaves clusters that nobody counts on.
-    /// They are harmless, and take room until they are given back.
+    /// They are harmless, and take room until they are given back: here, or after the merge that
+    /// goes on where one was killed together with the daemon.
     async fn tidy(&self, image: &Path, format: &Format) {
         if *format != Format::Qcow2 {
             return;
@@ -223,6 +224,11 @@ pub fn id_of<'a>(snapshots: &'a [InternalSnapshot], tag: &str) -> Result<&'a str
         return Err("has more than one");
     }
     Ok(&first.id)
+}
+
+/// Nobody writes into the image any more.
+fn is_over(merged: &Result<(), MergeError>) -> bool {
+    matches!(merged, Ok(()) | Err(MergeError::NotMerged(_)))
 }
 
 /// What `qemu-img check` found.

@@ -39,6 +39,7 @@ use virtsnap_xml::snapshot::Definition;
 pub(crate) use self::align::overlay_path as disk_overlay;
 pub use self::layers::{image_of as moment_image, images_of, memory_files_of};
 pub use self::live::memory_path;
+pub(crate) use self::strays::overlays_of;
 use crate::domain::{ShutOffReason, Start, VmStateIn};
 use crate::facts::{Format, Target};
 

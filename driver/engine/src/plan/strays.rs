@@ -97,6 +97,11 @@ fn all<'a>(facts: &DomainFacts, moments: &'a MomentList) -> Vec<Stray<'a>> {
         .collect()
 }
 
+/// The overlays that records name, whether they are still there or not.
+pub(crate) fn overlays_of(moments: &MomentList) -> BTreeSet<PathBuf> {
+    moments.iter().flat_map(overlays).map(|(overlay, ..)| overlay).collect()
+}
+
 /// Each overlay that a moment's record names, with what it was laid on.
 fn overlays(moment: &Definition) -> impl Iterator<Item = (PathBuf, &Definition, PathBuf)> {
     let external = |target: &str| {
