@@ -55,17 +55,35 @@ impl Graph {
     /// Of the nodes in `known`, the chain that a device stands on, topmost first; filters between
     /// them are passed over. None where no device stands on any of them.
     pub fn chain(&self, known: &BTreeSet<String>) -> Option<Vec<String>> {
-        let devices = self.nodes.iter().filter(|(_, node)| node.is_device).map(|(id, _)| *id);
-        let mut at = devices.into_iter().find_map(|device| self.next(device, known))?;
+        self.chains(known).into_iter().next().map(|(_, chain)| chain)
+    }
+
+    /// The same of every device that stands on any of them, with the device's name.
+    pub fn chains(&self, known: &BTreeSet<String>) -> Vec<(String, Vec<String>)> {
+        let devices = self.nodes.iter().filter(|(_, node)| node.is_device);
+        let chain = |(id, node): (&u64, &Node)| {
+            let top = self.next(*id, known)?;
+            Some((node.name.clone(), self.names_from(top, known)))
+        };
+        devices.filter_map(chain).collect()
+    }
+
+    /// What is under the node on that edge (`file`, `backing`).
+    pub fn below(&self, node: &str, edge: &str) -> Option<&str> {
+        let (id, _) = self.nodes.iter().find(|(_, found)| found.name == node)?;
+        Some(self.nodes.get(&self.child(*id, &[edge])?)?.name.as_str())
+    }
+
+    fn names_from(&self, top: u64, known: &BTreeSet<String>) -> Vec<String> {
         let mut chain = Vec::new();
-        while chain.len() < MAX_STEPS {
-            chain.push(self.nodes.get(&at)?.name.clone());
-            match self.child(at, &["backing"]).and_then(|below| self.down_to(below, known)) {
-                Some(next) => at = next,
-                None => break,
-            }
+        let mut next = Some(top);
+        while let Some((at, node)) = next.and_then(|at| Some((at, self.nodes.get(&at)?)))
+            && chain.len() < MAX_STEPS
+        {
+            chain.push(node.name.clone());
+            next = self.child(at, &["backing"]).and_then(|below| self.down_to(below, known));
         }
-        Some(chain)
+        chain
     }
 
     fn next(&self, device: u64, known: &BTreeSet<String>) -> Option<u64> {

@@ -51,7 +51,7 @@ fn answer(value: &Value) -> bool {
     fn read<T: serde::de::DeserializeOwned>(value: &Value) -> Option<T> {
         serde_json::from_value(value.clone()).ok()
     }
-    let nodes = read::<Vec<blocks::nodes::Node>>(value);
+    let nodes = read::<Vec<virtsnap_block::nodes::Node>>(value);
     let jobs = read::<Vec<blocks::job::Job>>(value);
     let graph = graph::Graph::parse(value);
     if let Some(graph) = &graph {

@@ -12,13 +12,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
+use virtsnap_block::throttle::Limits;
 use virtsnap_engine::domain::{Active, PausedReason, RunningReason, ShutOffReason, State};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Target;
 use virtsnap_engine::inspect::Pauses;
 use virtsnap_xml::element::Element;
 
-use crate::blocks::throttle::Limits;
 use crate::blocks::{Chain, Layer};
 use crate::client_jobs::{ClientJob, Merged};
 use crate::confine::Borrowed;

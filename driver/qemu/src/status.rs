@@ -10,11 +10,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
+use virtsnap_block::throttle::Limits;
 use virtsnap_engine::domain::{PausedReason, RunningReason, ShutOffReason, State};
 use virtsnap_engine::facts::Target;
 
 use crate::blocks::Chain;
-use crate::blocks::throttle::Limits;
 use crate::client_jobs::{ClientJob, Merged};
 use crate::confine::Borrowed;
 use crate::instance::{Inner, Instance};

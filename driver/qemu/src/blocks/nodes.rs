@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::json;
+pub(crate) use virtsnap_block::nodes::all;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
@@ -13,25 +13,8 @@ use super::graph::Graph;
 use super::{Chain, Layer};
 use crate::argv::{Cache, DiskOptions, blockdev};
 use crate::backing;
-use crate::image::info::ImageInfo;
 use crate::instance::Instance;
 use crate::qmp::{Qmp, QmpError};
-
-/// One of QEMU's named nodes.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) struct Node {
-    #[serde(default)]
-    pub(crate) node_name: String,
-    drv: String,
-    file: String,
-    pub(crate) image: ImageInfo,
-}
-
-pub(crate) async fn all(qmp: &Qmp) -> Result<Vec<Node>, QmpError> {
-    let answer = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
-    serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
-}
 
 /// The number in `libvirt-N-storage` or `libvirt-N-format`.
 fn number(node_name: &str, kind: &str) -> Option<u32> {

@@ -2,18 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::Format::Qcow2;
 
-use crate::blocks::{Chain, Layer, job, nodes};
+use crate::blocks::{Chain, Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
 use crate::image::{claim, failure, is_gone};
 use crate::instance::Instance;
-
-const JOB: &str = "virtsnap-delete";
 
 impl Qemu {
     pub(super) async fn snapshot_image(&self, domain: Uuid, image: &Path, tag: &str) -> Result<()> {
@@ -82,23 +79,9 @@ impl Qemu {
     }
 }
 
-/// `snapshot-delete` rather than `blockdev-snapshot-delete-internal-sync`: that one refuses every
-/// node that something else stands on.
 async fn delete_live(instance: &Instance, layer: &Layer, tag: &str) -> Result<()> {
-    let qmp = &instance.qmp;
-    if job::wait(qmp, JOB, job::Job::is_concluded).await?.is_some() {
-        job::dismiss(qmp, JOB).await?;
-    }
-    // Two of one tag are possible; each deletion takes the first.
-    while has(instance, layer, tag).await? {
-        let arguments = json!({ "job-id": JOB, "tag": tag, "devices": [layer.format_node()] });
-        qmp.execute("snapshot-delete", arguments).await?;
-        let Some(done) = job::wait(qmp, JOB, job::Job::is_concluded).await? else { continue };
-        job::dismiss(qmp, JOB).await?;
-        let what = format!("deleting snapshot '{tag}' of '{}'", layer.image.display());
-        job::outcome(&done, &what)?;
-    }
-    Ok(())
+    let node = layer.format_node();
+    virtsnap_block::nodes::delete_snapshot(&instance.qmp, &node, &layer.image, tag).await
 }
 
 async fn has(instance: &Instance, layer: &Layer, tag: &str) -> Result<bool> {
@@ -108,9 +91,7 @@ async fn has(instance: &Instance, layer: &Layer, tag: &str) -> Result<bool> {
 
 /// The format nodes whose image has a snapshot of that tag.
 pub(super) async fn tagged(instance: &Instance, tag: &str) -> Result<Vec<String>> {
-    let nodes = nodes::all(&instance.qmp).await?;
-    let has = nodes.into_iter().filter(|node| node.image.has_tag(tag));
-    Ok(has.map(|node| node.node_name).collect())
+    Ok(virtsnap_block::nodes::tagged(&instance.qmp, tag).await?)
 }
 
 /// The active layers of these disks, each once.

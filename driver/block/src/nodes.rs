@@ -1,0 +1,69 @@
+//! Block nodes of a running QEMU, and the internal snapshots in them.
+//!
+//! Source: `query-named-block-nodes`.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::json;
+use virtsnap_engine::error::Result;
+
+use crate::image::info::ImageInfo;
+use crate::job::{self, Job};
+use crate::qmp::{Qmp, QmpError};
+
+const DELETION: &str = "virtsnap-delete";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Node {
+    #[serde(default)]
+    pub node_name: String,
+    pub drv: String,
+    /// The file's name as QEMU renders it.
+    pub file: String,
+    #[serde(rename = "ro")]
+    pub read_only: bool,
+    pub cache: Cache,
+    #[serde(rename = "detect_zeroes")]
+    pub detect_zeroes: String,
+    pub image: ImageInfo,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Cache {
+    pub direct: bool,
+    pub no_flush: bool,
+}
+
+pub async fn all(qmp: &Qmp) -> Result<Vec<Node>, QmpError> {
+    let answer = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+    serde_json::from_value(answer).map_err(|err| QmpError::Protocol(err.to_string()))
+}
+
+/// The nodes whose image has a snapshot of that tag.
+pub async fn tagged(qmp: &Qmp, tag: &str) -> Result<Vec<String>, QmpError> {
+    let has = all(qmp).await?.into_iter().filter(|node| node.image.has_tag(tag));
+    Ok(has.map(|node| node.node_name).collect())
+}
+
+/// Every internal snapshot of that tag goes from the image, which is open for writing; none is done.
+///
+/// `snapshot-delete` rather than `blockdev-snapshot-delete-internal-sync`: that one refuses every
+/// node that something else stands on.
+pub async fn delete_snapshot(qmp: &Qmp, node: &str, image: &Path, tag: &str) -> Result<()> {
+    if job::wait(qmp, DELETION, Job::is_concluded).await?.is_some() {
+        job::dismiss(qmp, DELETION).await?;
+    }
+    // Two of one tag are possible; each deletion takes the first.
+    while tagged(qmp, tag).await?.iter().any(|tagged| tagged == node) {
+        let arguments = json!({ "job-id": DELETION, "tag": tag, "devices": [node] });
+        qmp.execute("snapshot-delete", arguments).await?;
+        let Some(done) = job::wait(qmp, DELETION, Job::is_concluded).await? else { continue };
+        job::dismiss(qmp, DELETION).await?;
+        let what = format!("deleting snapshot '{tag}' of '{}'", image.display());
+        job::outcome(&done, &what)?;
+    }
+    Ok(())
+}
