@@ -35,6 +35,9 @@ pub struct DomainFacts {
     /// Images that something outside this domain refers to (other domains, their moments,
     /// neighbouring images), each with a word on who does.
     pub foreign_readers: BTreeMap<PathBuf, String>,
+    /// Images that the running guest's hypervisor has open so that no internal snapshot can be deleted
+    /// in them before the guest is off.
+    pub sealed: BTreeSet<PathBuf>,
     /// Of the definition that the operation is about: the present one, or that of the moment to
     /// which the domain goes back.
     pub state_files: Vec<StateFacts>,

@@ -23,7 +23,7 @@ use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 
 /// A script, one act a line: `start`, `save`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks] [live] [standing] [halted] <domainsnapshot>…`, `policy <policy>…`,
-/// `raw TARGET`, `bypassed TARGET`, `touch FILE`, `lose FILE`,
+/// `raw TARGET`, `bypassed TARGET`, `sealed FILE`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
 /// `confined`, `unconfined`,
@@ -106,6 +106,7 @@ async fn act(
             }
             *book.lock().unwrap() = world.book().into_inner().unwrap();
         }
+        "sealed" => world.seal(rest),
         "touch" => world.touch(rest),
         "lose" => world.lose(Path::new(rest)),
         "full" => return create(engine, book, &named, &options).await,
@@ -182,7 +183,7 @@ fn check(name: &str) {
     let disks = ["vda", "vdb"];
     let world = match name {
         "firmware" => World::with_firmware(&disks, &Format::Raw),
-        "outside" | "bypassed" => World::new(&disks).shaped(Shape::Outside),
+        "outside" | "bypassed" | "sealed" => World::new(&disks).shaped(Shape::Outside),
         "firmware-qcow2" => World::with_firmware(&disks, &Format::Qcow2),
         _ => World::new(&disks),
     };
@@ -209,6 +210,7 @@ fn mixes_memory_and_disks() {
 fn keeps_memory_outside() {
     check("outside");
     check("bypassed");
+    check("sealed");
 }
 
 #[test]

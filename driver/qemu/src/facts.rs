@@ -65,6 +65,7 @@ impl Qemu {
             memory_files,
             owned: subject.owned.clone(),
             foreign_readers,
+            sealed: BTreeSet::new(),
             state_files: Vec::new(),
             agent,
             memory_blockers,

@@ -32,7 +32,7 @@ use super::policy;
 use super::{Finish, MomentChange, Operation, Pivot, Plan, interrupted, saved, state_files};
 use crate::domain::State;
 use crate::error::{Condition, Error, Result};
-use crate::facts::DomainFacts;
+use crate::facts::{DiskFacts, DomainFacts};
 use crate::moment::MomentList;
 use crate::options::{DeleteOptions, DeleteScope};
 
@@ -113,6 +113,9 @@ pub fn delete(
     }
     after.finish(facts, &mut finish);
     saved::follow(&mut finish, facts);
+    for act in &finish {
+        check_reach(act, facts)?;
+    }
     Ok(Plan {
         operation: Operation::Delete { moments: doomed.names.clone() },
         prepare: Vec::new(),
@@ -120,6 +123,28 @@ pub fn delete(
         finish,
         conclude: Vec::new(),
     })
+}
+
+/// What a running guest's hypervisor has open only it can change, and not all of it.
+fn check_reach(finish: &Finish, facts: &DomainFacts) -> Result<()> {
+    let layers = Layers::of(facts);
+    let under = |disk: &DiskFacts, image: &Path| {
+        disk.image().is_some_and(|top| layers.chain(top).any(|layer| layer == image))
+    };
+    let what = match finish {
+        Finish::DeleteSnapshot { image, tag } if facts.sealed.contains(image) => {
+            format!("snapshot '{tag}' cannot be deleted from image '{}'", image.display())
+        }
+        Finish::Commit { base: image, .. } | Finish::Stream { top: image, .. } => {
+            let mut bypassed = facts.disks.iter().filter(|disk| disk.bypass.is_some());
+            let Some(disk) = bypassed.find(|disk| under(disk, image)) else { return Ok(()) };
+            let backend = disk.bypass.as_deref().unwrap_or_default();
+            format!("the layers of disk '{}', served by '{backend}', cannot be merged", disk.target)
+        }
+        _ => return Ok(()),
+    };
+    let what = format!("{what} while the guest runs: shut the guest down first");
+    Err(Error::new(Condition::OperationUnsupported, what))
 }
 
 pub(super) fn delete_tags(

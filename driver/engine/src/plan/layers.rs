@@ -42,17 +42,15 @@ impl Layers {
         self.backing.len()
     }
 
+    /// `top`, and what it stands on.
+    pub(super) fn chain<'a>(&'a self, top: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let below = |image: &&'a Path| self.backing(image).map(PathBuf::as_path);
+        std::iter::successors(Some(top), below).take(self.len() + 1)
+    }
+
     /// How many images stand on each other, `top` included.
     pub(super) fn depth(&self, top: &Path) -> usize {
-        let mut at = Some(top);
-        let mut depth = 0;
-        while let Some(image) = at
-            && depth <= self.len()
-        {
-            depth += 1;
-            at = self.backing(image).map(PathBuf::as_path);
-        }
-        depth
+        self.chain(top).count()
     }
 
     pub(super) fn backing(&self, image: &Path) -> Option<&PathBuf> {

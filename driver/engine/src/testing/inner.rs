@@ -68,6 +68,7 @@ pub(super) struct Inner {
     /// The hypervisor's processes may open nothing that they have not open.
     pub(super) confined: bool,
     pub(super) memory_blockers: Vec<String>,
+    pub(super) sealed: BTreeSet<PathBuf>,
     pub(super) is_old: bool,
     pub(super) calls: usize,
     pub(super) trouble: Option<(usize, Trouble)>,
@@ -623,6 +624,10 @@ impl Inner {
                 image.data = saved.data;
             }
             Finish::DeleteSnapshot { image, tag } => {
+                assert!(
+                    self.guest.is_none() || !self.sealed.contains(image),
+                    "{image:?} is sealed"
+                );
                 self.check_writable(image)?;
                 self.image(image)?.snapshots.retain(|saved| saved.tag != *tag);
             }
@@ -818,6 +823,7 @@ impl Inner {
                 .collect(),
             owned: subject.owned.clone(),
             foreign_readers,
+            sealed: if self.guest.is_some() { self.sealed.clone() } else { BTreeSet::new() },
             state_files: Vec::new(),
             agent: AgentState::Connected,
             memory_blockers: self.memory_blockers.clone(),

@@ -221,6 +221,11 @@ impl World {
         self.make_raw_on(target, inner::BYPASS);
     }
 
+    /// A running guest's hypervisor cannot delete internal snapshots in it.
+    pub fn seal(&self, image: &str) {
+        self.lock().sealed.insert(image.into());
+    }
+
     fn make_raw_on(&self, target: &str, name: &str) {
         let mut inner = self.lock();
         let config = inner.config.as_mut().expect("the domain is persistent");
@@ -513,6 +518,7 @@ impl World {
             room: inner.room,
             confined: inner.confined,
             memory_blockers: inner.memory_blockers.clone(),
+            sealed: inner.sealed.clone(),
             is_old: inner.is_old,
             calls: 0,
             trouble: None,
