@@ -61,6 +61,13 @@ impl Drive {
         self.layers.iter().position(|layer| layer.is(image))
     }
 
+    /// Internal snapshots of that layer can be deleted: a layer below the top is opened for writing
+    /// then.
+    pub fn can_delete_in(&self, depth: usize) -> bool {
+        depth == 0
+            || self.layers.get(depth).is_some_and(|layer| !layer.read_only || layer.has_name())
+    }
+
     pub fn top(&self) -> Option<&Layer> {
         self.layers.first()
     }
@@ -166,15 +173,11 @@ async fn reopen(
 /// Every internal snapshot of that tag goes from the layer; none is done.
 pub async fn delete_snapshot(qmp: &Qmp, drive: &Drive, depth: usize, tag: &str) -> Result<()> {
     let Some(layer) = drive.layers.get(depth) else { return Ok(()) };
-    if depth == 0 {
+    if depth == 0 || !layer.read_only {
         return nodes::delete_snapshot(qmp, &layer.node, &layer.image, tag).await;
     }
-    // A layer below is open for reading only.
-    let opened = reopen(qmp, drive, depth, false, false).await;
-    let deleted = match opened {
-        Ok(()) => nodes::delete_snapshot(qmp, &layer.node, &layer.image, tag).await,
-        Err(err) => Err(err),
-    };
+    reopen(qmp, drive, depth, false, false).await?;
+    let deleted = nodes::delete_snapshot(qmp, &layer.node, &layer.image, tag).await;
     let closed = reopen(qmp, drive, depth, true, false).await;
     deleted.and(closed)
 }

@@ -30,6 +30,10 @@ const BURSTS: [&str; 13] = [
 ];
 
 impl Limits {
+    pub fn none() -> Self {
+        Self::of(&Value::Null)
+    }
+
     /// Of `inserted` in an answer to `query-block`.
     fn of(inserted: &Value) -> Self {
         let mut limits = Map::new();

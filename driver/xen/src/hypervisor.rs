@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 use virtsnap_block::image::QemuImg;
+pub use virtsnap_block::merge::MergeLimits;
 use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
@@ -24,6 +25,7 @@ pub struct XenConfig {
     pub state_dir: PathBuf,
     pub log_dir: PathBuf,
     pub qemu_img: PathBuf,
+    pub merges: MergeLimits,
     /// The bridge of each virtual network that interfaces may name.
     pub network_bridges: BTreeMap<String, String>,
 }
@@ -35,6 +37,7 @@ impl XenConfig {
             state_dir,
             log_dir,
             qemu_img: PathBuf::from("/usr/bin/qemu-img"),
+            merges: MergeLimits::default(),
             network_bridges: [("default".to_owned(), "virbr0".to_owned())].into(),
         }
     }

@@ -4,6 +4,7 @@
 //! - [`config`]: a definition as the JSON that libxl starts a domain from, and back; pure;
 //! - [`context`]: libxl itself;
 //! - [`hypervisor`]: the driver behind the engine's port; [`instance`]: one running domain;
+//! - `facts`: what a plan is made from; `merge`: layers merged and snapshots deleted;
 //! - `save_image`: memory in a file, in xl's format.
 
 #![deny(unsafe_code)]
@@ -11,12 +12,14 @@
 pub mod complete;
 pub mod config;
 pub mod context;
+mod facts;
 #[cfg(test)]
 mod golden;
 mod guest;
 mod host;
 pub mod hypervisor;
 pub mod instance;
+mod merge;
 mod save_image;
 
 pub use guest::Guest;

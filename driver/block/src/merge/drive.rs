@@ -118,6 +118,7 @@ impl Merge<'_> {
         if let Some(base) = act.base.filter(|_| depth(&chain, act.top) == Some(0)) {
             *kind = BlockJobKind::ActiveCommit;
             claim::mark_committed(self.state_dir, self.domain, act.top, base).await?;
+            disk.switch_to(base).await?;
         }
         Ok(())
     }

@@ -54,6 +54,12 @@ pub trait LiveDisk: Sync {
     /// killed after its `block-stream` had completed left an overlay that named no backing file any
     /// more and had nothing of it.
     fn flush_grown(&self, chain: &[Open], depth: usize) -> impl Future<Output = Result<()>> + Send;
+    /// An active commit is about to switch the disk to its base, which holds the same: what starts
+    /// the guest next is to use that. Whether it was switched, [`LiveDisk::follow`] sees.
+    fn switch_to(&self, base: &Path) -> impl Future<Output = Result<()>> + Send {
+        let _ = base;
+        async { Ok(()) }
+    }
     /// The guest writes at most so many bytes a second, until [`LiveDisk::let_go`].
     fn hold_back(&self, bytes: u64) -> impl Future<Output = Result<()>> + Send;
     /// Never held back is done.

@@ -1,0 +1,191 @@
+//! What a plan is made from: disks, images, who else reads them.
+//!
+//! Of what a running domain's device model has open it tells itself ([`virtsnap_block::drives`]); of
+//! all else [`virtsnap_block::survey`] does. Where no device model runs, the kernel serves the disks.
+//!
+//! A running guest's disk is out of reach where the kernel serves it (`phy`), and where the device
+//! model has it open twice: as emulated hardware, and for the guest's Xen driver, which has not
+//! taken it over. A snapshot through one of the two would leave the other on the old file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use virtsnap_block::drives::{self, Drive};
+use virtsnap_block::image::QemuImg;
+use virtsnap_block::qmp::Qmp;
+use virtsnap_block::survey::{self, Images};
+use virtsnap_block::{job, merge, place};
+use virtsnap_engine::domain::{ShutOffReason, State};
+use virtsnap_engine::error::Result;
+use virtsnap_engine::facts::{
+    AgentState, DiskFacts, DomainFacts, Format, InternalSnapshot, MemoryFile, Place,
+};
+use virtsnap_engine::ports::Subject;
+use virtsnap_xml::domain::{self, DiskView};
+use virtsnap_xml::element::Element;
+
+use crate::host::Host;
+use crate::hypervisor::Xen;
+use crate::save_image;
+
+impl Xen {
+    /// No operation is under way on the domain when this is asked.
+    pub(crate) async fn domain_facts(&self, subject: &Subject) -> Result<DomainFacts> {
+        let instance = self.instance(subject.uuid);
+        let live = instance.as_ref().map(|instance| instance.live());
+        let definition = live.as_ref().or(subject.config.as_ref());
+        let mut disks = definition.map(survey::disks).unwrap_or_default();
+        let (mut images, mut sealed) = (Images::new(), BTreeSet::new());
+        if let (Some(instance), Some(live)) = (&instance, &live) {
+            let qmp = instance.monitor().await?;
+            let drives = match &qmp {
+                Some(qmp) => drives::query(qmp).await?,
+                None => Vec::new(),
+            };
+            images = drives::images(&drives);
+            sealed = self::sealed(&drives);
+            mark_bypassed(live, &drives, &mut disks);
+            if let Some(qmp) = &qmp {
+                mark_jobs(qmp, &mut disks).await?;
+            }
+        }
+        survey::gather(&self.image_tool(), subject, &disks, &mut images).await?;
+        merge::forget_commits(&self.config().state_dir, subject.uuid, &images).await?;
+        let foreign_readers = survey::foreign_readers(&images, |_| false).await?;
+        let host = self.shared.host.clone();
+        let memory_file = move |path: &Path| memory_file(path, &host);
+        let memory_files = survey::memory_files(subject.memory_files.clone(), memory_file).await?;
+        Ok(DomainFacts {
+            uuid: subject.uuid,
+            name: subject.name.clone(),
+            state: instance
+                .as_ref()
+                .map_or(State::ShutOff(ShutOffReason::Unknown), |instance| instance.state()),
+            config: subject.config.clone(),
+            live,
+            disks,
+            images,
+            memory_files,
+            owned: subject.owned.clone(),
+            foreign_readers,
+            sealed,
+            state_files: Vec::new(),
+            agent: AgentState::NotConfigured,
+            memory_blockers: Vec::new(),
+            memory_inside: false,
+            saved_by_guest: true,
+            internal_after_memory: true,
+            managed_save: None,
+            has_unreadable_moments: false,
+            now: survey::now(),
+        })
+    }
+
+    /// What can be read without the domain's job: nothing is changed, and an image that cannot be
+    /// read just now is left out.
+    pub(crate) async fn snapshots_in_images(
+        &self,
+        domain: Uuid,
+        definition: &Element,
+        named: &BTreeMap<PathBuf, Format>,
+    ) -> Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>> {
+        let images = drives::images(&self.drives(domain).await?);
+        Ok(survey::snapshots(&self.image_tool(), definition, named, images).await)
+    }
+
+    pub(crate) async fn overlay_place(
+        &self,
+        at: &Path,
+        below: &Path,
+        facts: &DomainFacts,
+    ) -> Result<Place> {
+        let tool = self.image_tool();
+        let instances: Vec<_> = self.shared.instances().values().cloned().collect();
+        let mut in_use = BTreeMap::new();
+        for instance in instances {
+            let images = chains(&tool, &instance.live()).await;
+            let guest = || format!("the domain '{}'", instance.name);
+            in_use.extend(images.into_keys().map(|image| (image, guest())));
+        }
+        place::overlay(&tool, at, below, facts, in_use).await
+    }
+
+    /// What the domain's device model has open; nothing where none runs.
+    pub(crate) async fn drives(&self, domain: Uuid) -> Result<Vec<Drive>> {
+        let Some(instance) = self.instance(domain) else { return Ok(Vec::new()) };
+        match instance.monitor().await? {
+            Some(qmp) => Ok(drives::query(&qmp).await?),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The images under a definition's disks, as far as they can be read.
+async fn chains(tool: &QemuImg, definition: &Element) -> Images {
+    let mut images = Images::new();
+    for disk in survey::disks(definition) {
+        let Some(path) = disk.image() else { continue };
+        if let Err(err) = survey::walk(tool, path, &disk.format, &mut images).await {
+            tracing::warn!("{}", err.chain());
+        }
+    }
+    images
+}
+
+fn memory_file(path: &Path, host: &Host) -> MemoryFile {
+    let head = match save_image::open(path) {
+        Ok((head, _)) => head,
+        Err(damage) => return MemoryFile::Damaged(damage.to_string()),
+    };
+    match head.definition(host) {
+        Ok(definition) => MemoryFile::Whole { definition, running: head.was_running },
+        Err(err) => MemoryFile::Damaged(err.chain()),
+    }
+}
+
+fn mark_bypassed(live: &Element, drives: &[Drive], disks: &mut [DiskFacts]) {
+    for disk in disks {
+        let Some(image) = disk.image() else { continue };
+        let on_it = drives.iter().filter(|drive| drive.top().is_some_and(|top| top.is(image)));
+        disk.bypass = match on_it.count() {
+            1 => None,
+            0 => Some(backend(domain::disk(live, &disk.target))),
+            _ => Some("emulated hardware beside Xen's own disk".to_owned()),
+        };
+    }
+}
+
+/// Who serves a disk that the device model does not have open.
+fn backend(disk: Option<DiskView<'_>>) -> String {
+    let named = disk.and_then(|disk| disk.driver()?.attr("name").map(str::to_owned));
+    named.filter(|name| name != "qemu").unwrap_or_else(|| "phy".to_owned())
+}
+
+/// Images in which no internal snapshot can be deleted: what is open twice, as well.
+fn sealed(drives: &[Drive]) -> BTreeSet<PathBuf> {
+    let twice = |image: &Path| drives.iter().filter(|d| d.depth(image).is_some()).count() > 1;
+    let layers = drives.iter().flat_map(|drive| {
+        drive.layers.iter().enumerate().map(move |(at, layer)| (drive, at, layer))
+    });
+    layers
+        .filter(|(drive, at, layer)| !drive.can_delete_in(*at) || twice(&layer.image))
+        .map(|(_, _, layer)| layer.image.clone())
+        .collect()
+}
+
+async fn mark_jobs(qmp: &Qmp, disks: &mut [DiskFacts]) -> Result<()> {
+    for found in job::all(qmp).await? {
+        if found.is_concluded() || found.status == "null" {
+            continue;
+        }
+        let is_ours = found.id.starts_with("virtsnap-");
+        for disk in &mut *disks {
+            // Which disk somebody else's job works on is not told, so none may be touched.
+            if !is_ours || found.id == job::id("merge", &disk.target) {
+                disk.block_job = true;
+            }
+        }
+    }
+    Ok(())
+}

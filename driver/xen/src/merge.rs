@@ -1,0 +1,248 @@
+//! Layers merged and internal snapshots deleted: by jobs of the device model where it has the images
+//! open, by `qemu-img` where it has not.
+//!
+//! What a domain is started from after the guest's reboot is libxl's stored configuration. It names
+//! the base of an active commit before the disk is switched to it: until then both hold the same,
+//! and a guest that goes on from an old top would ruin the base.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use uuid::Uuid;
+use virtsnap_block::drives::{self, Drive};
+use virtsnap_block::image::{in_use, is_gone, storage_driver};
+use virtsnap_block::merge::{self, LiveDisk, Merge, Open};
+use virtsnap_block::qmp::Qmp;
+use virtsnap_block::throttle::{self, Limits};
+use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus, Event};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::{Format, Target};
+use virtsnap_engine::merging::Merging;
+use virtsnap_engine::plan::Finish;
+use virtsnap_engine::ports::MergeError;
+use virtsnap_xml::domain;
+
+use crate::hypervisor::Xen;
+use crate::instance::Instance;
+
+impl Xen {
+    pub(crate) async fn merge_layers(
+        &self,
+        domain: Uuid,
+        merge: &Finish,
+        merging: &Merging,
+    ) -> Result<(), MergeError> {
+        let (target, image) = merge::about(merge)?;
+        let disk = self.disk_with(domain, Some(target), image).await;
+        let disk = disk.map_err(MergeError::InDoubt)?;
+        let config = self.config();
+        let act = Merge { domain, state_dir: &config.state_dir, limits: config.merges, merging };
+        act.carry_out(&self.image_tool(), disk.as_ref(), merge).await
+    }
+
+    pub(crate) async fn repoint(
+        &self,
+        domain: Uuid,
+        image: &Path,
+        backing: &Path,
+        backing_format: &Format,
+    ) -> Result<()> {
+        let disk = self.disk_with(domain, None, image).await?;
+        let to = (backing, backing_format);
+        merge::repoint(&self.image_tool(), disk.as_ref(), image, to).await
+    }
+
+    pub(crate) async fn delete_snapshot(
+        &self,
+        domain: Uuid,
+        image: &Path,
+        tag: &str,
+    ) -> Result<()> {
+        let Some(disk) = self.disk_with(domain, None, image).await? else {
+            if is_gone(image) {
+                return Ok(());
+            }
+            return self.image_tool().delete_snapshot(image, &Format::Qcow2, tag).await;
+        };
+        let drive = disk.drive().await?;
+        match drive.depth(image) {
+            Some(depth) if !drive.can_delete_in(depth) => {
+                Err(in_use(image, &disk.target, "changed"))
+            }
+            Some(depth) => drives::delete_snapshot(&disk.qmp, &drive, depth, tag).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The running domain's disk that has the image among its layers.
+    async fn disk_with(
+        &self,
+        domain: Uuid,
+        target: Option<&str>,
+        image: &Path,
+    ) -> Result<Option<Disk<'_>>> {
+        let Some(instance) = self.instance(domain) else { return Ok(None) };
+        let Some(qmp) = instance.monitor().await? else { return Ok(None) };
+        let drives = drives::query(&qmp).await?;
+        let with: Vec<&Drive> = drives.iter().filter(|d| d.depth(image).is_some()).collect();
+        let live = instance.live();
+        let sources: Vec<(String, PathBuf)> = domain::disks(&live)
+            .filter_map(|disk| Some((disk.target().to_owned(), PathBuf::from(disk.path()?))))
+            .collect();
+        let has = |drive: &Drive, source: &Path| drive.depth(source).is_some();
+        let found = with.iter().find_map(|drive| {
+            let mut of = sources.iter().filter(|(name, _)| target.is_none_or(|t| t == name));
+            of.find(|(_, source)| has(drive, source)).map(|(name, _)| (*drive, name.clone()))
+        });
+        // An active commit that has switched the disk leaves its name on no drive.
+        let found = found.or_else(|| match (with.as_slice(), target) {
+            ([drive], Some(target)) => Some((*drive, target.to_owned())),
+            _ => None,
+        });
+        match found {
+            Some((drive, target)) => {
+                let device = drive.device.clone();
+                Ok(Some(Disk { xen: self, instance, qmp, target, device }))
+            }
+            None if with.is_empty() => Ok(None),
+            None => {
+                let what = format!(
+                    "image '{}' is open in the device model of domain '{}', for none of its disks",
+                    image.display(),
+                    instance.name
+                );
+                Err(Error::new(Condition::OperationFailed, what))
+            }
+        }
+    }
+}
+
+/// A disk of a running domain that its device model serves.
+struct Disk<'a> {
+    xen: &'a Xen,
+    instance: Arc<Instance>,
+    qmp: Arc<Qmp>,
+    target: Target,
+    /// As the device model calls it.
+    device: String,
+}
+
+impl Disk<'_> {
+    async fn drive(&self) -> Result<Drive> {
+        let drives = drives::query(&self.qmp).await?;
+        drives.into_iter().find(|drive| drive.device == self.device).ok_or_else(|| {
+            let what = format!("the device model has disk '{}' no more", self.target);
+            Error::new(Condition::OperationFailed, what)
+        })
+    }
+
+    /// The image is the one that the next start uses, and the live definition names.
+    async fn stand_on(&self, image: &Path, format: &Format) -> Result<()> {
+        let kind = if storage_driver(image) == "host_device" { "block" } else { "file" };
+        let (path, format) = (image.to_string_lossy(), format.as_str());
+        self.instance.update(|inner| {
+            domain::set_image(&mut inner.live, &self.target, kind, &path, format);
+        })?;
+        self.xen.store_disks(&self.instance).await
+    }
+
+    fn source(&self) -> Option<PathBuf> {
+        let live = self.instance.live();
+        domain::disk(&live, &self.target)?.path().map(PathBuf::from)
+    }
+
+    /// As libxl has it of a disk that can be written to.
+    fn passes_discards(&self) -> bool {
+        let live = self.instance.live();
+        domain::disk(&live, &self.target).is_some_and(|disk| {
+            let said = disk.driver().and_then(|driver| driver.attr("discard"));
+            !disk.is_readonly() && said != Some("ignore")
+        })
+    }
+
+    fn is_of(&self, device: &Value) -> bool {
+        device.get("qdev").and_then(Value::as_str) == Some(self.device.as_str())
+    }
+}
+
+impl LiveDisk for Disk<'_> {
+    fn domain(&self) -> &str {
+        &self.instance.name
+    }
+
+    fn target(&self) -> &str {
+        &self.target
+    }
+
+    fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    async fn follow(&self) -> Result<Vec<Open>> {
+        let drive = self.drive().await?;
+        if let Some(top) = drive.top().filter(|top| self.source().is_none_or(|s| !top.is(&s))) {
+            self.stand_on(&top.image, &top.facts.format).await?;
+        }
+        let open = |layer: drives::Layer| Open { image: layer.image, node: layer.node };
+        Ok(drive.layers.into_iter().map(open).collect())
+    }
+
+    /// The device model is root's.
+    fn lend(&self, _image: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    async fn flush(&self, chain: &[Open], depth: usize) -> Result<()> {
+        let drive = self.drive().await?;
+        let at = chain.get(depth).and_then(|open| drive.depth(&open.image));
+        match at {
+            Some(at) => drives::flush(&self.qmp, &drive, at, self.passes_discards()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn flush_grown(&self, chain: &[Open], depth: usize) -> Result<()> {
+        self.flush(chain, depth).await
+    }
+
+    async fn switch_to(&self, base: &Path) -> Result<()> {
+        let drive = self.drive().await?;
+        match drive.layers.iter().find(|layer| layer.is(base)) {
+            Some(layer) => self.stand_on(&layer.image, &layer.facts.format).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn hold_back(&self, bytes: u64) -> Result<()> {
+        match throttle::find(&self.qmp, |device| self.is_of(device)).await? {
+            Some((device, limits)) => {
+                Ok(throttle::set(&self.qmp, &device, limits.held_to(bytes)).await?)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// libxl sets no limits: those that there are, are ours, or those of a daemon before.
+    async fn let_go(&self) -> Result<()> {
+        let none = Limits::none();
+        match throttle::find(&self.qmp, |device| self.is_of(device)).await? {
+            Some((device, limits)) if limits != none => {
+                Ok(throttle::set(&self.qmp, &device, none).await?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        self.xen.store_disks(&self.instance).await?;
+        drives::sweep(&self.qmp).await
+    }
+
+    fn tell(&self, kind: BlockJobKind, status: BlockJobStatus) -> Result<()> {
+        let source = self.source().unwrap_or_default().to_string_lossy().into_owned();
+        let event = Event::BlockJob { target: self.target.clone(), source, kind, status };
+        self.xen.shared.tell(&self.instance, event);
+        Ok(())
+    }
+}
