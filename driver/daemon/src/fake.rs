@@ -179,14 +179,23 @@ pub(crate) fn domains(directory: &Path) -> Domains<FakeHypervisor> {
     domains_and_sessions(directory).0
 }
 
+/// The same on a hypervisor that others use too.
+pub(crate) fn shared_domains(directory: &Path) -> Domains<FakeHypervisor> {
+    over(Store::open(directory).unwrap(), true).0
+}
+
 pub(crate) fn domains_and_sessions(directory: &Path) -> (Domains<FakeHypervisor>, Arc<Sessions>) {
     domains_on(Store::open(directory).unwrap())
 }
 
 pub(crate) fn domains_on(store: Store) -> (Domains<FakeHypervisor>, Arc<Sessions>) {
+    over(store, false)
+}
+
+fn over(store: Store, is_shared: bool) -> (Domains<FakeHypervisor>, Arc<Sessions>) {
     let sessions = Arc::new(Sessions::default());
-    let store = Arc::new(store);
-    let table = Arc::new(Table::load(store, Events::new(sessions.clone())).unwrap());
+    let table = Table::load(Arc::new(store), Events::new(sessions.clone())).unwrap();
+    let table = Arc::new(table.shared(is_shared));
     let hypervisor = Arc::new(FakeHypervisor::default());
     hypervisor.sink.set(Arc::downgrade(&table)).unwrap();
     (Domains::new(hypervisor, table), sessions)

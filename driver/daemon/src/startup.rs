@@ -93,7 +93,8 @@ fn open<H: Inspect>(
     // While a slow disk is waited for, another thread serves the other clients.
     let store = Store::open(&config.state_dir)?.waiting_by(|work| block_in_place(work));
     let store = Arc::new(store);
-    let table = Arc::new(Table::load(store, Events::new(sessions))?);
+    let table = Table::load(store, Events::new(sessions))?.shared(H::IS_SHARED);
+    let table = Arc::new(table);
     let hypervisor = hypervisor(table.clone())?;
     Ok(Domains::new(Arc::new(hypervisor), table).with(config.guests.meanwhile))
 }

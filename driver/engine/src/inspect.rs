@@ -159,6 +159,12 @@ pub trait Inspect: Hypervisor {
     const FUNCTIONS: &'static str;
     /// The paths of URIs that are opened, the first for whoever names none.
     const PATHS: &'static [&'static str];
+    /// Others start domains on it too, which come and go by events ([`EventSink`]). What is known of
+    /// a domain's snapshots then outlives its guest, also without a persistent definition: whoever
+    /// started it may do so again.
+    ///
+    /// [`EventSink`]: crate::ports::EventSink
+    const IS_SHARED: bool = false;
 
     /// Of the hypervisor: major * 1000000 + minor * 1000 + micro.
     fn version(&self) -> impl Future<Output = Result<u64>> + Send {

@@ -15,7 +15,11 @@ use crate::merging::Merging;
 use crate::plan::access::Access;
 use crate::plan::{Conclude, Finish, MomentChange, Pivot, Plan, Step};
 
-/// Where a hypervisor tells what happened, in the order it happened. Must not block.
+/// Where a hypervisor tells what happened, in the order it happened. Must not block for long.
+///
+/// [`Event::Started`] of a domain that nobody here has started is how one is told of that another
+/// program started: from then on it is listed, without a persistent definition, and
+/// [`Hypervisor::active`] answers for it. It ends by [`Event::Stopped`], as any other does.
 pub trait EventSink: Send + Sync + 'static {
     /// `id` is the domain's id at the time, -1 when it has stopped.
     fn emit(&self, domain: Uuid, name: &str, id: i32, event: Event);
@@ -89,7 +93,8 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     // -- life --------------------------------------------------------------------------------
 
-    /// Finds the domains that outlived the daemon, and connects to them again.
+    /// Finds the domains that outlived the daemon, and connects to them again; those of other
+    /// programs too, where there are any.
     fn reconnect(&self) -> impl Future<Output = Result<Vec<Active>>> + Send;
 
     /// Brings up a completed definition. On failure nothing is left behind.

@@ -344,7 +344,7 @@ impl<H: Hypervisor> Domains<H> {
     /// A transient domain that an operation left without a process is gone, unless the operation
     /// itself is still in doubt: then what is stored is needed to settle it.
     pub(crate) fn drop_if_gone(&self, domain: &Domain) {
-        if domain.is_persistent() || self.active(domain).is_some() {
+        if !self.table.ends_with_guest(domain) || self.active(domain).is_some() {
             return;
         }
         match self.table.store().unfinished() {
@@ -472,7 +472,7 @@ impl<H: Hypervisor> Domains<H> {
     pub(super) async fn admit_for_start(&self, uuid: Uuid, name: &str) -> Result<Arc<Domain>> {
         let _changes = self.changes.lock().await;
         let domain = self.admit(uuid, name)?;
-        if self.table.get(uuid).is_some() && !domain.is_persistent() {
+        if self.table.get(uuid).is_some() && self.table.ends_with_guest(&domain) {
             return Err(invalid(format!("domain '{name}' is already active")));
         }
         if !domain.is_persistent() {
@@ -542,7 +542,7 @@ impl<H: Hypervisor> Domains<H> {
         let alive = self.hypervisor.reconnect().await?;
         for active in &alive {
             if self.table.get(active.uuid).is_none() {
-                self.table.insert(Arc::new(Domain::new(active.uuid, active.name.clone())));
+                self.table.adopt(active.uuid, &active.name);
             }
         }
         self.settle_managed();

@@ -1,8 +1,8 @@
 //! Every domain the daemon knows, active or not, by uuid.
 //!
 //! The table follows the hypervisor's events: a domain that stops and has no persistent definition
-//! leaves it, whoever stopped it. The hypervisor says what is active; the table only remembers why
-//! something is not.
+//! leaves it, whoever stopped it, and one that another program started joins it. The hypervisor
+//! says what is active; the table only remembers why something is not.
 //!
 //! Locks: the map (short, never across an await or a file), then a domain's `book` or `life`,
 //! never both.
@@ -27,6 +27,8 @@ pub(crate) struct Table {
     domains: RwLock<BTreeMap<Uuid, Arc<Domain>>>,
     store: Arc<Store>,
     events: Events,
+    /// Others start domains too (`Inspect::IS_SHARED`).
+    is_shared: bool,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,11 @@ impl Table {
         let stored = store.load()?.domains.into_iter();
         let domains =
             stored.map(|stored| (stored.book.uuid, Arc::new(Domain::stored(stored)))).collect();
-        Ok(Self { domains: RwLock::new(domains), store, events })
+        Ok(Self { domains: RwLock::new(domains), store, events, is_shared: false })
+    }
+
+    pub(crate) fn shared(self, is_shared: bool) -> Self {
+        Self { is_shared, ..self }
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -172,6 +178,27 @@ impl Table {
         }
     }
 
+    /// A domain that runs and that nobody here has started.
+    pub(crate) fn adopt(&self, uuid: Uuid, name: &str) {
+        if let Some(other) = self.named(name) {
+            let (other, known) = (other.uuid, name);
+            tracing::warn!(%uuid, %other, known, "two domains have one name: say the uuid");
+        }
+        // Its snapshots need a name to be found under when the daemon is another.
+        if let Err(err) = self.store.set_name(uuid, name) {
+            tracing::warn!(domain = name, error = %err.chain(), "its name cannot be noted");
+        }
+        self.insert(Arc::new(Domain::new(uuid, name.to_owned())));
+        tracing::info!(domain = name, %uuid, "it runs, and was not known");
+    }
+
+    /// Nothing is left of it when its guest is gone. On a hypervisor that others use too, its
+    /// snapshots are, for when it is started again.
+    pub(crate) fn ends_with_guest(&self, domain: &Domain) -> bool {
+        let book = domain.book();
+        book.config.is_none() && !(self.is_shared && !book.listed().is_empty())
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
         self.domains.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -183,13 +210,15 @@ impl Table {
 
 impl EventSink for Table {
     fn emit(&self, uuid: Uuid, name: &str, id: i32, event: Event) {
-        if let Event::Stopped(reason) = event
-            && let Some(domain) = self.get(uuid)
-        {
-            domain.set_off(reason);
-            if !domain.is_persistent() && !domain.is_in_operation() {
-                self.forget(uuid);
+        match (&event, self.get(uuid)) {
+            (Event::Started(_), None) => self.adopt(uuid, name),
+            (Event::Stopped(reason), Some(domain)) => {
+                domain.set_off(*reason);
+                if self.ends_with_guest(&domain) && !domain.is_in_operation() {
+                    self.forget(uuid);
+                }
             }
+            _ => {}
         }
         self.events.publish(uuid, name, id, &event);
     }

@@ -196,11 +196,7 @@ async fn a_managed_save_image_is_not_undefined_by_accident() {
     domains.undefine(&vm, gone).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_transient_domain_keeps_its_snapshots_when_the_daemon_comes_back() {
-    let (directory, first) = domains();
-    let (vm, _) = first.create(&xml("a", 1, ""), false).await.unwrap();
-    let (bare, _) = first.create(&xml("b", 2, ""), false).await.unwrap();
+fn add_snapshot(domains: &Domains<FakeHypervisor>, vm: &Domain) {
     let snapshot = Element::parse(
         "<domainsnapshot><name>s</name><state>shutoff</state>\
          <creationTime>1</creationTime></domainsnapshot>",
@@ -208,7 +204,59 @@ async fn a_transient_domain_keeps_its_snapshots_when_the_daemon_comes_back() {
     .unwrap();
     let snapshot = Definition::parse(&snapshot).unwrap();
     let change = MomentChange { write: vec![snapshot], ..MomentChange::default() };
-    first.table.store().record(vm.uuid, &change).unwrap();
+    domains.table.store().record(vm.uuid, &change).unwrap();
+    vm.book().moments.apply(&change);
+}
+
+/// As a tool beside the daemon does it.
+async fn start_elsewhere(domains: &Domains<FakeHypervisor>, xml: &str) {
+    let start = Start { paused: false, from: StartFrom::Boot };
+    let definition = Element::parse(xml).unwrap();
+    domains.hypervisor.start(definition, start).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_domain_of_another_program_is_listed_while_it_runs() {
+    let (_directory, domains) = domains();
+    start_elsewhere(&domains, &xml("theirs", 7, "")).await;
+    let vm = domains.named("theirs").unwrap();
+    assert!(!vm.is_persistent());
+    assert!(matches!(domains.state(&vm), State::Running(_)));
+    assert!(domains.create(&xml("theirs", 7, ""), false).await.is_err());
+    domains.destroy(&vm).await.unwrap();
+    assert!(domains.table.all().is_empty());
+}
+
+#[tokio::test]
+async fn where_others_start_domains_snapshots_wait_for_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let domains = fake::shared_domains(directory.path());
+    start_elsewhere(&domains, &xml("theirs", 7, "")).await;
+    start_elsewhere(&domains, &xml("bare", 8, "")).await;
+    let vm = domains.named("theirs").unwrap();
+    add_snapshot(&domains, &vm);
+    for vm in domains.table.all() {
+        domains.destroy(&vm).await.unwrap();
+    }
+    assert!(domains.named("bare").is_err(), "nothing is kept of it");
+    drop(domains);
+
+    let domains = fake::shared_domains(directory.path());
+    domains.drop_ended();
+    start_elsewhere(&domains, &xml("theirs", 7, "")).await;
+    let vm = domains.named("theirs").unwrap();
+    assert_eq!(vm.book().moments.len(), 1);
+    domains.destroy(&vm).await.unwrap();
+    domains.create(&xml("theirs", 7, ""), false).await.unwrap();
+    assert_eq!(domains.named("theirs").unwrap().book().moments.len(), 1);
+}
+
+#[tokio::test]
+async fn a_transient_domain_keeps_its_snapshots_when_the_daemon_comes_back() {
+    let (directory, first) = domains();
+    let (vm, _) = first.create(&xml("a", 1, ""), false).await.unwrap();
+    let (bare, _) = first.create(&xml("b", 2, ""), false).await.unwrap();
+    add_snapshot(&first, &vm);
     let (vm, bare) = (vm.uuid, bare.uuid);
     drop(first);
     // Both guests have stopped meanwhile.
