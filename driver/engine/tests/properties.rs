@@ -9,6 +9,10 @@
 //! - parents and the current snapshot are those that libvirt's rules give;
 //! - every file is the user's, or ours and needed; none that is needed is gone.
 //!
+//! The same where images hold no memory, of random machines: then no plan puts memory into an image
+//! or looks for it there (the simulated journal refuses one that does), and none touches a disk of a
+//! running guest that the hypervisor does not serve.
+//!
 //! `PROPERTY_CASES=20000` runs more sequences.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -28,8 +32,10 @@ use virtsnap_engine::options::{
 };
 use virtsnap_engine::plan::moment_image;
 use virtsnap_engine::testing::scene::{Engine, engine, name, run};
-use virtsnap_engine::testing::{Content, World};
+use virtsnap_engine::testing::{Content, Shape, World};
+use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
+use virtsnap_xml::policy::NAMESPACE;
 use virtsnap_xml::snapshot::{
     Definition, DiskRequest, Location, Memory, MemoryRequest, Request, State, Survivor,
 };
@@ -37,6 +43,7 @@ use virtsnap_xml::snapshot::{
 const DISKS: [&str; 3] = ["vda", "vdb", "vdc"];
 const NAMES: u8 = 6;
 const CASES: u32 = 2000;
+const CASES_OUTSIDE: u32 = 600;
 
 /// What one disk is asked to be; `None` leaves it to the default.
 type Kinds = [Option<Location>; DISKS.len()];
@@ -153,6 +160,71 @@ fn any_create() -> impl Strategy<Value = Op> {
     })
 }
 
+/// What a disk of a machine is at first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Image {
+    Qcow2,
+    Raw,
+    /// Not the hypervisor's to serve.
+    Bypassed,
+}
+
+/// A domain on a hypervisor whose images hold no memory.
+#[derive(Debug, Clone)]
+struct Machine {
+    images: [Image; DISKS.len()],
+    /// `<disk snapshot=>`.
+    said: [Option<Location>; DISKS.len()],
+    /// `<create disks= memory=>` of its policy.
+    disks: Option<Location>,
+    memory: Option<Location>,
+}
+
+impl Machine {
+    fn world(&self) -> World {
+        let world = World::new(&DISKS).shaped(Shape::Outside);
+        for (disk, image) in DISKS.iter().zip(self.images) {
+            match image {
+                Image::Qcow2 => {}
+                Image::Raw => world.make_raw(disk),
+                Image::Bypassed => world.make_bypassed(disk),
+            }
+        }
+        world.edit(|domain| {
+            for (disk, said) in DISKS.iter().zip(self.said) {
+                if let Some(said) = said {
+                    domain::disk_mut(domain, disk).unwrap().set_attr("snapshot", said.as_str());
+                }
+            }
+            let mut create = Element::new("create");
+            for (word, place) in [("disks", self.disks), ("memory", self.memory)] {
+                if let Some(place) = place {
+                    create.set_attr(word, place.as_str());
+                }
+            }
+            let policy = Element::new("policy").with_child(create).to_string();
+            domain::set_metadata(domain, Some(&policy), "virtsnap", NAMESPACE).unwrap();
+        });
+        world
+    }
+}
+
+fn any_machine() -> impl Strategy<Value = Machine> {
+    let image =
+        || prop_oneof![3 => Just(Image::Qcow2), 1 => Just(Image::Raw), 1 => Just(Image::Bypassed)];
+    let said = || prop_oneof![5 => Just(None), 1 => any_kind()];
+    let place = || {
+        prop_oneof![
+            6 => Just(None),
+            1 => Just(Some(Location::Internal)),
+            1 => Just(Some(Location::External)),
+        ]
+    };
+    let images = [image(), image(), image()];
+    (images, [said(), said(), said()], place(), place())
+        .prop_map(|(images, said, disks, memory)| Machine { images, said, disks, memory })
+}
+
 fn any_op() -> impl Strategy<Value = Op> {
     let state = prop_oneof![
         4 => Just(RevertState::AsSnapshot),
@@ -224,8 +296,7 @@ fn is_unknown<T>(result: &Result<T>) -> bool {
 }
 
 impl Model {
-    fn new() -> Self {
-        let world = World::new(&DISKS);
+    fn new(world: World) -> Self {
         Self {
             book: world.book(),
             users: world.images().into_keys().collect(),
@@ -616,35 +687,31 @@ impl Model {
     }
 }
 
-fn cases() -> u32 {
-    std::env::var("PROPERTY_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(CASES)
-}
-
-#[test]
-fn thousands_of_sequences_change_no_snapshot() {
-    let done: RefCell<BTreeMap<String, usize>> = RefCell::default();
-    let config = Config {
-        cases: cases(),
+fn config(cases: u32) -> Config {
+    let asked = std::env::var("PROPERTY_CASES").ok().and_then(|n| n.parse().ok());
+    Config {
+        cases: asked.unwrap_or(cases),
         max_shrink_iters: 20_000,
         failure_persistence: None,
         ..Config::default()
-    };
-    let any_sequence = prop::collection::vec(any_op(), 1..40);
-    let result = TestRunner::new(config).run(&any_sequence, |ops| {
-        let mut model = Model::new();
-        for (n, op) in ops.iter().enumerate() {
-            if model.step(op) {
-                *done.borrow_mut().entry(op.kind()).or_default() += 1;
-            }
-            model.check(&format!("{op:?}, number {n}"));
-        }
-        Ok(())
-    });
-    // Its report of a failure has the sequence in it.
-    if let Err(failure) = result {
-        panic!("{failure}");
     }
-    // A property that everything was refused under would prove nothing.
+}
+
+/// How often what kind of call was done, not refused.
+type Done = RefCell<BTreeMap<String, usize>>;
+
+fn play(world: World, ops: &[Op], done: &Done) {
+    let mut model = Model::new(world);
+    for (n, op) in ops.iter().enumerate() {
+        if model.step(op) {
+            *done.borrow_mut().entry(op.kind()).or_default() += 1;
+        }
+        model.check(&format!("{op:?}, number {n}"));
+    }
+}
+
+/// A property that everything was refused under would prove nothing.
+fn was_done(done: Done) {
     let done = done.into_inner();
     for (kind, least) in [("create", 5), ("revert", 4), ("delete", 4), ("redefine", 1)] {
         let kinds: Vec<_> = done.iter().filter(|(name, _)| name.starts_with(kind)).collect();
@@ -658,4 +725,33 @@ fn thousands_of_sequences_change_no_snapshot() {
     if std::env::var_os("PROPERTY_SHOW").is_some() {
         eprintln!("{done:#?}");
     }
+}
+
+#[test]
+fn thousands_of_sequences_change_no_snapshot() {
+    let done = Done::default();
+    let any_sequence = prop::collection::vec(any_op(), 1..40);
+    let result = TestRunner::new(config(CASES)).run(&any_sequence, |ops| {
+        play(World::new(&DISKS), &ops, &done);
+        Ok(())
+    });
+    // Its report of a failure has the sequence in it.
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+    was_done(done);
+}
+
+#[test]
+fn where_images_hold_no_memory_no_plan_puts_it_there() {
+    let done = Done::default();
+    let any_life = (any_machine(), prop::collection::vec(any_op(), 1..40));
+    let result = TestRunner::new(config(CASES_OUTSIDE)).run(&any_life, |(machine, ops)| {
+        play(machine.world(), &ops, &done);
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+    was_done(done);
 }

@@ -24,7 +24,7 @@ use virtsnap_engine::testing::scene::{
     DISKS, Held, MEMORIES, Memory, Op, STATE, apply, assert_tidy, contents, engine, held, name,
     restart, run, situation,
 };
-use virtsnap_engine::testing::{Content, Trouble, World};
+use virtsnap_engine::testing::{Content, Shape, Trouble, World};
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Location, Request};
 
@@ -380,30 +380,50 @@ impl Model {
     }
 }
 
+/// With the daemon dying in the middle of every third operation.
+fn hold_through(world: &World, ops: Vec<(Op, usize, bool)>) {
+    let mut book = world.book();
+    let mut model = Model::default();
+    for (serial, (op, at, after)) in ops.into_iter().enumerate() {
+        let number = serial as u64 + 1;
+        if serial % 3 == 2 {
+            world.arm(at, if after { Trouble::DiesAfter } else { Trouble::DiesBefore });
+            let before = contents(world);
+            drop(apply(world, &book, op, number));
+            book = restart(world);
+            model.met(world, op, &before);
+        } else {
+            model.follow(world, &book, op, number);
+        }
+        assert_tidy(world, &format!("{op:?}"));
+    }
+}
+
+fn any_life() -> impl Strategy<Value = Vec<(Op, usize, bool)>> {
+    prop::collection::vec((any_op(), 0usize..24, any::<bool>()), 1..40)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
-    /// With firmware and a TPM, and with the daemon dying in the middle of every third operation.
     #[test]
-    fn every_moment_holds_what_it_held(
-        ops in prop::collection::vec((any_op(), 0usize..24, any::<bool>()), 1..40),
-        nvram in any_nvram(),
+    fn every_moment_holds_what_it_held(ops in any_life(), nvram in any_nvram()) {
+        hold_through(&World::with_firmware(&DISKS, &nvram), ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_moment_holds_what_it_held_with_memory_outside(
+        ops in any_life(),
+        is_bypassed in any::<bool>(),
     ) {
-        let world = World::with_firmware(&DISKS, &nvram);
-        let mut book = world.book();
-        let mut model = Model::default();
-        for (serial, (op, at, after)) in ops.into_iter().enumerate() {
-            let number = serial as u64 + 1;
-            if serial % 3 == 2 {
-                world.arm(at, if after { Trouble::DiesAfter } else { Trouble::DiesBefore });
-                let before = contents(&world);
-                drop(apply(&world, &book, op, number));
-                book = restart(&world);
-                model.met(&world, op, &before);
-            } else {
-                model.follow(&world, &book, op, number);
-            }
-            assert_tidy(&world, &format!("{op:?}"));
+        let world = World::new(&DISKS).shaped(Shape::Outside);
+        if is_bypassed {
+            world.make_bypassed("vdb");
         }
+        hold_through(&world, ops);
     }
 }

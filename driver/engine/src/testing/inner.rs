@@ -10,7 +10,7 @@ use virtsnap_xml::element::Element;
 
 use super::images::{Content, Damage, Image, Images, Saved, SavedMemory};
 use super::{FIRST_TICK, Shape, Spoil, TICK, Trouble};
-use crate::domain::{PausedReason, RunningReason, ShutOffReason, State, VmStateIn};
+use crate::domain::{PausedReason, RunningReason, ShutOffReason, StartFrom, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
 use crate::facts::{
     AgentState, DiskDevice, DiskFacts, DiskSource, DomainFacts, Format, ImageFacts,
@@ -18,7 +18,7 @@ use crate::facts::{
 };
 use crate::moment::MomentList;
 use crate::plan::state_files::{NVRAM as NVRAM_DISK, qcow2_store};
-use crate::plan::{Finish, Pivot, Plan, Step};
+use crate::plan::{Conclude, Finish, Pivot, Plan, Step};
 use crate::ports::{Entry, Subject};
 
 /// A `<driver name=>` that serves disks past the hypervisor.
@@ -265,6 +265,28 @@ impl Inner {
 
     fn check_inside(&self) {
         assert!(self.shape == Shape::Inside, "images hold no memory");
+    }
+
+    /// No plan has a word for what its hypervisor cannot do.
+    pub(super) fn check_plan(&self, plan: &Plan) {
+        let is_inside = |step: &Step| {
+            matches!(step, Step::CreateVmStateImage { .. } | Step::SaveVmState { .. })
+        };
+        let starts_inside = |conclude: &Conclude| {
+            let Conclude::Start { start, .. } = conclude;
+            matches!(start.from, StartFrom::VmState { .. })
+        };
+        let has_inside = plan.prepare.iter().any(is_inside)
+            || matches!(plan.pivot, Pivot::SaveVmState { .. } | Pivot::LoadVmState { .. })
+            || plan.conclude.iter().any(starts_inside);
+        if has_inside {
+            self.check_inside();
+        }
+        let pauses = || plan.prepare.contains(&Step::Pause);
+        let saves = |step: &Step| matches!(step, Step::SaveMemory { .. });
+        if self.shape == Shape::Outside && plan.prepare.iter().any(saves) {
+            assert!(!pauses(), "a guest that is paused cannot take part in its save: {plan}");
+        }
     }
 
     /// Only the hypervisor may write to it.

@@ -305,6 +305,7 @@ impl Journals for World {
             true,
             |inner| {
                 assert!(inner.journal.is_none(), "one operation at a time");
+                inner.check_plan(plan);
                 let plan = Arc::new(plan.clone());
                 inner.plans.push(Arc::clone(&plan));
                 inner.journal = Some((plan, Vec::new()));

@@ -79,6 +79,8 @@ pub enum Op {
     Redefine(u8),
     /// The first disk is a raw file.
     Raw,
+    /// The second disk is a raw file that the hypervisor does not serve.
+    Bypassed,
     Start,
     Stop,
     /// By a managed save.
@@ -218,6 +220,10 @@ pub fn apply(world: &World, book: &Mutex<Book>, op: Op, serial: u64) -> Result<(
         }
         Op::Raw => {
             world.make_raw(DISKS[0]);
+            Ok(())
+        }
+        Op::Bypassed => {
+            world.make_bypassed(DISKS[1]);
             Ok(())
         }
         Op::Start => {
@@ -381,19 +387,19 @@ pub fn recover(world: &World) -> Result<Mutex<Book>> {
     Ok(book)
 }
 
+/// With firmware and a TPM.
 pub fn situation(ops: &[Op]) -> World {
-    situation_with(&Format::Raw, ops)
+    situation_of(World::with_firmware(&DISKS, &Format::Raw), ops)
 }
 
-/// The variable store is of that format.
-pub fn situation_with(nvram: &Format, ops: &[Op]) -> World {
-    let world = World::with_firmware(&DISKS, nvram);
+/// The same in a world that is new.
+pub fn situation_of(world: World, ops: &[Op]) -> World {
     let mut book = world.book();
     let mut serial = 100;
     for op in ops {
         serial += 1;
         apply(&world, &book, *op, serial).unwrap_or_else(|err| panic!("{op:?}: {}", err.chain()));
-        if *op == Op::Raw {
+        if matches!(op, Op::Raw | Op::Bypassed) {
             // The user's edit.
             book = world.book();
         }

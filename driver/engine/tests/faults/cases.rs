@@ -4,11 +4,12 @@ use virtsnap_engine::facts::Format;
 use virtsnap_engine::options::Scope;
 use virtsnap_engine::testing::scene::words::*;
 use virtsnap_engine::testing::scene::{DISKS, MEMORIES, Memory, Op};
+use virtsnap_engine::testing::{Shape, World};
 use virtsnap_xml::snapshot::Location;
 
 use Op::{
-    Alone, Delete, Discard, DiscardAlone, External, Forget, Halting, Internal, Mix, Pause,
-    Quiesced, Raw, Redefine, Reset, Revert, Save, Start, Stop, Stream, Unrecorded, Write,
+    Alone, Bypassed, Delete, Discard, DiscardAlone, External, Forget, Halting, Internal, Mix,
+    Pause, Quiesced, Raw, Redefine, Reset, Revert, Save, Start, Stop, Stream, Unrecorded, Write,
 };
 
 /// Kevin Wolf's table, and what is left out of it or left to the user.
@@ -17,12 +18,43 @@ const MIXES: [[Location; 2]; 7] =
 
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
+    pub(crate) shape: Shape,
     pub(crate) nvram: Format,
     pub(crate) before: Vec<Op>,
     pub(crate) op: Op,
 }
 
 impl Case {
+    /// With firmware and a TPM, where the hypervisor has state files.
+    pub(crate) fn world(&self) -> World {
+        match self.shape {
+            Shape::Inside => World::with_firmware(&DISKS, &self.nvram),
+            Shape::Outside => World::new(&DISKS).shaped(Shape::Outside),
+        }
+    }
+
+    /// Something of it is refused where images hold no memory and a guest takes part in its save:
+    /// memory inside, memory of a guest that is paused; and new variables, where there are none.
+    fn is_for_inside_only(&self) -> bool {
+        let mut is_paused = false;
+        self.before.iter().chain([&self.op]).any(|op| {
+            let is_refused = match op {
+                Mix(_, Memory::Inside, ..) | Reset(_) => true,
+                Mix(_, memory, ..) => is_paused && *memory != Memory::None,
+                Internal(_) | Halting(_, Scope::FullSystem { .. }) => is_paused,
+                _ => false,
+            };
+            match op {
+                Pause | Revert(_, STILL) | Mix(_, _, _, BY_HAND) | Mix(_, _, BY_HAND, _) => {
+                    is_paused = true;
+                }
+                Start | Stop | Save | Revert(..) => is_paused = false,
+                _ => {}
+            }
+            is_refused
+        })
+    }
+
     /// The disks that all snapshots of the case take along.
     pub(crate) fn minded(&self) -> Vec<&'static str> {
         let leaves_out = |op: &Op, nth: usize| match op {
@@ -42,12 +74,68 @@ pub(crate) struct Cases(pub(crate) Vec<Case>);
 
 impl Cases {
     fn add(&mut self, before: &[Op], op: Op) {
-        self.0.push(Case { nvram: Format::Raw, before: before.to_vec(), op });
+        self.0.push(Case { shape: Shape::Inside, nvram: Format::Raw, before: before.to_vec(), op });
     }
 
     fn add_with_store(&mut self, before: &[Op], op: Op) {
-        self.0.push(Case { nvram: Format::Qcow2, before: before.to_vec(), op });
+        self.0.push(Case {
+            shape: Shape::Inside,
+            nvram: Format::Qcow2,
+            before: before.to_vec(),
+            op,
+        });
     }
+}
+
+/// The same cases where memory is outside of images, and what is only so there.
+pub(crate) fn outside() -> [(&'static str, Cases); 9] {
+    let all = [
+        ("creations", creations()),
+        ("mixes", mixes()),
+        ("mixes given back", mixes_given_back()),
+        ("reverts", reverts()),
+        ("reverts that give up", reverts_that_give_up()),
+        ("deletions", deletions()),
+        ("saved guests", saved_guests()),
+        ("records", records()),
+        ("disks of others", bypassed()),
+    ];
+    all.map(|(group, cases)| {
+        let cases = cases.0.into_iter().filter(|case| !case.is_for_inside_only());
+        let cases = cases.map(|case| Case { shape: Shape::Outside, ..case }).collect();
+        (group, Cases(cases))
+    })
+}
+
+/// The second disk is not the hypervisor's to serve, until it has an overlay.
+fn bypassed() -> Cases {
+    let mut cases = Cases::default();
+    let on = [Bypassed, Start, Write(1)];
+    let then = |before: &[Op], more: &[Op]| [before, more].concat();
+    for location in [IN, EX] {
+        for memory in [Memory::None, Memory::Outside, Memory::Live] {
+            cases.add(&on, Mix(1, memory, location, NO));
+        }
+        cases.add(&on, Mix(1, Memory::Live, location, BY_HAND));
+        let taken = then(&on, &[Mix(0, Memory::Live, location, NO), Write(2)]);
+        cases.add(&taken, Revert(0, AS));
+        cases.add(&then(&taken, &[Stop]), Revert(0, STILL));
+        cases.add(&taken, Delete(0, ONE));
+    }
+    cases.add(&on, Mix(1, Memory::Live, NO, NO));
+    let off = [Bypassed, Write(1)];
+    for taken in [Internal(0), External(0)] {
+        cases.add(&off, taken);
+        let taken = then(&off, &[taken, Write(2)]);
+        cases.add(&taken, Revert(0, AS));
+        cases.add(&then(&taken, &[Start, Write(3)]), Revert(0, AS));
+        cases.add(&then(&taken, &[Start, Write(3)]), Internal(1));
+        cases.add(&then(&taken, &[Start, Write(3)]), Delete(0, ONE));
+        cases.add(&taken, Delete(0, ONE));
+    }
+    // On the raw file again, which the frozen one was.
+    cases.add(&then(&off, &[External(0), Write(2)]), Discard(0));
+    cases
 }
 
 fn chain() -> Vec<Op> {

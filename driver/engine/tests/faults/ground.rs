@@ -9,7 +9,7 @@ use virtsnap_engine::error::Condition;
 use virtsnap_engine::ports::{Journals, Unfinished};
 use virtsnap_engine::recover::{Verdict, verdict};
 use virtsnap_engine::testing::scene::{
-    DISKS, Held, Op, View, apply, assert_tidy, held, recover, restart, situation_with, view,
+    DISKS, Held, Op, View, apply, assert_tidy, held, recover, restart, situation_of, view,
 };
 use virtsnap_engine::testing::{Same, TICK, Trouble, World};
 
@@ -60,7 +60,7 @@ pub(crate) struct Ground<'a> {
 
 impl<'a> Ground<'a> {
     pub(crate) fn of(case: &'a Case) -> Self {
-        let world = situation_with(&case.nvram, &case.before);
+        let world = situation_of(case.world(), &case.before);
         let done = world.fork();
         done.live(&case.minded());
         apply(&done, &done.book(), case.op, 999)
