@@ -135,10 +135,9 @@ fn check_reach(disk: &DiskFacts, location: Location) -> Result<()> {
             Err(Error::new(
                 Condition::OperationUnsupported,
                 format!(
-                    "disk '{}' is served by '{backend}', and no snapshot of it can be taken while \
-                     the guest runs: shut the guest down first, or leave the disk out \
-                     (snapshot='no'), or have it served by the device model (<driver \
-                     name='qemu'/>)",
+                    "disk '{}' is served by {backend}, and no snapshot of it can be taken while the \
+                     guest runs: shut the guest down first, or leave the disk out (snapshot='no'); \
+                     live snapshots are of disks that <driver name='qemu'/> alone serves",
                     disk.target
                 ),
             ))

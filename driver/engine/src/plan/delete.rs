@@ -139,7 +139,7 @@ fn check_reach(finish: &Finish, facts: &DomainFacts) -> Result<()> {
             let mut bypassed = facts.disks.iter().filter(|disk| disk.bypass.is_some());
             let Some(disk) = bypassed.find(|disk| under(disk, image)) else { return Ok(()) };
             let backend = disk.bypass.as_deref().unwrap_or_default();
-            format!("the layers of disk '{}', served by '{backend}', cannot be merged", disk.target)
+            format!("the layers of disk '{}', served by {backend}, cannot be merged", disk.target)
         }
         _ => return Ok(()),
     };
