@@ -23,7 +23,7 @@ use clap::Parser;
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use crate::options::{Command, Options};
+use crate::options::{Command, DiskSnapshot, Options};
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -56,7 +56,10 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<String, Failure> {
-    let only_reads = matches!(options.command, Command::Images { .. } | Command::List { .. });
+    let only_reads = matches!(
+        options.command,
+        Command::Images { .. } | Command::DiskSnapshot(_) | Command::List { .. }
+    );
     let uri = options.uri(only_reads);
     let open = match only_reads {
         true => Connect::open_read_only(Some(&uri)),
@@ -82,6 +85,10 @@ fn run(options: &Options) -> Result<String, Failure> {
         Command::Images { domain: name } => {
             let xml = domain(name)?.xml_desc(bits::XML_IMAGES)?;
             table::images(&xml).map_err(Failure::Answer)
+        }
+        Command::DiskSnapshot(DiskSnapshot::List { domain: name }) => {
+            let xml = domain(name)?.xml_desc(bits::XML_IMAGES)?;
+            table::disk_snapshots(&xml).map_err(Failure::Answer)
         }
         Command::List { domain: name, tree } => {
             let mut snapshots = Vec::new();

@@ -1,11 +1,13 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use virtsnap_xml::snapshot::{Location, Survivor};
 
-const SYSTEM: &str = "qemu:///system?socket=/run/virtsnap/virtsnap-sock";
+/// The daemon for QEMU, and that for Xen.
+const SYSTEM: [(&str, &str); 2] =
+    [("qemu", "/run/virtsnap/virtsnap-sock"), ("xen", "/run/virtsnap/xen/virtsnap-sock")];
 
 /// Snapshots of virtual machines, with what libvirt's own tools have no option for.
 ///
@@ -16,7 +18,8 @@ const SYSTEM: &str = "qemu:///system?socket=/run/virtsnap/virtsnap-sock";
 pub(crate) struct Options {
     /// The daemon: a libvirt URI.
     ///
-    /// Without it, VIRTSNAP_URI counts, then the system daemon of this host.
+    /// Without it, VIRTSNAP_URI counts, then the system daemon of this host: that for QEMU, and
+    /// that for Xen where there is no other.
     #[arg(short, long, global = true, value_name = "URI")]
     connect: Option<String>,
     #[command(subcommand)]
@@ -29,6 +32,7 @@ Examples:
   virtsnap revert vm before-upgrade --stop
   virtsnap delete vm before-upgrade --consolidate --keep base
   virtsnap images vm
+  virtsnap disk-snapshot list vm
 
 Exit status: 0 when it was done, 1 when it was refused or failed, 2 when the command line is wrong.";
 
@@ -37,10 +41,17 @@ impl Options {
         let said = self.connect.clone();
         let said =
             said.or_else(|| std::env::var("VIRTSNAP_URI").ok().filter(|uri| !uri.is_empty()));
-        // The socket that everybody may read from is another one.
-        let default = || if only_reads { format!("{SYSTEM}-ro") } else { SYSTEM.to_owned() };
-        said.unwrap_or_else(default)
+        said.unwrap_or_else(|| system(only_reads, Path::exists))
     }
+}
+
+fn system(only_reads: bool, exists: impl Fn(&Path) -> bool) -> String {
+    // The socket that everybody may read from is another one.
+    let suffix = if only_reads { "-ro" } else { "" };
+    let [qemu, xen] = SYSTEM.map(|(scheme, socket)| (scheme, format!("{socket}{suffix}")));
+    let is_there = |socket: &str| exists(Path::new(socket));
+    let (scheme, socket) = if !is_there(&qemu.1) && is_there(&xen.1) { xen } else { qemu };
+    format!("{scheme}:///system?socket={socket}")
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +67,9 @@ pub(crate) enum Command {
         /// The domain's name.
         domain: String,
     },
+    /// Snapshots of single disks, inside their images.
+    #[command(subcommand)]
+    DiskSnapshot(DiskSnapshot),
     /// List a domain's snapshots.
     List {
         /// The domain's name.
@@ -63,6 +77,16 @@ pub(crate) enum Command {
         /// As a tree, children below their parents; the current one is marked.
         #[arg(long)]
         tree: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskSnapshot {
+    /// List what the images of a domain's disks hold: device, id, tag, size of the memory saved
+    /// with it, date, and how long the guest had run.
+    List {
+        /// The domain's name.
+        domain: String,
     },
 }
 
@@ -243,6 +267,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_uri_the_daemon_that_is_there_is_asked() {
+        let xen = "/run/virtsnap/xen/virtsnap-sock-ro";
+        let only_xen = |path: &Path| path == Path::new(xen);
+        assert_eq!(system(true, only_xen), format!("xen:///system?socket={xen}"));
+        let qemu = "qemu:///system?socket=/run/virtsnap/virtsnap-sock";
+        assert_eq!(system(false, only_xen), qemu);
+        assert_eq!(system(false, |_| true), qemu);
     }
 
     #[test]

@@ -8,35 +8,59 @@ use virtsnap_xml::snapshot::{Definition, Memory};
 /// Where the daemon puts what images hold.
 const IMAGES: &str = "urn:virtsnap:images:1";
 
+const COLUMNS: [&str; 5] = ["ID", "TAG", "VM SIZE", "DATE", "VM CLOCK"];
+
 /// The snapshots inside the images, from a domain's XML.
 pub(crate) fn images(xml: &str) -> Result<String, String> {
-    let domain = Element::parse(xml).map_err(|err| err.to_string())?;
-    let Some(list) = domain::metadata(&domain, IMAGES) else {
-        return Err("the daemon does not tell; it is not virtsnapd".to_owned());
-    };
     let mut text = String::new();
-    for image in list.elements() {
+    for image in inside_images(xml)?.elements() {
         let disk = image.attr("disk").unwrap_or("no disk now");
         text.push_str(&format!("{} ({disk})\n", image.attr("file").unwrap_or_default()));
-        let mut rows =
-            vec![["ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "KNOWN"].map(str::to_owned)];
-        for snapshot in image.elements() {
-            let number = |name: &str| -> u64 {
-                snapshot.attr(name).and_then(|text| text.parse().ok()).unwrap_or(0)
-            };
-            let said = |name: &str| snapshot.attr(name).unwrap_or_default().to_owned();
-            rows.push([
-                said("id"),
-                said("tag"),
-                size(number("vmStateSize")),
-                date(i64::try_from(number("date")).unwrap_or(i64::MAX)),
-                clock(number("vmClock")),
-                said("known"),
-            ]);
-        }
+        let row = |cells: [String; 5], known: &str| {
+            let [id, tag, size, date, clock] = cells;
+            [id, tag, size, date, clock, known.to_owned()]
+        };
+        let mut rows = vec![row(COLUMNS.map(str::to_owned), "KNOWN")];
+        rows.extend(image.elements().map(|one| {
+            let known = one.attr("known").unwrap_or_default();
+            row(cells(one), known)
+        }));
         text.push_str(&aligned(&rows));
     }
     Ok(text)
+}
+
+/// The same of those images that disks are on, by disk.
+pub(crate) fn disk_snapshots(xml: &str) -> Result<String, String> {
+    let row = |disk: &str, cells: [String; 5]| {
+        let [id, tag, size, date, clock] = cells;
+        [disk.to_owned(), id, tag, size, date, clock]
+    };
+    let mut rows = vec![row("DEVICE", COLUMNS.map(str::to_owned))];
+    for image in inside_images(xml)?.elements() {
+        let Some(disk) = image.attr("disk") else { continue };
+        rows.extend(image.elements().map(|one| row(disk, cells(one))));
+    }
+    Ok(aligned(&rows))
+}
+
+fn inside_images(xml: &str) -> Result<Element, String> {
+    let domain = Element::parse(xml).map_err(|err| err.to_string())?;
+    let list = domain::metadata(&domain, IMAGES);
+    list.ok_or_else(|| "the daemon does not tell; it is not virtsnapd".to_owned())
+}
+
+fn cells(snapshot: &Element) -> [String; 5] {
+    let said = |name: &str| snapshot.attr(name).unwrap_or_default().to_owned();
+    let number =
+        |name: &str| -> u64 { snapshot.attr(name).and_then(|text| text.parse().ok()).unwrap_or(0) };
+    [
+        said("id"),
+        said("tag"),
+        size(number("vmStateSize")),
+        date(i64::try_from(number("date")).unwrap_or(i64::MAX)),
+        clock(number("vmClock")),
+    ]
 }
 
 /// The domain's snapshots, from their XML; with each, whether it is the current one.
@@ -138,6 +162,9 @@ mod tests {
         let text = images(xml).unwrap();
         assert!(text.starts_with("/i/a (vda)\n  ID  TAG     VM SIZE"), "{text}");
         assert!(text.contains("  1   my own  1.5 MiB  19") && text.contains("01:01:01.001  no\n"));
+        let text = disk_snapshots(xml).unwrap();
+        assert!(text.starts_with("  DEVICE  ID  TAG     VM SIZE"), "{text}");
+        assert!(text.contains("  vda     1   my own  1.5 MiB  19"), "{text}");
         assert!(images("<domain><name>vm</name></domain>").is_err());
     }
 

@@ -298,6 +298,10 @@ fn what_only_images_know_is_listed() {
     };
     assert!(row("mine").contains(" 0 B ") && row("mine").ends_with("no"), "{text}");
     assert!(row("ours").contains("iB ") && row("ours").ends_with("yes"), "{text}");
+    let by_disk = vm.virtsnap("disk-snapshot list {}");
+    let rows: Vec<Vec<&str>> =
+        by_disk.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
+    assert_eq!(rows, [["DEVICE", "ID", "TAG"], ["vda", "1", "mine"], ["vda", "2", "ours"]]);
 
     assert_eq!(vm.snapshots(), ["ours"], "a list without filters is libvirt's");
     let unknown = || vm.virsh("snapshot-list {} --no-metadata --name");
