@@ -111,15 +111,26 @@ pub enum Outcome {
 /// Refuses a job that takes from a snapshot, or from somebody else, what they need.
 ///
 /// # Errors
-/// `OperationInvalid` with the snapshot, or whoever reads the image, and the image.
+/// `OperationInvalid` with the snapshot, or whoever reads the image, and the image;
+/// `OperationUnsupported` for a disk that the hypervisor does not serve.
 pub fn check(job: &NewBlockJob, facts: &DomainFacts, moments: &MomentList) -> Result<()> {
+    let disk = facts.disks.iter().find(|disk| disk.target == job.target);
+    if let Some(backend) = disk.and_then(|disk| disk.bypass.as_ref()) {
+        return Err(Error::new(
+            Condition::OperationUnsupported,
+            format!(
+                "disk '{}' is served by {backend}, which has no block jobs: shut the guest down \
+                 first",
+                job.target
+            ),
+        ));
+    }
     match &job.act {
         Act::Commit { top, base, delete, .. } => {
             let commit = Commit { target: &job.target, top, base, delete: *delete };
             commit.check(facts, moments)
         }
         Act::Pull { .. } => {
-            let disk = facts.disks.iter().find(|disk| disk.target == job.target);
             let Some(active) = disk.and_then(|disk| disk.image()) else { return Ok(()) };
             no_internal_snapshots(active, "pulled into", facts)
         }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use proptest::prelude::*;
+use virtsnap_engine::blockjob::{Act, BackingName, NewBlockJob};
 use virtsnap_engine::book::Book;
 use virtsnap_engine::error::Condition;
 use virtsnap_engine::facts::{Format, StateKind};
@@ -261,6 +262,22 @@ fn two_snapshots_without_a_name_in_one_second_both_succeed() {
         let second = run(engine.create(&book, &Request::default(), &unkept)).unwrap();
         assert_ne!(first.name, second.name);
     }
+}
+
+#[test]
+fn a_disk_that_the_hypervisor_does_not_serve_takes_no_block_job() {
+    let world = World::new(&DISKS).shaped(Shape::Outside);
+    world.make_bypassed("vdb");
+    world.start();
+    let check = |target: &str| {
+        let act = Act::Pull { base: None, backing_name: BackingName::Absolute };
+        let job = NewBlockJob { target: target.to_owned(), act, speed: 0 };
+        run(engine(&world).check_block_job(&world.book(), &job))
+    };
+    check("vda").unwrap();
+    let err = check("vdb").unwrap_err();
+    assert_eq!(err.condition, Condition::OperationUnsupported);
+    assert!(err.message.contains("'vdb' is served by phy"), "{}", err.message);
 }
 
 fn any_memory() -> impl Strategy<Value = Memory> {

@@ -77,6 +77,12 @@ impl Cases {
         self.0.push(Case { shape: Shape::Inside, nvram: Format::Raw, before: before.to_vec(), op });
     }
 
+    /// The same where memory is outside of images, as far as they are possible there.
+    pub(crate) fn outside(self) -> Self {
+        let cases = self.0.into_iter().filter(|case| !case.is_for_inside_only());
+        Self(cases.map(|case| Case { shape: Shape::Outside, ..case }).collect())
+    }
+
     fn add_with_store(&mut self, before: &[Op], op: Op) {
         self.0.push(Case {
             shape: Shape::Inside,
@@ -100,15 +106,11 @@ pub(crate) fn outside() -> [(&'static str, Cases); 9] {
         ("records", records()),
         ("disks of others", bypassed()),
     ];
-    all.map(|(group, cases)| {
-        let cases = cases.0.into_iter().filter(|case| !case.is_for_inside_only());
-        let cases = cases.map(|case| Case { shape: Shape::Outside, ..case }).collect();
-        (group, Cases(cases))
-    })
+    all.map(|(group, cases)| (group, cases.outside()))
 }
 
 /// The second disk is not the hypervisor's to serve, until it has an overlay.
-fn bypassed() -> Cases {
+pub(crate) fn bypassed() -> Cases {
     let mut cases = Cases::default();
     let on = [Bypassed, Start, Write(1)];
     let then = |before: &[Op], more: &[Op]| [before, more].concat();

@@ -13,14 +13,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use virtsnap_engine::testing::scene::{DISKS, apply, assert_tidy, held, recover, restart};
-use virtsnap_engine::testing::{Damage, Image, Spoil, World};
+use virtsnap_engine::testing::{Damage, Image, Shape, Spoil, World};
 
-use crate::cases::{self, Case};
+use crate::cases::{self, Case, Cases};
 use crate::every;
 use crate::ground::{Ground, Outcome, Struck, Told};
 
+const SHAPES: [Shape; 2] = [Shape::Inside, Shape::Outside];
+
 /// The cases that are tried, each with a number.
-fn grounds(few: usize) -> impl Iterator<Item = Case> {
+fn grounds(few: usize, shape: Shape) -> impl Iterator<Item = Case> {
     let groups = [
         cases::creations(),
         cases::mixes(),
@@ -28,14 +30,24 @@ fn grounds(few: usize) -> impl Iterator<Item = Case> {
         cases::reverts_that_give_up(),
         cases::deletions(),
     ];
+    let groups: Vec<_> = match shape {
+        Shape::Inside => groups.into(),
+        Shape::Outside => {
+            groups.into_iter().chain([cases::bypassed()]).map(Cases::outside).collect()
+        }
+    };
     let all = groups.into_iter().flat_map(|cases| cases.0).enumerate();
     all.filter(move |(n, _)| every(few, *n)).map(|(_, case)| case)
 }
 
 #[test]
 fn files_that_are_away_or_read_only() {
+    SHAPES.map(away_or_read_only);
+}
+
+fn away_or_read_only(shape: Shape) {
     let (mut away, mut read_only, mut hindered) = (0, 0, 0);
-    for case in grounds(9) {
+    for case in grounds(9, shape) {
         let ground = Ground::of(&case);
         for path in ground.world.images().keys() {
             for at in (0..ground.calls).filter(|at| every(5, *at)) {
@@ -52,14 +64,20 @@ fn files_that_are_away_or_read_only() {
             }
         }
     }
-    println!("files: {read_only} read-only, {away} away, {hindered} operations hindered");
+    println!(
+        "files, memory {shape:?}: {read_only} read-only, {away} away, {hindered} operations hindered"
+    );
     assert!(read_only > 100 && away > 20 && hindered > 20);
 }
 
 #[test]
 fn files_that_are_cut_short() {
+    SHAPES.map(cut_short);
+}
+
+fn cut_short(shape: Shape) {
     let (mut cut, mut hindered) = (0, 0);
-    for case in grounds(9) {
+    for case in grounds(9, shape) {
         let ground = Ground::of(&case);
         // Memory brings its own variables and state, and asks for no copies.
         let moments = ground.world.moments();
@@ -77,7 +95,7 @@ fn files_that_are_cut_short() {
             }
         }
     }
-    println!("files: {cut} cut short, {hindered} operations hindered");
+    println!("files, memory {shape:?}: {cut} cut short, {hindered} operations hindered");
     assert!(cut > 100 && hindered > 20);
 }
 
@@ -119,8 +137,12 @@ impl Other {
 
 #[test]
 fn images_that_are_others_now() {
+    SHAPES.map(others_now);
+}
+
+fn others_now(shape: Shape) {
     let (mut noticed, mut unnoticed) = (0, 0);
-    for case in grounds(3) {
+    for case in grounds(3, shape) {
         let ground = Ground::of(&case);
         ground.world.put_back(Path::new(STRANGER), Image { is_users: true, ..Image::default() });
         let images = ground.world.images();
@@ -148,7 +170,7 @@ fn images_that_are_others_now() {
             }
         }
     }
-    println!("files: {noticed} images that tell, {unnoticed} that do not");
+    println!("files, memory {shape:?}: {noticed} images that tell, {unnoticed} that do not");
     assert!(noticed > 20 && unnoticed > 20);
 }
 
