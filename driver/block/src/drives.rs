@@ -5,7 +5,7 @@
 //! that begin with `#` were made up by QEMU, which opened the image because another one stands on
 //! it; such a node cannot be reopened.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -45,6 +45,14 @@ pub struct Layer {
     detect_zeroes: String,
 }
 
+/// How a layer is open from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reopen {
+    pub read_only: bool,
+    /// The guest's discards reach the image.
+    pub discard: bool,
+}
+
 impl Layer {
     /// Is this the layer's image, by whatever name?
     pub fn is(&self, image: &Path) -> bool {
@@ -68,21 +76,36 @@ impl Drive {
             || self.layers.get(depth).is_some_and(|layer| !layer.read_only || layer.has_name())
     }
 
+    /// The same drive as it is now, by the block graph: no image has been opened since.
+    ///
+    /// Unlike [`query`] this can be asked while a stream ends (see [`crate::nodes`]).
+    pub async fn follow(&self, qmp: &Qmp) -> Result<Self, QmpError> {
+        let known = self.layers.iter().map(|layer| layer.node.clone()).collect();
+        let mut chains = Graph::query(qmp).await?.chains(&known).into_iter();
+        let found = chains.find(|(device, _)| *device == self.device);
+        let (device, chain) = found.ok_or_else(|| {
+            let what = format!("the device '{}' stands on none of its images", self.device);
+            QmpError::Protocol(what)
+        })?;
+        let of = |name: &String| self.layers.iter().find(|layer| layer.node == *name).cloned();
+        Ok(Self { device, layers: chain.iter().filter_map(of).collect() })
+    }
+
     pub fn top(&self) -> Option<&Layer> {
         self.layers.first()
     }
 
     /// `blockdev-reopen` of a layer that has a name.
-    fn reopen_options(&self, depth: usize, read_only: bool, discard: bool) -> Option<Value> {
+    fn reopen_options(&self, depth: usize, how: Reopen) -> Option<Value> {
         let layer = self.layers.get(depth)?;
         let mut options = json!({
             "driver": layer.facts.format.as_str(),
             "node-name": layer.node,
             "file": layer.storage,
-            "read-only": read_only,
+            "read-only": how.read_only,
             "cache": layer.cache,
             "detect-zeroes": layer.detect_zeroes,
-            "discard": if discard { "unmap" } else { "ignore" },
+            "discard": if how.discard { "unmap" } else { "ignore" },
         });
         if matches!(layer.facts.format, Format::Qcow2 | Format::Qed) {
             let below = self.layers.get(depth + 1).map(|below| below.node.as_str());
@@ -99,10 +122,13 @@ pub async fn query(qmp: &Qmp) -> Result<Vec<Drive>, QmpError> {
 }
 
 fn drives(nodes: Vec<Node>, graph: &Graph) -> Vec<Drive> {
+    // QEMU renders the name of a format's node as it likes, and that of a file's as it is.
+    let files: BTreeMap<String, PathBuf> =
+        nodes.iter().map(|node| (node.node_name.clone(), PathBuf::from(&node.file))).collect();
     let mut layers: Vec<Layer> = Vec::new();
     for node in nodes.into_iter().filter(|node| FORMATS.contains(&node.drv.as_str())) {
         let Some(storage) = graph.below(&node.node_name, "file") else { continue };
-        let image = PathBuf::from(&node.file);
+        let Some(image) = files.get(storage).cloned() else { continue };
         let format = Format::from(node.drv.as_str());
         let cache = json!({ "direct": node.cache.direct, "no-flush": node.cache.no_flush });
         layers.push(Layer {
@@ -142,29 +168,22 @@ pub fn images(drives: &[Drive]) -> Images {
     there.map(|layer| (layer.image.clone(), facts(layer))).collect()
 }
 
-/// What the device model keeps of a layer in its memory goes to the file. `discard`: the guest's
-/// discards reach the disk's image.
+/// What the device model keeps of a layer in its memory goes to the file.
 ///
 /// A reopen with nothing changed says when that failed. A node without a name is only told to
 /// (`qemu-io`, of the human monitor): where it fails, QEMU says so in its log alone.
-pub async fn flush(qmp: &Qmp, drive: &Drive, depth: usize, discard: bool) -> Result<()> {
+pub async fn flush(qmp: &Qmp, drive: &Drive, depth: usize, how: Reopen) -> Result<()> {
     let Some(layer) = drive.layers.get(depth) else { return Ok(()) };
     if layer.has_name() {
-        return reopen(qmp, drive, depth, layer.read_only, discard).await;
+        return reopen(qmp, drive, depth, how).await;
     }
     let line = format!("qemu-io {} flush", layer.node);
     qmp.execute("human-monitor-command", json!({ "command-line": line })).await?;
     Ok(())
 }
 
-async fn reopen(
-    qmp: &Qmp,
-    drive: &Drive,
-    depth: usize,
-    read_only: bool,
-    discard: bool,
-) -> Result<()> {
-    if let Some(options) = drive.reopen_options(depth, read_only, discard && depth == 0) {
+async fn reopen(qmp: &Qmp, drive: &Drive, depth: usize, how: Reopen) -> Result<()> {
+    if let Some(options) = drive.reopen_options(depth, how) {
         qmp.execute("blockdev-reopen", json!({ "options": [options] })).await?;
     }
     Ok(())
@@ -176,9 +195,10 @@ pub async fn delete_snapshot(qmp: &Qmp, drive: &Drive, depth: usize, tag: &str) 
     if depth == 0 || !layer.read_only {
         return nodes::delete_snapshot(qmp, &layer.node, &layer.image, tag).await;
     }
-    reopen(qmp, drive, depth, false, false).await?;
+    let how = |read_only| Reopen { read_only, discard: false };
+    reopen(qmp, drive, depth, how(false)).await?;
     let deleted = nodes::delete_snapshot(qmp, &layer.node, &layer.image, tag).await;
-    let closed = reopen(qmp, drive, depth, true, false).await;
+    let closed = reopen(qmp, drive, depth, how(true)).await;
     deleted.and(closed)
 }
 
@@ -216,3 +236,6 @@ pub async fn sweep(qmp: &Qmp) -> Result<()> {
         left = refused.into_iter().map(|(name, _)| name).collect();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 #[serde(rename_all = "kebab-case")]
 pub struct Job {
     pub id: String,
+    /// `stream`, `commit`, …
+    #[serde(rename = "type", default)]
+    pub kind: String,
     pub status: String,
     #[serde(default)]
     current_progress: i64,
