@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use uuid::Uuid;
-use virtsnap_block::drives::{self, Drive};
+use virtsnap_block::drives::{self, Drive, Reopen};
 use virtsnap_block::image::{in_use, is_gone, storage_driver};
+use virtsnap_block::job;
 use virtsnap_block::merge::{self, LiveDisk, Merge, Open};
 use virtsnap_block::qmp::Qmp;
 use virtsnap_block::throttle::{self, Limits};
@@ -34,6 +35,9 @@ impl Xen {
         merging: &Merging,
     ) -> Result<(), MergeError> {
         let (target, image) = merge::about(merge)?;
+        if let Some(instance) = self.instance(domain) {
+            forget_ended(&instance, target).await.map_err(MergeError::InDoubt)?;
+        }
         let disk = self.disk_with(domain, Some(target), image).await;
         let disk = disk.map_err(MergeError::InDoubt)?;
         let config = self.config();
@@ -102,8 +106,8 @@ impl Xen {
         });
         match found {
             Some((drive, target)) => {
-                let device = drive.device.clone();
-                Ok(Some(Disk { xen: self, instance, qmp, target, device }))
+                let begun = drive.clone();
+                Ok(Some(Disk { xen: self, instance, qmp, target, begun }))
             }
             None if with.is_empty() => Ok(None),
             None => {
@@ -118,23 +122,38 @@ impl Xen {
     }
 }
 
+/// A job that was over when another daemon died: the chain tells what it came to, and as long as the
+/// job is there the device model must not be asked what it has open (see [`virtsnap_block::nodes`]).
+async fn forget_ended(instance: &Instance, target: &str) -> Result<()> {
+    let Some(qmp) = instance.monitor().await? else { return Ok(()) };
+    let id = job::id("merge", target);
+    if job::find(&qmp, &id).await?.is_some_and(|job| job.is_concluded()) {
+        job::dismiss(&qmp, &id).await?;
+    }
+    Ok(())
+}
+
 /// A disk of a running domain that its device model serves.
 struct Disk<'a> {
     xen: &'a Xen,
     instance: Arc<Instance>,
     qmp: Arc<Qmp>,
     target: Target,
-    /// As the device model calls it.
-    device: String,
+    /// As it was when this began: what it has open can be asked for at that time only.
+    begun: Drive,
 }
 
 impl Disk<'_> {
     async fn drive(&self) -> Result<Drive> {
-        let drives = drives::query(&self.qmp).await?;
-        drives.into_iter().find(|drive| drive.device == self.device).ok_or_else(|| {
-            let what = format!("the device model has disk '{}' no more", self.target);
-            Error::new(Condition::OperationFailed, what)
-        })
+        Ok(self.begun.follow(&self.qmp).await?)
+    }
+
+    async fn flush_layer(&self, chain: &[Open], depth: usize, read_only: bool) -> Result<()> {
+        let drive = self.drive().await?;
+        let at = chain.get(depth).and_then(|open| drive.depth(&open.image));
+        let Some(at) = at else { return Ok(()) };
+        let how = Reopen { read_only, discard: at == 0 && self.passes_discards() };
+        drives::flush(&self.qmp, &drive, at, how).await
     }
 
     /// The image is the one that the next start uses, and the live definition names.
@@ -162,7 +181,7 @@ impl Disk<'_> {
     }
 
     fn is_of(&self, device: &Value) -> bool {
-        device.get("qdev").and_then(Value::as_str) == Some(self.device.as_str())
+        device.get("qdev").and_then(Value::as_str) == Some(self.begun.device.as_str())
     }
 }
 
@@ -194,16 +213,11 @@ impl LiveDisk for Disk<'_> {
     }
 
     async fn flush(&self, chain: &[Open], depth: usize) -> Result<()> {
-        let drive = self.drive().await?;
-        let at = chain.get(depth).and_then(|open| drive.depth(&open.image));
-        match at {
-            Some(at) => drives::flush(&self.qmp, &drive, at, self.passes_discards()).await,
-            None => Ok(()),
-        }
+        self.flush_layer(chain, depth, depth > 0).await
     }
 
     async fn flush_grown(&self, chain: &[Open], depth: usize) -> Result<()> {
-        self.flush(chain, depth).await
+        self.flush_layer(chain, depth, false).await
     }
 
     async fn switch_to(&self, base: &Path) -> Result<()> {
