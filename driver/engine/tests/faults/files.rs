@@ -42,7 +42,7 @@ fn grounds(few: usize, shape: Shape) -> impl Iterator<Item = Case> {
 
 #[test]
 fn files_that_are_away_or_read_only() {
-    SHAPES.map(away_or_read_only);
+    SHAPES.into_iter().for_each(away_or_read_only);
 }
 
 fn away_or_read_only(shape: Shape) {
@@ -72,7 +72,7 @@ fn away_or_read_only(shape: Shape) {
 
 #[test]
 fn files_that_are_cut_short() {
-    SHAPES.map(cut_short);
+    SHAPES.into_iter().for_each(cut_short);
 }
 
 fn cut_short(shape: Shape) {
@@ -137,7 +137,7 @@ impl Other {
 
 #[test]
 fn images_that_are_others_now() {
-    SHAPES.map(others_now);
+    SHAPES.into_iter().for_each(others_now);
 }
 
 fn others_now(shape: Shape) {
