@@ -16,7 +16,6 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
 
 use crate::atomic::LEFTOVER;
-use crate::shelf::Shelf;
 use crate::v1::{self, GoneV1, Versioned};
 use crate::{Store, failed, hold, remove_durably};
 
@@ -100,7 +99,7 @@ impl Store {
         let mut bad = Vec::new();
         let mut needed = BTreeSet::new();
         for uuid in self.uuids(&mut Vec::new())? {
-            let (_, domain) = Shelf::read(&self.disk, self.directory(uuid), uuid, &mut bad)?;
+            let (_, domain) = self.read_shelf(uuid, &mut bad)?;
             let book = domain.map(|domain| domain.book);
             needed.extend(
                 files.iter().filter(|file| book.as_ref().is_some_and(|book| book.refers_to(file))),

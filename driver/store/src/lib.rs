@@ -5,7 +5,8 @@
 //!   ROOT/version                   of the layout
 //!   ROOT/domains/UUID/domain.xml   the persistent definition, as libvirt prints it
 //!                     domain.json  what libvirt's XML has no place for
-//!                     moments/     one file each, as libvirt stores a snapshot
+//!                     moments/     one file each, as libvirt stores a snapshot; for Xen, beside it
+//!                                  what xl's users read of it
 //!                     journal.jsonl  only while an operation runs
 //!                     managed.save   a managed save; the daemon's
 //! ```
@@ -19,6 +20,7 @@
 //! - `journal`: the journal of one running operation
 //! - `v1`: the types in our own files
 //! - `atomic`: the one door to the disk
+//! - `information`: what xl's users read of a moment
 //! - `names`: how moments' files are named
 //! - `testing`: a disk that breaks, and a host that loses its power
 
@@ -26,6 +28,7 @@
 
 mod atomic;
 mod forget;
+mod information;
 mod journal;
 mod names;
 #[cfg(test)]
@@ -52,6 +55,7 @@ use virtsnap_xml::element::Element;
 
 use crate::atomic::Disk;
 pub use crate::atomic::{Act, Wait, Watch};
+pub use crate::information::Information;
 use crate::journal::JournalFile;
 #[doc(hidden)]
 pub use crate::journal::fuzzing;
@@ -72,6 +76,7 @@ pub fn remove_durably(path: &Path) -> io::Result<()> {
 pub struct Store {
     disk: Disk,
     domains: PathBuf,
+    informs: bool,
     /// Each domain has a lock of its own: the disk is slow.
     shelves: Mutex<BTreeMap<Uuid, Arc<Mutex<Shelf>>>>,
     _lock: RootLock,
@@ -135,6 +140,13 @@ impl Store {
         self
     }
 
+    /// From now on what whoever works with xl reads of a snapshot stands beside its record. To be
+    /// said before anything is read.
+    #[must_use]
+    pub fn informing(self) -> Self {
+        Self { informs: true, ..self }
+    }
+
     fn open_on(disk: Disk, root: &Path) -> Result<Self> {
         disk.make_directories(root).map_err(failed("make the directory", root))?;
         let lock = lock_root(root)?;
@@ -142,7 +154,8 @@ impl Store {
         check_version(&disk, &root.join("version"))?;
         let domains = root.join("domains");
         disk.make_directory(&domains).map_err(failed("make the directory", &domains))?;
-        let store = Self { disk, domains, shelves: Mutex::default(), _lock: lock };
+        let shelves = Mutex::default();
+        let store = Self { disk, domains, informs: false, shelves, _lock: lock };
         store.finish_forgetting()?;
         let cleaned = store.disk.remove_leftovers(&store.domains);
         cleaned.map_err(failed("clean up", &store.domains))?;
@@ -164,7 +177,7 @@ impl Store {
         let mut bad = Vec::new();
         let mut domains = Vec::new();
         for uuid in self.uuids(&mut bad)? {
-            let (shelf, domain) = Shelf::read(&self.disk, self.directory(uuid), uuid, &mut bad)?;
+            let (shelf, domain) = self.read_shelf(uuid, &mut bad)?;
             let journal = shelf.journal();
             if journal.exists()
                 && let Err(err) = journal::read(&journal)
@@ -205,8 +218,27 @@ impl Store {
         Ok(hold(&*self.shelf(domain)?).managed_save())
     }
 
+    /// What somebody put among the moments of a domain for snapshots that are none of them, and in
+    /// which file; nothing, unless the store is [`Store::informing`].
+    pub fn strays(&self, domain: Uuid) -> Result<Vec<(PathBuf, Information)>> {
+        hold(&*self.shelf(domain)?).strays()
+    }
+
+    /// One of them is a moment now. If it is not the file beside that moment's record, it goes.
+    pub fn took_in(&self, domain: Uuid, stray: &Path) -> Result<()> {
+        hold(&*self.shelf(domain)?).took_in(stray)
+    }
+
     fn directory(&self, domain: Uuid) -> PathBuf {
         self.domains.join(domain.to_string())
+    }
+
+    fn read_shelf(
+        &self,
+        domain: Uuid,
+        bad: &mut Vec<BadFile>,
+    ) -> Result<(Shelf, Option<StoredDomain>)> {
+        Shelf::read(&self.disk, (self.directory(domain), self.informs), domain, bad)
     }
 
     fn shelf(&self, domain: Uuid) -> Result<Arc<Mutex<Shelf>>> {
@@ -214,7 +246,7 @@ impl Store {
         if let Some(shelf) = shelves.get(&domain) {
             return Ok(shelf.clone());
         }
-        let (shelf, _) = Shelf::read(&self.disk, self.directory(domain), domain, &mut Vec::new())?;
+        let (shelf, _) = self.read_shelf(domain, &mut Vec::new())?;
         let shelf = Arc::new(Mutex::new(shelf));
         shelves.insert(domain, shelf.clone());
         Ok(shelf)

@@ -2,6 +2,8 @@
 //!
 //! At most one moment is marked current, whatever happens: the old mark is taken away before the
 //! new one is written. A moment that others name as parent is removed after they were rewritten.
+//! What xl's users read of a moment is written after it and removed before it, so that what stands
+//! alone is never ours.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -19,6 +21,7 @@ use virtsnap_xml::element::{Element, MAX_BYTES};
 use virtsnap_xml::snapshot::Definition;
 
 use crate::atomic::Disk;
+use crate::information::{self, Information};
 use crate::names::file_name;
 use crate::v1::{self, OwnV1, Versioned};
 use crate::{BadFile, StoredDomain, atomic, failed};
@@ -37,6 +40,8 @@ pub(crate) struct Shelf {
     disk: Disk,
     directory: PathBuf,
     uuid: Uuid,
+    /// Beside each moment stands what xl's users read of it.
+    informs: bool,
     own: OwnV1,
     own_is_bad: bool,
     /// A write of it failed, and may have changed it all the same.
@@ -57,7 +62,7 @@ impl Shelf {
     /// Reads what is there. None: the domain cannot be listed, for what `bad` says.
     pub(crate) fn read(
         disk: &Disk,
-        directory: PathBuf,
+        (directory, informs): (PathBuf, bool),
         uuid: Uuid,
         bad: &mut Vec<BadFile>,
     ) -> Result<(Self, Option<StoredDomain>)> {
@@ -65,6 +70,7 @@ impl Shelf {
             disk: disk.clone(),
             directory,
             uuid,
+            informs,
             own: OwnV1::default(),
             own_is_bad: false,
             own_is_unsure: false,
@@ -78,6 +84,7 @@ impl Shelf {
         shelf.read_own(bad)?;
         let config = shelf.read_config(bad)?;
         let mut moments = shelf.read_moments(bad)?;
+        shelf.complete_information(&moments);
         shelf.has_config = config.is_some();
         if let Some(name) = config.as_ref().and_then(domain::name) {
             moments.iter_mut().for_each(|moment| finish_rename(moment, uuid, &name));
@@ -228,6 +235,7 @@ impl Shelf {
         // A name that is both forgotten and written was written anew.
         for name in change.forget.iter().filter(|name| !written(name)) {
             if let Some(path) = self.files.get(name) {
+                self.stop_informing(path)?;
                 self.disk.remove(path).map_err(failed("remove", path))?;
                 self.files.remove(name);
             }
@@ -266,9 +274,70 @@ impl Shelf {
         if let Some(other) = self.files.insert(def.name.clone(), path.clone())
             && other != path
         {
+            self.stop_informing(&other)?;
             self.disk.remove(&other).map_err(failed("remove", &other))?;
         }
-        Ok(())
+        self.inform(def, &path)
+    }
+
+    /// Writes what xl's users read of a moment, unless it stands there.
+    fn inform(&self, def: &Definition, record: &Path) -> Result<()> {
+        let Some(path) = information::beside(record).filter(|_| self.informs) else {
+            return Ok(());
+        };
+        let text = information::text(def);
+        let stands = read_text(&path).is_ok_and(|old| old == text);
+        if stands { Ok(()) } else { self.write(&path, &text) }
+    }
+
+    fn stop_informing(&self, record: &Path) -> Result<()> {
+        match information::beside(record).filter(|_| self.informs) {
+            Some(path) => self.disk.remove(&path).map_err(failed("remove", &path)),
+            None => Ok(()),
+        }
+    }
+
+    /// After a crash that came between. The record is what counts.
+    fn complete_information(&self, moments: &[Definition]) {
+        for def in moments {
+            let Some(record) = self.files.get(&def.name) else { continue };
+            if let Err(err) = self.inform(def, record) {
+                tracing::warn!("{}", err.chain());
+            }
+        }
+    }
+
+    /// What somebody put here for snapshots that are none of ours, and in which file.
+    pub(crate) fn strays(&self) -> Result<Vec<(PathBuf, Information)>> {
+        if !self.informs {
+            return Ok(Vec::new());
+        }
+        let directory = self.directory.join(MOMENTS);
+        let found = files(&directory).map_err(failed("read the directory", &directory))?;
+        let mut strays = Vec::new();
+        for path in found.into_iter().filter(|path| self.is_stray(path)) {
+            match read_information(&path) {
+                Ok(stray) if self.files.contains_key(&stray.name) => {
+                    tracing::warn!("'{}' says it is of '{}' too", path.display(), stray.name);
+                }
+                Ok(stray) => strays.push((path, stray)),
+                Err(what) => tracing::warn!("'{}' is left alone: {what}", path.display()),
+            }
+        }
+        Ok(strays)
+    }
+
+    fn is_stray(&self, path: &Path) -> bool {
+        let is_beside = |record: &PathBuf| information::beside(record).is_some_and(|at| at == path);
+        information::is_information(path) && !self.files.values().any(is_beside)
+    }
+
+    /// Its moment is recorded, and has information of its own.
+    pub(crate) fn took_in(&self, stray: &Path) -> Result<()> {
+        match self.is_stray(stray) {
+            true => self.disk.remove(stray).map_err(failed("remove", stray)),
+            false => Ok(()),
+        }
     }
 
     /// Rewrites a moment with its mark; one that is not there needs none.
@@ -397,6 +466,14 @@ fn read_text(path: &Path) -> std::result::Result<String, String> {
         Ok(_) => Err("it is no ordinary file".to_owned()),
         Err(err) => Err(err.to_string()),
     }
+}
+
+fn read_information(path: &Path) -> std::result::Result<Information, String> {
+    let size = fs::metadata(path).map_err(|err| err.to_string())?.len();
+    if size > information::MAX_BYTES {
+        return Err(format!("it has {size} bytes"));
+    }
+    information::parse(&read_text(path)?)
 }
 
 fn read_element(path: &Path) -> std::result::Result<Element, String> {

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use virtsnap_engine::ports::Entry;
+use virtsnap_xml::snapshot::{Memory, State};
 
 use super::*;
 use crate::sample::{SHOP, TRANSIENT, config, every_word, moment, plan};
@@ -163,6 +164,74 @@ fn collect(value: &serde_json::Value, words: &mut BTreeSet<String>) {
         }
         _ => {}
     }
+}
+
+/// What the document shows.
+const INFORMATION: &str = "snapshot_name=\"before update\"\n\
+    snapshot_creationtime=\"1795309776\"\n\
+    snapshot_save=\"/srv/images/shop.before update.save\"\n";
+
+fn with_memory() -> MomentChange {
+    let mut moment = moment("before update", None);
+    moment.creation_time = 1_795_309_776;
+    let file = "/srv/images/shop.before update.save".to_owned();
+    moment.memory = Memory::External { file };
+    moment.state = State::Running;
+    MomentChange { write: vec![moment], ..MomentChange::default() }
+}
+
+#[test]
+fn what_xls_users_read_stands_beside_a_moment_as_long_as_it_does() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/format.md");
+    let document = fs::read_to_string(document).unwrap();
+    assert!(document.contains(INFORMATION), "docs/format.md shows it");
+
+    let home = tempfile::tempdir().unwrap();
+    let moments = home.path().join("domains").join(SHOP.to_string()).join("moments");
+    let file = moments.join("snapshotdata-before update.xl");
+    let store = Store::open(home.path()).unwrap();
+    store.set_config(SHOP, &config(SHOP, "shop")).unwrap();
+    store.record(SHOP, &with_memory()).unwrap();
+    assert!(!file.exists(), "nobody asked for it");
+    drop(store);
+
+    let store = Store::open(home.path()).unwrap().informing();
+    assert_eq!(store.load().unwrap().domains.len(), 1);
+    assert_eq!(fs::read_to_string(&file).unwrap(), INFORMATION, "made when it is missing");
+    store.record(SHOP, &change(&[], &["before update"], None)).unwrap();
+    assert_eq!(fs::read_dir(&moments).unwrap().count(), 0);
+    store.record(SHOP, &with_memory()).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), INFORMATION);
+}
+
+#[test]
+fn what_somebody_put_there_for_other_snapshots_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let moments = home.path().join("domains").join(SHOP.to_string()).join("moments");
+    let store = Store::open(home.path()).unwrap().informing();
+    store.set_config(SHOP, &config(SHOP, "shop")).unwrap();
+    store.record(SHOP, &change(&[("s1", None)], &[], None)).unwrap();
+    let put = |name: &str, text: &str| fs::write(moments.join(name), text).unwrap();
+    put("snapshotdata-before.xl", INFORMATION);
+    put("snapshotdata-empty.xl", "");
+    put("snapshotdata-long.xl", &format!("{INFORMATION}{}", "#\n".repeat(40_000)));
+    put("snapshotdata-twice.xl", &INFORMATION.replace("before update", "s1"));
+    put("other.xl", INFORMATION);
+    fs::create_dir(moments.join("snapshotdata-directory.xl")).unwrap();
+
+    let stray = moments.join("snapshotdata-before.xl");
+    let found = store.strays(SHOP).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!((&found[0].0, found[0].1.name.as_str()), (&stray, "before update"));
+    assert_eq!(store.load().unwrap().bad, []);
+    store.record(SHOP, &with_memory()).unwrap();
+    store.took_in(SHOP, &stray).unwrap();
+    assert!(!stray.exists() && moments.join("snapshotdata-before update.xl").exists());
+    assert_eq!(store.strays(SHOP).unwrap(), []);
+    store.took_in(SHOP, &moments.join("snapshotdata-before update.xl")).unwrap();
+    assert!(moments.join("snapshotdata-before update.xl").exists(), "that is ours");
+    drop(store);
+    assert_eq!(Store::open(home.path()).unwrap().strays(SHOP).unwrap(), []);
 }
 
 #[test]

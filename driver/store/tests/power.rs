@@ -14,12 +14,28 @@ use uuid::Uuid;
 use virtsnap_engine::error::Result;
 use virtsnap_engine::plan::{MomentChange, Operation, Pivot, Plan, Step};
 use virtsnap_engine::ports::{Entry, Journals, Records};
-use virtsnap_store::Store;
 use virtsnap_store::testing::{LossyDisk, TROUBLES, Trouble, scratch};
+use virtsnap_store::{Store, StoredDomain};
 use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::Definition;
 
 const UUID: Uuid = Uuid::from_u128(0x1234);
+
+/// How a store is opened: as it is, or with what xl's users read of each moment.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Plain,
+    Informing,
+}
+
+impl Kind {
+    fn of(self, store: Store) -> Store {
+        match self {
+            Kind::Plain => store,
+            Kind::Informing => store.informing(),
+        }
+    }
+}
 
 fn config(name: &str, memory: u32) -> Element {
     Element::parse(&format!(
@@ -57,6 +73,25 @@ fn plan() -> Plan {
     }
 }
 
+/// None is missing, none is too many, and each says what its moment does.
+fn check_information(
+    store: &Store,
+    root: &Path,
+    domain: &StoredDomain,
+    there: bool,
+    context: &str,
+) {
+    assert_eq!(store.strays(UUID).unwrap(), [], "{context}: one of no moment");
+    let moments = root.join("domains").join(UUID.to_string()).join("moments");
+    let entries = std::fs::read_dir(moments).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let found: BTreeSet<_> = names.filter(|name| name.ends_with(".xl")).collect();
+    let expected: BTreeSet<_> = (domain.book.moments.iter().filter(|_| there))
+        .map(|moment| format!("snapshotdata-{}.xl", moment.name))
+        .collect();
+    assert_eq!(found, expected, "{context}");
+}
+
 /// All that a store tells.
 #[derive(Debug, Clone, PartialEq)]
 struct View {
@@ -65,9 +100,13 @@ struct View {
 }
 
 /// Nothing that cannot be read is left by any loss.
-fn view(root: &Path, context: &str) -> View {
+fn view(root: &Path, kind: Kind, context: &str) -> View {
     let store = Store::open(root).unwrap_or_else(|err| panic!("{context}: {}", err.chain()));
+    let store = kind.of(store);
     let loaded = store.load().unwrap();
+    for domain in &loaded.domains {
+        check_information(&store, root, domain, kind == Kind::Informing, context);
+    }
     assert_eq!(loaded.bad, [], "{context}");
     let domains = loaded.domains.iter().map(|domain| {
         let book = &domain.book;
@@ -99,19 +138,23 @@ enum Is {
 
 /// How many states a loss of power was tried in.
 fn every_trouble(before: &[Act], act: Act, is: Is) -> usize {
+    every_trouble_of(Kind::Plain, before, act, is)
+}
+
+fn every_trouble_of(kind: Kind, before: &[Act], act: Act, is: Is) -> usize {
     let setup = |root: &Path| {
-        let store = Store::open(root).unwrap();
+        let store = kind.of(Store::open(root).unwrap());
         store.load().unwrap();
         before.iter().for_each(|act| act(&store).unwrap());
     };
     let done = scratch();
     setup(done.path());
-    let old = view(done.path(), "before");
-    let store = Store::open(done.path()).unwrap();
+    let old = view(done.path(), kind, "before");
+    let store = kind.of(Store::open(done.path()).unwrap());
     store.load().unwrap();
     act(&store).unwrap();
     drop(store);
-    let new = view(done.path(), "after");
+    let new = view(done.path(), kind, "after");
     let mut tried = 0;
 
     for trouble in TROUBLES {
@@ -120,14 +163,14 @@ fn every_trouble(before: &[Act], act: Act, is: Is) -> usize {
             let home = scratch();
             setup(home.path());
             let disk = Arc::new(LossyDisk::new(home.path()));
-            let store = Store::open_watched(home.path(), disk.clone()).unwrap();
+            let store = kind.of(Store::open_watched(home.path(), disk.clone()).unwrap());
             store.load().unwrap();
             disk.arm(at, trouble);
             let result = act(&store);
             let struck = disk.was_struck();
             let mut check = |is_done: bool, when: &str| {
                 for lost in disk.losses() {
-                    let seen = view(lost.path(), &format!("{context}, {when}"));
+                    let seen = view(lost.path(), kind, &format!("{context}, {when}"));
                     let is_fine = seen == new || !is_done && (seen == old || is == Is::Several);
                     assert!(is_fine, "{context}, {when}:\nsaw {seen:?}\nold {old:?}\nnew {new:?}");
                     tried += 1;
@@ -143,12 +186,12 @@ fn every_trouble(before: &[Act], act: Act, is: Is) -> usize {
                 // Whoever comes next finds one of them and does it again.
                 for lost in disk.losses() {
                     let disk = Arc::new(LossyDisk::new(lost.path()));
-                    let store = Store::open_watched(lost.path(), disk.clone()).unwrap();
+                    let store = kind.of(Store::open_watched(lost.path(), disk.clone()).unwrap());
                     store.load().unwrap();
                     act(&store).unwrap_or_else(|err| panic!("{context}: {}", err.chain()));
                     drop(store);
                     for lost in disk.losses() {
-                        assert_eq!(view(lost.path(), &context), new, "{context}, done again");
+                        assert_eq!(view(lost.path(), kind, &context), new, "{context}, done again");
                     }
                 }
             } else {
@@ -198,6 +241,20 @@ fn what_is_told_of_moments_is_there() {
     eprintln!("moments: {tried} losses of power");
 }
 
+/// Where the process dies between a record and what is read beside it, the next start completes it.
+#[test]
+fn what_xls_users_read_of_moments_is_there() {
+    let both = [DEFINE, NAME, FIRST, SECOND];
+    let of = |before: &[Act], act| every_trouble_of(Kind::Informing, before, act, Is::Several);
+    let tried = of(&[DEFINE, NAME], FIRST)
+        + of(&[DEFINE, NAME, FIRST], SECOND)
+        + of(&both, |store| store.record(UUID, &change(&[], &["s1", "s2"], None)))
+        + of(&both, |store| {
+            store.record(UUID, &change(&[moment("s2", None)], &["s1"], Some("s2")))
+        });
+    eprintln!("moments with information: {tried} losses of power");
+}
+
 /// Of a journal, each line is one step; a line that was not told to be there may be.
 #[test]
 fn what_is_told_of_a_journal_is_there() {
@@ -235,7 +292,7 @@ fn a_store_is_opened_on_whatever_is_left() {
         let opened = Store::open_watched(home.path(), disk.clone());
         assert!(opened.is_ok() || disk.was_struck());
         for lost in disk.losses() {
-            assert_eq!(view(lost.path(), "opened").domains, Vec::<String>::new());
+            assert_eq!(view(lost.path(), Kind::Plain, "opened").domains, Vec::<String>::new());
         }
     }
 }
