@@ -10,8 +10,9 @@
 //! - every file is the user's, or ours and needed; none that is needed is gone.
 //!
 //! The same where images hold no memory, of random machines: then no plan puts memory into an image
-//! or looks for it there (the simulated journal refuses one that does), and none touches a disk of a
-//! running guest that the hypervisor does not serve.
+//! or looks for it there (the simulated journal refuses one that does), and none touches, while the
+//! guest runs, a disk that the hypervisor does not serve, or snapshots in an image that it cannot
+//! delete from.
 //!
 //! `PROPERTY_CASES=20000` runs more sequences.
 
@@ -175,6 +176,8 @@ struct Machine {
     images: [Image; DISKS.len()],
     /// `<disk snapshot=>`.
     said: [Option<Location>; DISKS.len()],
+    /// No internal snapshot can be deleted in the first image while the guest runs.
+    sealed: [bool; DISKS.len()],
     /// `<create disks= memory=>` of its policy.
     disks: Option<Location>,
     memory: Option<Location>,
@@ -189,6 +192,9 @@ impl Machine {
                 Image::Raw => world.make_raw(disk),
                 Image::Bypassed => world.make_bypassed(disk),
             }
+        }
+        for (disk, _) in DISKS.iter().zip(self.sealed).filter(|(_, sealed)| *sealed) {
+            world.seal(&format!("/img/{disk}.qcow2"));
         }
         world.edit(|domain| {
             for (disk, said) in DISKS.iter().zip(self.said) {
@@ -221,8 +227,10 @@ fn any_machine() -> impl Strategy<Value = Machine> {
         ]
     };
     let images = [image(), image(), image()];
-    (images, [said(), said(), said()], place(), place())
-        .prop_map(|(images, said, disks, memory)| Machine { images, said, disks, memory })
+    let sealed = prop::array::uniform3(prop::bool::weighted(0.2));
+    (images, [said(), said(), said()], sealed, place(), place()).prop_map(
+        |(images, said, sealed, disks, memory)| Machine { images, said, sealed, disks, memory },
+    )
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
