@@ -3,6 +3,7 @@
 //! - [`image`]: the one door to `qemu-img`, and what it tells of images;
 //! - [`survey`], [`place`]: what plans are made from;
 //! - [`merge`]: layers merged, in files and under a running guest;
+//! - [`note`]: what one act of a running QEMU changes together;
 //! - [`qmp`]: the monitor connection;
 //! - [`job`], [`nodes`], [`graph`]: a running QEMU's jobs, its block nodes, how they stand on each
 //!   other;
@@ -16,6 +17,7 @@ pub mod image;
 pub mod job;
 pub mod merge;
 pub mod nodes;
+pub mod note;
 pub mod place;
 pub mod qmp;
 pub mod survey;

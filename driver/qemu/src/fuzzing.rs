@@ -12,6 +12,7 @@ use virtsnap_engine::domain::{RunningReason, State};
 use virtsnap_xml::element::Element;
 
 use crate::blocks::{self, graph};
+use crate::events;
 use crate::image::edit::Check;
 use crate::image::info::{self, ImageInfo};
 use crate::instance::Inner;
@@ -19,7 +20,6 @@ use crate::migration::Progress;
 use crate::qmp::{Message, QmpEvent};
 use crate::save_image::{Format, Head, codec};
 use crate::status::Status;
-use crate::{events, steps};
 
 /// Lines from the monitor of a guest with this live definition: every event is acted upon, every
 /// reply is read as each of the answers that we ask for.
@@ -128,7 +128,7 @@ pub fn status(bytes: &[u8]) -> bool {
 
 /// The note of a job under way, in the state directory.
 pub fn note(bytes: &[u8]) -> bool {
-    steps::vmstate::Note::from_bytes(bytes).is_ok()
+    virtsnap_block::note::Note::from_bytes(bytes).is_ok()
 }
 
 /// A stream that [`decompress`] reads, for its corpus.

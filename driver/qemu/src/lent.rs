@@ -11,12 +11,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use virtsnap_block::note::write_durably;
 
 use crate::confine::Owner;
 
@@ -155,17 +156,6 @@ fn give_back(path: &Path, owner: Owner, noted: Option<Lent>) -> io::Result<bool>
         }
     }
     owner.own(path).map(|()| true)
-}
-
-/// Writes a whole file: after a crash it has its old content or the new one.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|err| err.error)?;
-    fs::File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -146,6 +146,31 @@ pub fn in_use(image: &Path, target: &str, what: &str) -> Error {
     )
 }
 
+/// The guest has written to this overlay. One that is gone has nothing.
+pub async fn was_written(tool: &QemuImg, overlay: &Path) -> Result<bool> {
+    let path = overlay.to_owned();
+    let pristine = blocking(move || {
+        let read = |err| system("read", &path, err);
+        match std::fs::File::open(&path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Some(true)),
+            Err(err) => Err(read(err)),
+            Ok(file) => match header::read(&file).map_err(read)? {
+                Some(head) => Ok(Some(head.is_pristine(&file).map_err(read)?)),
+                None => Ok(None),
+            },
+        }
+    })
+    .await?;
+    match pristine {
+        Some(pristine) => Ok(!pristine),
+        // qed: its own tool counts.
+        None => {
+            let check = tool.check(overlay, &format_of(overlay)?).await?;
+            Ok(check.allocated_clusters > 0)
+        }
+    }
+}
+
 /// The format of an image that stands on another one.
 pub fn format_of(image: &Path) -> Result<Format> {
     header::overlay_format(image).map_err(|err| system("read", image, err))?.ok_or_else(|| {

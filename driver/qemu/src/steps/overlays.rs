@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use uuid::Uuid;
+use virtsnap_block::note::Note;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::{Format, Target};
 use virtsnap_engine::ports::PivotError;
 
 use super::inside::{active, tagged};
-use super::vmstate::Note;
+use super::vmstate::images;
 use crate::blocks::{Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{blocking, claim, failure, format_of, header, system};
+use crate::image::{claim, failure, was_written};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -113,7 +114,7 @@ impl Qemu {
             let what = format!("image '{image}' already has an internal snapshot '{tag}'");
             return Err(failure(Condition::OperationInvalid, what));
         }
-        self.note(instance.uuid).write(&Note::new(tag, &layers))?;
+        self.note(instance.uuid).write(&Note::new(tag, images(&layers)))?;
         Ok(layers.into_iter().map(|(layer, _)| layer).collect())
     }
 
@@ -135,21 +136,7 @@ impl Qemu {
             let all = layers.iter().all(|(layer, _)| tagged.contains(&layer.format_node()));
             return Ok(all && self.has_switched(domain, overlays).await?);
         }
-        let Some(note) = self.note(domain).read(tag)? else { return Ok(false) };
-        let tool = self.image_tool();
-        let mut with = Vec::new();
-        for image in &note.images {
-            if tool.tagged(image, &Format::Qcow2, tag).await?.is_some() {
-                with.push(image);
-            }
-        }
-        if with.len() == note.images.len() {
-            return Ok(true);
-        }
-        for image in with {
-            tool.delete_snapshot(image, &Format::Qcow2, tag).await?;
-        }
-        Ok(false)
+        self.note(domain).settle(&self.image_tool(), tag).await
     }
 
     /// A running QEMU is asked whether its guest stands on the overlays. When it is gone, an
@@ -160,8 +147,9 @@ impl Qemu {
         disks: &[(Target, PathBuf)],
     ) -> Result<bool> {
         let Some(instance) = self.instance(domain) else {
+            let tool = self.image_tool();
             for (_, overlay) in disks {
-                if self.was_written(overlay).await? {
+                if was_written(&tool, overlay).await? {
                     return Ok(true);
                 }
             }
@@ -174,30 +162,6 @@ impl Qemu {
             all &= chain.layers.iter().any(|layer| layer.is(overlay));
         }
         Ok(all)
-    }
-
-    async fn was_written(&self, overlay: &Path) -> Result<bool> {
-        let path = overlay.to_owned();
-        let pristine = blocking(move || {
-            let read = |err| system("read", &path, err);
-            match std::fs::File::open(&path) {
-                Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(Some(true)),
-                Err(err) => Err(read(err)),
-                Ok(file) => match header::read(&file).map_err(read)? {
-                    Some(head) => Ok(Some(head.is_pristine(&file).map_err(read)?)),
-                    None => Ok(None),
-                },
-            }
-        })
-        .await?;
-        match pristine {
-            Some(pristine) => Ok(!pristine),
-            // qed: its own tool counts.
-            None => {
-                let check = self.image_tool().check(overlay, &format_of(overlay)?).await?;
-                Ok(check.allocated_clusters > 0)
-            }
-        }
     }
 }
 

@@ -6,13 +6,11 @@
 //! is for the case that QEMU dies with the job: then the files are all that can be asked. The note
 //! stays until facts are asked again, when the operation is over.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
+use virtsnap_block::note::{Note, NoteFile};
 use virtsnap_engine::domain::{
     Event, PausedReason, RunningReason, ShutOffReason, State, Suspended, VmStateIn,
 };
@@ -26,9 +24,8 @@ use super::overlays::detach;
 use crate::blocks::{Layer, job, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, system};
+use crate::image::{claim, failure};
 use crate::instance::Instance;
-use crate::lent::write_durably;
 use crate::migration;
 
 const SAVE: &str = "virtsnap-save";
@@ -53,7 +50,7 @@ impl Qemu {
             let what = format!("image '{image}' already has an internal snapshot '{tag}'");
             return Err(refused(failure(Condition::OperationInvalid, what)));
         }
-        self.note(domain).write(&Note::new(tag, &layers)).map_err(refused)?;
+        self.note(domain).write(&Note::new(tag, images(&layers))).map_err(refused)?;
         let memory = self.attach_vm_state(&instance, vmstate).await.map_err(refused)?;
         {
             let mut inner = instance.lock();
@@ -207,7 +204,7 @@ impl Qemu {
             let what = "memory is loaded into a stopped guest only";
             return Err(refused(failure(Condition::OperationInvalid, what)));
         }
-        self.note(domain).write(&Note::new(tag, &layers)).map_err(refused)?;
+        self.note(domain).write(&Note::new(tag, images(&layers))).map_err(refused)?;
         let memory = self.attach_vm_state(&instance, vmstate).await.map_err(refused)?;
         let done = run(&instance, ("snapshot-load", LOAD), tag, &memory, &layers).await?;
         let loaded = self.loaded(&instance, &done).await;
@@ -296,7 +293,7 @@ impl Qemu {
 
 /// A job that silences the monitor was under way when the daemon ended, or is over.
 pub(crate) fn may_be_in_vmstate_job(state_dir: &Path, domain: Uuid) -> bool {
-    NoteFile::of(state_dir, domain).path.exists()
+    NoteFile::of(state_dir, domain).exists()
 }
 
 enum Failed {
@@ -369,62 +366,6 @@ async fn run(
     }
 }
 
-/// The images of a job under way.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Note {
-    tag: String,
-    pub(super) images: Vec<PathBuf>,
-}
-
-impl Note {
-    pub(super) fn new(tag: &str, layers: &[(Layer, PathBuf)]) -> Self {
-        let images = layers.iter().map(|(_, image)| image.clone()).collect();
-        Self { tag: tag.to_owned(), images }
-    }
-
-    pub(crate) fn from_bytes(bytes: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(bytes)
-    }
-}
-
-pub(super) struct NoteFile {
-    path: PathBuf,
-}
-
-impl NoteFile {
-    fn of(state_dir: &Path, domain: Uuid) -> Self {
-        Self { path: state_dir.join(format!("{domain}.vmstate")) }
-    }
-
-    pub(super) fn write(&self, note: &Note) -> Result<()> {
-        let written = serde_json::to_vec(note)
-            .map_err(io::Error::from)
-            .and_then(|bytes| write_durably(&self.path, &bytes));
-        written.map_err(|err| system("write", &self.path, err))
-    }
-
-    /// None: no job of that tag was under way.
-    pub(super) fn read(&self, tag: &str) -> Result<Option<Note>> {
-        let bytes = match fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(err) => return Err(system("read", &self.path, err)),
-        };
-        let note = Note::from_bytes(&bytes).map_err(|err| {
-            let what = format!("'{}' is damaged", self.path.display());
-            failure(Condition::Internal, what).caused_by(err)
-        })?;
-        Ok(Some(note).filter(|note| note.tag == tag))
-    }
-
-    fn forget(&self) {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let removed =
-            fs::remove_file(&self.path).and_then(|()| fs::File::open(directory)?.sync_all());
-        match removed {
-            Ok(()) => {}
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => tracing::warn!(file = %self.path.display(), %err, "a note stays behind"),
-        }
-    }
+pub(super) fn images(layers: &[(Layer, PathBuf)]) -> impl Iterator<Item = PathBuf> {
+    layers.iter().map(|(_, image)| image.clone())
 }
