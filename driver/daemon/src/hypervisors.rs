@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 use virtsnap_engine::domain::Event;
-use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::error::Result;
 use virtsnap_engine::ports::{EventSink, Hypervisor as _};
 use virtsnap_qemu::confine::Owner;
 use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
-use virtsnap_xen::hypervisor::XenConfig;
+use virtsnap_xen::hypervisor::{Xen, XenConfig};
 use virtsnap_xml::element::Element;
 
 use crate::config::{Config, Hypervisor, Mode};
@@ -51,6 +51,7 @@ fn xen_settings(config: &Config) -> XenConfig {
         config.state_dir.join("guests"),
         config.state_dir.join("log"),
     );
+    settings.merges = config.guests.merges;
     if let Some(bridges) = &config.guests.network_bridges {
         settings.network_bridges.clone_from(bridges);
     }
@@ -58,9 +59,8 @@ fn xen_settings(config: &Config) -> XenConfig {
 }
 
 /// The driver behind `xen:///`.
-pub(crate) fn xen(_: &Config, _: Arc<dyn EventSink>) -> Result<Qemu> {
-    let message = "this virtsnapd was built without its driver for Xen";
-    Err(Error::new(Condition::NoSupport, message))
+pub(crate) fn xen(config: &Config, events: Arc<dyn EventSink>) -> Result<Xen> {
+    Xen::new(xen_settings(config), events)
 }
 
 /// The hypervisor's judgement of a definition, where nothing runs.

@@ -225,20 +225,6 @@ pub(crate) async fn set_saved(file: &Path, definition: &Element) -> Result<()> {
     .await
 }
 
-/// Gone is done.
-pub(crate) async fn forget(file: &Path) -> Result<()> {
-    let path = file.to_owned();
-    blocking(move || {
-        match fs::remove_file(&path) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-            _ => fs::File::open(path.parent().unwrap_or(Path::new("/")))
-                .and_then(|directory| directory.sync_all()),
-        }
-        .map_err(|err| system("remove", &path, err))
-    })
-    .await
-}
-
 /// The file of a save under way.
 struct Note {
     path: PathBuf,

@@ -393,7 +393,7 @@ impl Context {
                 // SAFETY: `config` lives until the operation has ended.
                 unsafe { lib.libxl_retrieve_domain_configuration(ctx, id, config.as_mut(), how) }
             })?;
-            config.to_json(inner, id)
+            config.write(inner, id)
         })
         .await
     }
@@ -657,7 +657,7 @@ impl<'a> Config<'a> {
         Err(inner.log.error(rc, mark, None, "libxl does not take the configuration"))
     }
 
-    fn to_json(&mut self, inner: &Inner, id: u32) -> Result<Value> {
+    fn write(&mut self, inner: &Inner, id: u32) -> Result<Value> {
         // SAFETY: what is given is a string of ours to free, or null.
         let text = unsafe { taken(self.lib.libxl_domain_config_to_json(inner.ctx, self.as_mut())) };
         text.and_then(|text| serde_json::from_str(&text).ok()).ok_or_else(|| {

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use uuid::Uuid;
 use virtsnap_block::qmp::Qmp;
 use virtsnap_engine::domain::{Active, PausedReason, RunningReason, ShutOffReason, State};
@@ -39,8 +38,6 @@ pub struct Instance {
     pub(crate) dir: PathBuf,
     /// Held by whoever changes which files the disks are, saves memory, or ends the domain.
     pub(crate) acting: Arc<tokio::sync::Mutex<()>>,
-    /// True once the domain is gone and all that belonged to it is put away.
-    pub(crate) ended: watch::Sender<bool>,
     inner: Mutex<Inner>,
     monitor: tokio::sync::Mutex<Weak<Qmp>>,
 }
@@ -64,6 +61,10 @@ pub(crate) struct Inner {
     pub(crate) stopping: Option<ShutOffReason>,
     /// A start that failed ends without an event.
     pub(crate) is_silent: bool,
+    /// Its guest has stopped to be started again: until that is over, its end is no end.
+    pub(crate) is_rebooting: bool,
+    /// The file of a save that the domain is to end with.
+    pub(crate) saving: Option<PathBuf>,
 }
 
 impl Instance {
@@ -81,8 +82,14 @@ impl Instance {
             owner,
             dir: directory(run_dir, uuid),
             acting: Arc::default(),
-            ended: watch::Sender::new(false),
-            inner: Mutex::new(Inner { state, live, stopping: None, is_silent: false }),
+            inner: Mutex::new(Inner {
+                state,
+                live,
+                stopping: None,
+                is_silent: false,
+                is_rebooting: false,
+                saving: None,
+            }),
             monitor: tokio::sync::Mutex::default(),
         }
     }
@@ -178,12 +185,6 @@ impl Instance {
         context.store_configuration(self.id, &stored).await
     }
 
-    /// Waits until it is gone and put away.
-    pub(crate) async fn wait_ended(&self) {
-        let mut ended = self.ended.subscribe();
-        let _ = ended.wait_for(|&ended| ended).await;
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,6 +200,7 @@ impl Instance {
             id: Some(self.id),
             state: inner.state.into(),
             live: inner.live.to_string(),
+            saving: inner.saving.clone(),
         };
         status.write(&self.dir)
     }
@@ -224,6 +226,9 @@ pub(crate) struct Status {
     pub(crate) state: Recorded,
     /// `<domain>`, the live definition.
     pub(crate) live: String,
+    /// The file of a save that the domain is to end with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) saving: Option<PathBuf>,
 }
 
 /// What libxl cannot tell of a state. The words are part of the format.
@@ -278,6 +283,7 @@ impl Status {
             id: None,
             state: Recorded::Starting,
             live: live.to_string(),
+            saving: None,
         }
     }
 

@@ -5,10 +5,13 @@
 //! - [`context`]: libxl itself;
 //! - [`hypervisor`]: the driver behind the engine's port; [`instance`]: one running domain;
 //! - `facts`: what a plan is made from; `merge`: layers merged and snapshots deleted;
-//! - `save_image`: memory in a file, in xl's format.
+//! - `start`, `life`, `reconnect`: a domain's way from its definition to its end;
+//! - `save_image`: memory in a file, in xl's format; `saving`: on its way there;
+//! - `steps`: the acts of a plan.
 
 #![deny(unsafe_code)]
 
+mod capabilities;
 pub mod complete;
 pub mod config;
 pub mod context;
@@ -19,8 +22,14 @@ mod guest;
 mod host;
 pub mod hypervisor;
 pub mod instance;
+mod life;
 mod merge;
+mod port;
+mod reconnect;
 mod save_image;
+mod saving;
+mod start;
+mod steps;
 
 pub use guest::Guest;
 pub use host::Host;

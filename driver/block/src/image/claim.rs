@@ -500,6 +500,11 @@ pub(super) fn write_marker(path: &Path, text: &[u8], directory: &Path) -> Result
     sync_directory(directory)
 }
 
+/// A number made from a path, the same in every run and release.
+pub fn fingerprint(path: &Path) -> u64 {
+    hash(path.as_os_str().as_bytes())
+}
+
 /// FNV-1a: the same in every run and release, as the names it makes are looked for after a crash.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

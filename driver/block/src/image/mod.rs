@@ -6,6 +6,7 @@
 //! - [`fill`]: overlays in places that a user prepared;
 //! - [`header`]: our own small reader of a qcow2 header, for files nobody vouches for;
 //! - [`copy`]: one layer byte for byte, by reflink where the file system can;
+//! - [`tag`]: internal snapshots as a step of a plan;
 //! - [`tool`]: the child process, its deadline and its words.
 //!
 //! Formats are always given, never probed: the content of a raw image belongs to the guest, and
@@ -20,6 +21,7 @@ pub mod edit;
 pub mod fill;
 pub mod header;
 pub mod info;
+pub mod tag;
 pub mod tool;
 
 pub use tool::QemuImg;
@@ -52,6 +54,20 @@ pub async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|err| {
         Err(failure(Condition::Internal, "a file operation was torn down").caused_by(err))
     })
+}
+
+/// Removes a file, durably; gone is done.
+pub async fn remove_durably(file: &Path) -> Result<()> {
+    let path = file.to_owned();
+    blocking(move || {
+        match std::fs::remove_file(&path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+            _ => std::fs::File::open(path.parent().unwrap_or(Path::new("/")))
+                .and_then(|directory| directory.sync_all()),
+        }
+        .map_err(|err| system("remove", &path, err))
+    })
+    .await
 }
 
 /// The path as QEMU can be given it: absolute, UTF-8, and not one that QEMU reads as something

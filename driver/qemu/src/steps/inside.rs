@@ -9,34 +9,10 @@ use virtsnap_engine::facts::Format::Qcow2;
 use crate::blocks::{Chain, Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, is_gone};
+use crate::image::{failure, is_gone};
 use crate::instance::Instance;
 
 impl Qemu {
-    pub(super) async fn snapshot_image(&self, domain: Uuid, image: &Path, tag: &str) -> Result<()> {
-        super::check_tag(tag)?;
-        self.refuse_in_use(domain, image, "changed")?;
-        let tool = self.image_tool();
-        if tool.tagged(image, &Qcow2, tag).await?.is_some() {
-            // Undo comes next, and must not take it for ours.
-            claim::mark_foreign_tag(&self.config().state_dir, domain, image, tag).await?;
-        }
-        tool.snapshot(image, &Qcow2, tag).await
-    }
-
-    pub(super) async fn undo_snapshot_image(
-        &self,
-        domain: Uuid,
-        image: &Path,
-        tag: &str,
-    ) -> Result<()> {
-        let state_dir = &self.config().state_dir;
-        if is_gone(image) || claim::take_foreign_tag(state_dir, domain, image, tag).await? {
-            return Ok(());
-        }
-        self.image_tool().delete_snapshot(image, &Qcow2, tag).await
-    }
-
     pub(super) async fn delete_snapshot(
         &self,
         domain: Uuid,

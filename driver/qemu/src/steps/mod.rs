@@ -37,7 +37,7 @@ use virtsnap_engine::ports::PivotError;
 
 use crate::backing;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, fill, in_use};
+use crate::image::{claim, fill, in_use, remove_durably, tag};
 use crate::saving;
 
 impl Qemu {
@@ -78,7 +78,11 @@ impl Qemu {
             Step::AttachOverlay { disk, overlay, format } => {
                 self.attach_overlay(domain, disk, overlay, format).await
             }
-            Step::SnapshotImage { image, tag } => self.snapshot_image(domain, image, tag).await,
+            Step::SnapshotImage { image, tag } => {
+                self.refuse_in_use(domain, image, "changed")?;
+                let (tool, state_dir) = (self.image_tool(), &self.config().state_dir);
+                tag::take(&tool, state_dir, domain, image, tag).await
+            }
             Step::SaveMemory { file, live, overwrite, definition } => {
                 self.save_memory(domain, file, *live, *overwrite, definition).await
             }
@@ -100,7 +104,8 @@ impl Qemu {
             Step::CopyImage { to, .. } => claim::undo(domain, to).await,
             Step::AttachOverlay { overlay, .. } => self.detach_overlay(domain, overlay).await,
             Step::SnapshotImage { image, tag } => {
-                self.undo_snapshot_image(domain, image, tag).await
+                let (tool, state_dir) = (self.image_tool(), &self.config().state_dir);
+                tag::undo(&tool, state_dir, domain, image, tag).await
             }
             Step::SaveMemory { file, live, .. } => self.undo_save_memory(domain, file, *live).await,
             Step::CreateVmStateImage { image } => claim::undo(domain, image).await,
@@ -174,7 +179,7 @@ impl Qemu {
                 None => Ok(()),
             },
             Finish::SetSaved { file, definition } => saving::set_saved(file, definition).await,
-            Finish::ForgetSave(file) => saving::forget(file).await,
+            Finish::ForgetSave(file) => remove_durably(file).await,
             Finish::RemoveImage(path) => claim::remove(domain, path).await,
             Finish::KeepImage(path) | Finish::HandOver(path) => claim::keep(domain, path).await,
             Finish::SetConfig(_) | Finish::Record(_) => {
@@ -211,15 +216,4 @@ impl Qemu {
             chains.values().find(|chain| chain.layers.first().is_some_and(|layer| layer.is(image)));
         active.map_or(Ok(()), |chain| Err(in_use(image, &chain.target, what)))
     }
-}
-
-/// QEMU cuts a longer tag short without a word.
-fn check_tag(tag: &str) -> Result<()> {
-    if tag.is_empty() || tag.len() > 255 || tag.contains('\0') {
-        return Err(failure(
-            Condition::InvalidArgument,
-            format!("'{tag}' cannot name an internal snapshot: it takes 1 to 255 bytes"),
-        ));
-    }
-    Ok(())
 }

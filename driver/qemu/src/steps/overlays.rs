@@ -14,7 +14,7 @@ use super::vmstate::images;
 use crate::blocks::{Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, was_written};
+use crate::image::{claim, failure, tag, was_written};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -106,7 +106,7 @@ impl Qemu {
         internal: &[Target],
         tag: &str,
     ) -> Result<Vec<Layer>> {
-        super::check_tag(tag)?;
+        tag::check(tag)?;
         let layers = active(instance, internal)?;
         let taken = tagged(instance, tag).await?;
         if let Some((_, image)) = layers.iter().find(|(l, _)| taken.contains(&l.format_node())) {

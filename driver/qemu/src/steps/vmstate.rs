@@ -24,7 +24,7 @@ use super::overlays::detach;
 use crate::blocks::{Layer, job, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure};
+use crate::image::{claim, failure, tag};
 use crate::instance::Instance;
 use crate::migration;
 
@@ -40,7 +40,7 @@ impl Qemu {
         disks: &[Target],
     ) -> Result<(), PivotError> {
         let refused = PivotError::Refused;
-        super::check_tag(tag).map_err(refused)?;
+        tag::check(tag).map_err(refused)?;
         let instance = self.running(domain).map_err(refused)?;
         migration::leave_inactive(&instance).await.map_err(refused)?;
         let layers = active(&instance, disks).map_err(refused)?;

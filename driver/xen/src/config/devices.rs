@@ -78,6 +78,18 @@ pub fn learn_backends(live: &mut Element, config: &Value) {
     }
 }
 
+/// The terminal of the guest's first console, in the live definition.
+pub fn learn_console(live: &mut Element, terminal: &str) {
+    for console in
+        live.child_mut("devices").into_iter().flat_map(|d| d.children_mut("console")).take(1)
+    {
+        if console.attr("type") == Some("pty") {
+            console.set_attr("tty", terminal);
+            console.child_or_insert("source").set_attr("path", terminal);
+        }
+    }
+}
+
 /// The driver that stands for a backend.
 pub(super) fn driver_of(backend: &str) -> Option<&'static str> {
     match backend {

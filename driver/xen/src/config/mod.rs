@@ -32,7 +32,7 @@ use virtsnap_xml::element::Element;
 use crate::guest::Guest;
 use crate::host::Host;
 
-pub use devices::{is_emulated, learn_backends};
+pub use devices::{is_emulated, learn_backends, learn_console};
 pub use read::{Found, from_libxl};
 
 /// Display 0 of VNC: libxl takes displays, XML has ports.

@@ -1,0 +1,227 @@
+//! What is asked of a running domain, and how it ends.
+//!
+//! libxl tells when a guest has stopped and when a domain is gone. A guest of ours that has stopped
+//! is taken away or started again, as its definition says (`<on_poweroff>`, `<on_reboot>`,
+//! `<on_crash>`); one that xl started is xl's to take away.
+
+use std::sync::{Arc, Weak};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use uuid::Uuid;
+use virtsnap_engine::domain::{
+    Event, PausedReason, Resumed, RunningReason, ShutOffReason, State, Suspended,
+};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_xml::element::Element;
+
+use crate::context::{End, Ended, ShutdownReason};
+use crate::hypervisor::{Shared, Xen};
+use crate::instance::Instance;
+use crate::start;
+
+impl Xen {
+    pub(crate) async fn suspend_domain(&self, domain: Uuid) -> Result<()> {
+        let instance = self.running(domain)?;
+        match instance.state() {
+            State::Paused(_) => Ok(()),
+            State::Running(_) => self.shared.pause(&instance, PausedReason::User).await,
+            _ => refuse("the domain is shutting down"),
+        }
+    }
+
+    pub(crate) async fn resume_domain(&self, domain: Uuid) -> Result<()> {
+        let instance = self.running(domain)?;
+        match instance.state() {
+            State::Running(_) => Ok(()),
+            State::Paused(_) => self.shared.resume(&instance, RunningReason::Unpaused).await,
+            State::Crashed => refuse("the guest has crashed; destroy the domain"),
+            _ => refuse("the domain is shutting down"),
+        }
+    }
+
+    pub(crate) async fn shutdown_domain(&self, domain: Uuid) -> Result<()> {
+        let instance = self.standing_up(domain)?;
+        self.shared.context.shutdown(instance.id).await
+    }
+
+    pub(crate) async fn reboot_domain(&self, domain: Uuid) -> Result<()> {
+        let instance = self.standing_up(domain)?;
+        self.shared.context.reboot(instance.id).await
+    }
+
+    fn standing_up(&self, domain: Uuid) -> Result<Arc<Instance>> {
+        let instance = self.running(domain)?;
+        match instance.state() {
+            State::Running(_) => Ok(instance),
+            _ => refuse("domain is not running: a guest that stands still cannot shut down"),
+        }
+    }
+
+    /// Ends the domain; returns when it is gone and put away.
+    pub(crate) async fn destroy_domain(&self, domain: Uuid, reason: ShutOffReason) -> Result<()> {
+        match self.instance(domain) {
+            Some(instance) => self.shared.end(&instance, reason).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) async fn pause(&self, instance: &Instance, reason: PausedReason) -> Result<()> {
+        self.context.pause(instance.id).await?;
+        instance.update(|inner| inner.state = State::Paused(reason))?;
+        self.tell(instance, Event::Suspended(Suspended::Paused));
+        Ok(())
+    }
+
+    pub(crate) async fn resume(&self, instance: &Instance, reason: RunningReason) -> Result<()> {
+        self.context.unpause(instance.id).await?;
+        instance.update(|inner| inner.state = State::Running(reason))?;
+        let resumed = match reason {
+            RunningReason::FromSnapshot => Resumed::FromSnapshot,
+            _ => Resumed::Unpaused,
+        };
+        self.tell(instance, Event::Resumed(resumed));
+        Ok(())
+    }
+
+    pub(crate) async fn end(&self, instance: &Instance, reason: ShutOffReason) -> Result<()> {
+        instance.lock().stopping = Some(reason);
+        self.context.destroy(instance.id).await?;
+        self.put_away(instance, reason);
+        Ok(())
+    }
+
+    /// The domain is gone. Done before is done.
+    fn put_away(&self, instance: &Instance, reason: ShutOffReason) {
+        let is_known = {
+            let mut instances = self.instances();
+            let is_known =
+                instances.get(&instance.uuid).is_some_and(|known| known.id == instance.id);
+            if is_known {
+                instances.remove(&instance.uuid);
+            }
+            is_known
+        };
+        if !is_known {
+            return;
+        }
+        let (reason, is_silent) = {
+            let mut inner = instance.lock();
+            let reason = inner.stopping.unwrap_or(reason);
+            inner.state = State::ShutOff(reason);
+            (reason, inner.is_silent)
+        };
+        if instance.is_ours() {
+            start::remove(&instance.dir);
+        }
+        tracing::info!(domain = instance.name, id = instance.id, ?reason, "it has ended");
+        if !is_silent {
+            self.events.emit(instance.uuid, &instance.name, -1, Event::Stopped(reason));
+        }
+    }
+
+    /// For as long as the driver lives.
+    pub(crate) async fn follow_ends(shared: Weak<Self>, mut told: UnboundedReceiver<Ended>) {
+        while let Some(ended) = told.recv().await {
+            let Some(shared) = shared.upgrade() else { return };
+            let instances: Vec<_> = shared.instances().values().cloned().collect();
+            let found = instances.into_iter().find(|instance| instance.id == ended.id);
+            let Some(instance) = found else { continue };
+            // One that takes long must not keep the others waiting.
+            tokio::spawn(async move { shared.handle_end(&instance, ended.how).await });
+        }
+    }
+
+    async fn handle_end(self: &Arc<Self>, instance: &Arc<Instance>, how: End) {
+        let reason = match how {
+            End::Death if instance.lock().is_rebooting => return,
+            End::Death => return self.put_away(instance, ShutOffReason::Destroyed),
+            End::Shutdown(ShutdownReason::Suspend) => return,
+            End::Shutdown(reason) => reason,
+        };
+        tracing::info!(domain = instance.name, id = instance.id, ?reason, "the guest has stopped");
+        if !instance.is_ours() {
+            instance.lock().state = State::Shutdown;
+            return;
+        }
+        // A step of a snapshot comes to its end first, and what it changed is noted.
+        let _acting = instance.acting.lock().await;
+        if instance.lock().stopping.is_some() {
+            return;
+        }
+        let live = instance.live();
+        let (event, off) = match reason {
+            ShutdownReason::Reboot => ("on_reboot", ShutOffReason::Shutdown),
+            ShutdownReason::Crash => ("on_crash", ShutOffReason::Crashed),
+            _ => ("on_poweroff", ShutOffReason::Shutdown),
+        };
+        let action = live.child_text(event).unwrap_or_default();
+        let outcome = match action.trim() {
+            "restart" | "rename-restart" | "coredump-restart" => {
+                self.restart(instance, &live).await
+            }
+            "preserve" => {
+                let state = match off {
+                    ShutOffReason::Crashed => State::Crashed,
+                    _ => State::Shutdown,
+                };
+                instance.update(|inner| inner.state = state)
+            }
+            _ => self.end(instance, off).await,
+        };
+        if let Err(err) = outcome {
+            tracing::error!(domain = instance.name, "after its guest has stopped: {}", err.chain());
+        }
+    }
+
+    /// The second half of a reboot: a new domain on the same disks.
+    async fn restart(self: &Arc<Self>, instance: &Arc<Instance>, live: &Element) -> Result<()> {
+        let definition = without_number(live.clone());
+        instance.lock().is_rebooting = true;
+        self.context.destroy(instance.id).await?;
+        // Until the new one is there, the old one stands for it.
+        let built = self.build(instance.uuid, &instance.name, &definition, None).await;
+        match built {
+            Ok(new) => {
+                self.instances().insert(instance.uuid, Arc::clone(&new));
+                let run = async {
+                    self.context.watch(new.id).await?;
+                    new.update(|inner| inner.state = State::Running(RunningReason::Booted))?;
+                    self.context.unpause(new.id).await
+                };
+                match run.await {
+                    Ok(()) => {
+                        self.tell(&new, Event::Reboot);
+                        Ok(())
+                    }
+                    Err(err) => {
+                        let ended = self.end(&new, ShutOffReason::Failed).await;
+                        ended.and(Err(err))
+                    }
+                }
+            }
+            Err(err) => {
+                self.put_away(instance, ShutOffReason::Failed);
+                Err(err)
+            }
+        }
+    }
+}
+
+/// What a start gives to a definition that is of that start alone.
+fn without_number(mut live: Element) -> Element {
+    live.remove_attr("id");
+    for interface in live.child_mut("devices").into_iter().flat_map(|d| d.children_mut("interface"))
+    {
+        let generated = interface.child("target").and_then(|target| target.attr("dev"));
+        if generated.is_some_and(|name| name.starts_with("vif")) {
+            interface.remove_children("target");
+        }
+    }
+    live
+}
+
+fn refuse<T>(message: &str) -> Result<T> {
+    Err(Error::new(Condition::OperationInvalid, message))
+}

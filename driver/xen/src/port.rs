@@ -1,0 +1,253 @@
+//! The engine's ports, each call handed to the part that does it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use uuid::Uuid;
+use virtsnap_block::image::{blocking, system};
+use virtsnap_block::{merge, place, survey};
+use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::facts::{DomainFacts, Format, InternalSnapshot, PathKind, Place, Room};
+use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect};
+use virtsnap_engine::merging::Merging;
+use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
+use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
+
+use crate::context::Info;
+use crate::hypervisor::Xen;
+use crate::{capabilities, complete, save_image};
+
+impl Hypervisor for Xen {
+    fn complete(&self, domain: Element) -> Result<Element> {
+        complete::complete(domain, &self.shared.host)
+    }
+
+    fn abi_difference(&self, a: &Element, b: &Element) -> Option<String> {
+        complete::abi_difference(a, b)
+    }
+
+    async fn capabilities(&self) -> Result<Element> {
+        let context = self.shared.context.clone();
+        blocking(move || Ok(capabilities::of(&context.host_info()?))).await
+    }
+
+    async fn reconnect(&self) -> Result<Vec<Active>> {
+        self.reconnect_all().await
+    }
+
+    async fn start(&self, domain: Element, start: Start) -> Result<Active> {
+        self.start_domain(domain, start).await
+    }
+
+    fn active(&self, domain: Uuid) -> Option<Active> {
+        self.instance(domain).map(|instance| instance.active())
+    }
+
+    fn all_active(&self) -> Vec<Active> {
+        self.all_instances()
+    }
+
+    fn set_live(&self, domain: Uuid, live: Element) -> Result<()> {
+        self.running(domain)?.update(|inner| inner.live = live)
+    }
+
+    async fn suspend(&self, domain: Uuid) -> Result<()> {
+        self.suspend_domain(domain).await
+    }
+
+    async fn resume(&self, domain: Uuid) -> Result<()> {
+        self.resume_domain(domain).await
+    }
+
+    async fn shutdown(&self, domain: Uuid) -> Result<()> {
+        self.shutdown_domain(domain).await
+    }
+
+    async fn reboot(&self, domain: Uuid) -> Result<()> {
+        self.reboot_domain(domain).await
+    }
+
+    async fn reset(&self, _domain: Uuid) -> Result<()> {
+        let what = "Xen does not reset a guest as it stands: reboot it, or destroy and start it";
+        Err(Error::new(Condition::NoSupport, what))
+    }
+
+    async fn destroy(&self, domain: Uuid, reason: ShutOffReason) -> Result<()> {
+        self.destroy_domain(domain, reason).await
+    }
+
+    async fn save(&self, domain: Uuid, save: Save) -> Result<()> {
+        self.save_domain(domain, save).await
+    }
+
+    async fn save_image(&self, file: &Path) -> Result<SaveImage> {
+        save_image::look_into(file, &self.shared.host).await
+    }
+
+    async fn edit_save_image(
+        &self,
+        file: &Path,
+        definition: &Element,
+        running: Option<bool>,
+    ) -> Result<()> {
+        self.edit_image(file, definition, running).await
+    }
+
+    async fn restore(&self, domain: Element, restore: Restore) -> Result<Active> {
+        self.restore_domain(domain, restore).await
+    }
+
+    async fn monitor_command(&self, domain: Uuid, command: &str, human: bool) -> Result<String> {
+        let qmp = self.running(domain)?.device_model().await?;
+        if human {
+            return Ok(qmp.human(command).await?);
+        }
+        let request: Value = serde_json::from_str(command).map_err(|err| {
+            Error::new(Condition::InvalidArgument, "the monitor command is not JSON").caused_by(err)
+        })?;
+        let lacks = || Error::new(Condition::InvalidArgument, "it has no \"execute\"");
+        let name = request.get("execute").and_then(Value::as_str).ok_or_else(lacks)?;
+        let arguments = request.get("arguments").cloned().unwrap_or(Value::Null);
+        Ok(serde_json::json!({ "return": qmp.execute(name, arguments).await? }).to_string())
+    }
+
+    async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {
+        let facts = self.domain_facts(subject).await?;
+        self.forget_note(subject.uuid);
+        Ok(facts)
+    }
+
+    async fn probe(&self, path: &Path) -> Result<PathKind> {
+        survey::probe(path)
+    }
+
+    async fn room(&self, directory: &Path) -> Option<Room> {
+        place::room(directory).await
+    }
+
+    async fn place(&self, at: &Path, below: &Path, facts: &DomainFacts) -> Result<Place> {
+        self.overlay_place(at, below, facts).await
+    }
+
+    async fn act(&self, domain: Uuid, step: &Step) -> Result<()> {
+        self.act_step(domain, step).await
+    }
+
+    async fn undo(&self, domain: Uuid, step: &Step) -> Result<()> {
+        self.undo_step(domain, step).await
+    }
+
+    async fn pivot(&self, domain: Uuid, pivot: &Pivot) -> Result<(), PivotError> {
+        self.pivot_to(domain, pivot).await
+    }
+
+    async fn pivoted(&self, domain: Uuid, pivot: &Pivot) -> Result<bool> {
+        self.has_pivoted(domain, pivot).await
+    }
+
+    async fn finish(&self, domain: Uuid, finish: &Finish) -> Result<()> {
+        self.finish_act(domain, finish).await
+    }
+
+    async fn merge(
+        &self,
+        domain: Uuid,
+        merge: &Finish,
+        merging: &Merging,
+    ) -> Result<(), MergeError> {
+        self.merge_layers(domain, merge, merging).await
+    }
+
+    async fn weigh(&self, _domain: Uuid, merge: &Finish) -> u64 {
+        merge::weigh(merge).await
+    }
+
+    async fn conclude(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
+        match conclude {
+            Conclude::Start { .. } if self.instance(domain).is_some() => Ok(()),
+            Conclude::Start { definition, start } => {
+                self.start_held(definition.clone(), start.clone()).await.map(drop)
+            }
+        }
+    }
+
+    async fn release(&self, domain: Uuid, conclude: &Conclude) -> Result<()> {
+        let Conclude::Start { start, .. } = conclude;
+        self.release_held(domain, start).await
+    }
+}
+
+impl Inspect for Xen {
+    const NAME: &'static str = "Xen";
+    /// VIR_FROM_LIBXL.
+    const ERROR_DOMAIN: i32 = 61;
+    const FUNCTIONS: &'static str = "libxl";
+    const PATHS: &'static [&'static str] = &["/system", "/"];
+    const IS_SHARED: bool = true;
+
+    async fn version(&self) -> Result<u64> {
+        let context = self.shared.context.clone();
+        let (major, minor) = blocking(move || Ok(context.host_info()?.version)).await?;
+        Ok(u64::from(major) * 1_000_000 + u64::from(minor) * 1000)
+    }
+
+    fn cpu_times(&self, domain: Uuid) -> Result<CpuTimes> {
+        let total = self.info(domain)?.cpu_time;
+        Ok(CpuTimes { total, ..CpuTimes::default() })
+    }
+
+    /// All of its memory: Xen takes none away behind its back.
+    fn resident_memory(&self, domain: Uuid) -> Result<u64> {
+        Ok(self.info(domain)?.memory)
+    }
+
+    async fn balloon(&self, domain: Uuid) -> Result<Option<u64>> {
+        Ok(Some(self.info(domain)?.memory))
+    }
+
+    async fn set_balloon(&self, domain: Uuid, kib: u64) -> Result<()> {
+        let instance = self.running(domain)?;
+        self.shared.context.set_memory(instance.id, kib).await
+    }
+
+    async fn image_size(&self, domain: &Element, target: &str) -> Result<ImageSize> {
+        let image = domain::disk(domain, target).and_then(|disk| {
+            Some((PathBuf::from(disk.path()?), Format::from(disk.format().unwrap_or("raw"))))
+        });
+        let (image, format) = image.ok_or_else(|| {
+            let what = format!("disk '{target}' has no image on this host");
+            Error::new(Condition::InvalidArgument, what)
+        })?;
+        let facts = self.image_tool().info(&image, &format).await?;
+        let length = std::fs::metadata(&image).map_err(|err| system("look at", &image, err))?.len();
+        let physical = if facts.is_block_device { facts.virtual_size } else { length };
+        let (virtual_size, allocation) = (facts.virtual_size, facts.actual_size);
+        Ok(ImageSize { virtual_size, allocation, physical })
+    }
+
+    async fn image_snapshots(
+        &self,
+        domain: Uuid,
+        definition: &Element,
+        named: &BTreeMap<PathBuf, Format>,
+    ) -> Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>> {
+        self.snapshots_in_images(domain, definition, named).await
+    }
+
+    async fn inject_nmi(&self, domain: Uuid) -> Result<()> {
+        let instance = self.running(domain)?;
+        self.shared.context.inject_nmi(instance.id).await
+    }
+}
+
+impl Xen {
+    fn info(&self, domain: Uuid) -> Result<Info> {
+        let instance = self.running(domain)?;
+        let gone = || Error::new(Condition::OperationInvalid, "domain is not running");
+        self.shared.context.info(instance.id)?.ok_or_else(gone)
+    }
+}
