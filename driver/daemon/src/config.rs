@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use virtsnap_engine::options::Meanwhile;
 use virtsnap_qemu::hypervisor::MergeLimits;
+use virtsnap_store::Store;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -269,6 +270,18 @@ impl Config {
             }
         }
         Ok(config)
+    }
+
+    /// Where definitions and snapshots are.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(crate) fn open_store(&self) -> virtsnap_engine::error::Result<Store> {
+        let store = Store::open(&self.state_dir)?;
+        Ok(match self.hypervisor {
+            Hypervisor::Qemu => store,
+            Hypervisor::Xen => store.informing(),
+        })
     }
 
     /// The read-write socket, and the read-only one where there is such a thing.

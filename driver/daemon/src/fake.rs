@@ -1,17 +1,17 @@
 //! A hypervisor in memory, for the daemon's own tests: life cycle only.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use uuid::Uuid;
 use virtsnap_engine::domain::{
-    Active, Event, PausedReason, Resumed, RunningReason, ShutOffReason, ShutdownBy, Start, Started,
-    State, Suspended,
+    Active, Event, PausedReason, Resumed, RunningReason, SaveImage, ShutOffReason, ShutdownBy,
+    Start, Started, State, Suspended,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::facts::{DomainFacts, PathKind};
+use virtsnap_engine::facts::{DomainFacts, Format, InternalSnapshot, PathKind};
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{EventSink, Hypervisor, PivotError, Subject};
@@ -27,10 +27,15 @@ use crate::handle::Sessions;
 pub(crate) struct FakeHypervisor {
     active: Mutex<BTreeMap<Uuid, Active>>,
     next_id: AtomicI32,
+    inside: Mutex<BTreeMap<PathBuf, Vec<InternalSnapshot>>>,
     sink: OnceLock<Weak<Table>>,
 }
 
 impl FakeHypervisor {
+    pub(crate) fn put_inside(&self, image: &Path, snapshot: InternalSnapshot) {
+        self.inside.lock().unwrap().entry(image.to_owned()).or_default().push(snapshot);
+    }
+
     fn tell(&self, active: &Active, id: i32, event: Event) {
         if let Some(sink) = self.sink.get().and_then(Weak::upgrade) {
             sink.emit(active.uuid, &active.name, id, event);
@@ -130,6 +135,15 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
+    /// Here, the definition alone.
+    async fn save_image(&self, file: &Path) -> Result<SaveImage> {
+        let text = std::fs::read_to_string(file).map_err(|err| {
+            Error::new(Condition::OperationFailed, "cannot read it").caused_by(err)
+        })?;
+        let definition = Element::parse(&text).expect("a definition");
+        Ok(SaveImage::Whole { definition, running: true })
+    }
+
     async fn facts(&self, _: &Subject) -> Result<DomainFacts> {
         not_here()
     }
@@ -172,6 +186,15 @@ impl Inspect for FakeHypervisor {
     const ERROR_DOMAIN: i32 = 10;
     const FUNCTIONS: &'static str = "qemu";
     const PATHS: &'static [&'static str] = &["/system", "/session"];
+
+    async fn image_snapshots(
+        &self,
+        _: Uuid,
+        _: &Element,
+        _: &BTreeMap<PathBuf, Format>,
+    ) -> Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>> {
+        Ok(self.inside.lock().unwrap().clone())
+    }
 }
 
 /// A daemon's domains over the fake; what is stored in `directory` outlives them.
@@ -181,7 +204,7 @@ pub(crate) fn domains(directory: &Path) -> Domains<FakeHypervisor> {
 
 /// The same on a hypervisor that others use too.
 pub(crate) fn shared_domains(directory: &Path) -> Domains<FakeHypervisor> {
-    over(Store::open(directory).unwrap(), true).0
+    over(Store::open(directory).unwrap().informing(), true).0
 }
 
 pub(crate) fn domains_and_sessions(directory: &Path) -> (Domains<FakeHypervisor>, Arc<Sessions>) {

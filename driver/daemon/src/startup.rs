@@ -18,7 +18,6 @@ use virtsnap_engine::error::Error;
 use virtsnap_engine::inspect::Inspect;
 use virtsnap_engine::plan::{self, Finish};
 use virtsnap_engine::ports::{EventSink, Journals};
-use virtsnap_store::Store;
 
 use crate::config::{Config, Mode};
 use crate::dispatch::Daemon;
@@ -66,6 +65,7 @@ pub(crate) async fn run<H: Inspect>(
     let found = domains.reconnect().await?;
     let mut resuming = settle(&domains).await?;
     domains.drop_ended();
+    domains.take_in_strays().await;
     domains.follow_block_jobs();
     let listeners = listen(config)?;
     let limits = Limits { clients: config.max_clients, ..Limits::default() };
@@ -91,7 +91,7 @@ fn open<H: Inspect>(
     hypervisor: impl FnOnce(Arc<dyn EventSink>) -> Result<H, Error>,
 ) -> Result<Domains<H>, StartError> {
     // While a slow disk is waited for, another thread serves the other clients.
-    let store = Store::open(&config.state_dir)?.waiting_by(|work| block_in_place(work));
+    let store = config.open_store()?.waiting_by(|work| block_in_place(work));
     let store = Arc::new(store);
     let table = Table::load(store, Events::new(sessions))?.shared(H::IS_SHARED);
     let table = Arc::new(table);

@@ -3,6 +3,7 @@
 //! - [`table`]: every domain by uuid; what events and records change;
 //! - [`life`]: define, start, stop, … with libvirt's rules;
 //! - [`save`]: domains that are saved, and come back;
+//! - [`strays`]: snapshots that others made;
 //! - [`blockjobs`]: block jobs of clients, from start to end;
 //! - [`job`]: one modifying job per domain;
 //! - [`definition`]: the little the daemon itself reads and changes in a `<domain>`;
@@ -14,6 +15,7 @@ pub(crate) mod devices;
 pub(crate) mod job;
 pub(crate) mod life;
 pub(crate) mod save;
+pub(crate) mod strays;
 pub(crate) mod table;
 
 pub(crate) use definition::View;

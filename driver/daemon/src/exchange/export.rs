@@ -9,7 +9,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_store::{Store, StoredDomain, write_durably};
+use virtsnap_store::{StoredDomain, write_durably};
 use virtsnap_xml::domain;
 use virtsnap_xml::snapshot::{Definition, KeptState, Location, Memory, State};
 
@@ -22,7 +22,7 @@ pub(crate) fn export(
     exchange: &Exchange,
 ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
     let libvirt = exchange.libvirt(config)?;
-    let store = Store::open(&config.state_dir)?;
+    let store = config.open_store()?;
     let known = store.load()?.domains;
     let mut report = Report::default();
     for stored in known.iter().filter(|stored| exchange.wants(&stored.book.name)) {

@@ -36,7 +36,7 @@ pub(crate) fn import(
     complete: impl Fn(Element) -> Result<Element>,
 ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
     let libvirt = exchange.libvirt(config)?;
-    let store = Store::open(&config.state_dir)?;
+    let store = config.open_store()?;
     let known = store.load()?.domains;
     let files = xml_files(&libvirt.config)?;
     let mut report = Report::default();
