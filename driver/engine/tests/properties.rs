@@ -44,7 +44,7 @@ use virtsnap_xml::snapshot::{
 const DISKS: [&str; 3] = ["vda", "vdb", "vdc"];
 const NAMES: u8 = 6;
 const CASES: u32 = 2000;
-const CASES_OUTSIDE: u32 = 600;
+const CASES_OUTSIDE: u32 = 200;
 
 /// What one disk is asked to be; `None` leaves it to the default.
 type Kinds = [Option<Location>; DISKS.len()];
