@@ -4,10 +4,12 @@
 //! lenient (a missing or senseless value is `None`): checking a definition is `complete`'s task.
 //!
 //! - [`disk`]: disks, and the change of their images
+//! - `complete`: what is filled in alike for every hypervisor
 //! - `names`: of disks and cards, and numbers
 //! - [`metadata`]: virDomainSetMetadata and virDomainGetMetadata
 //! - `inactive`: a live definition as a persistent one; XML without secrets
 
+mod complete;
 mod disk;
 mod inactive;
 mod metadata;
@@ -18,6 +20,7 @@ use uuid::Uuid;
 
 use crate::element::Element;
 
+pub use complete::{complete_clock, disks_in_order, forget_chain, settle_source};
 pub use disk::{DiskView, disk, disk_mut, disks, push_overlay, set_backing, set_image};
 pub use inactive::{to_inactive, without_secrets};
 pub use metadata::{MetadataError, add_metadata, metadata, set_metadata};

@@ -1,7 +1,7 @@
 //! Disks: their order, bus, format and place on a drive controller.
 
 use virtsnap_engine::error::Result;
-use virtsnap_xml::domain::Nbd;
+use virtsnap_xml::domain::{Nbd, disks_in_order, forget_chain, settle_source};
 use virtsnap_xml::element::Element;
 
 use super::draft::{Draft, bad, checked_number, disk_index, number_of, set_default, unsupported};
@@ -68,30 +68,21 @@ fn check_disk(name: &str, device: &str, bus: &str, q35: bool) -> Result<()> {
 }
 
 fn disk_source(disk: &mut Element, name: &str, device: &str) -> Result<()> {
-    // What follows of a running guest is found again at its next start.
-    disk.remove_children("mirror");
-    if disk.child("source").is_some_and(|source| source.attr("index").is_some()) {
-        disk.remove_children("backingStore");
-    }
+    forget_chain(disk);
     if disk.attr("type") == Some("network") {
         return network_source(disk, name);
     }
-    let attribute = if disk.attr("type") == Some("block") { "dev" } else { "file" };
-    let mut empty = true;
     if let Some(source) = disk.child_mut("source") {
-        source.remove_attr("index");
-        if source.attr(attribute) == Some("") {
-            source.remove_attr(attribute);
-        }
-        empty = source.attr(attribute).is_none();
         for label in source.children_mut("seclabel") {
             label.remove_attr("type");
         }
     }
-    if empty && !matches!(device, "cdrom" | "floppy") {
-        return Err(bad(format!("disk {name} has no source {attribute}")));
+    match settle_source(disk) {
+        Err(missing) if !matches!(device, "cdrom" | "floppy") => {
+            Err(bad(format!("disk {name} has no source {missing}")))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// As libvirt: the overlay that goes with the guest is a file beside a file.
@@ -113,7 +104,6 @@ fn network_source(disk: &mut Element, name: &str) -> Result<()> {
     let Some(source) = disk.child_mut("source") else {
         return Err(bad(format!("disk {name} has no source")));
     };
-    source.remove_attr("index");
     for label in source.children_mut("seclabel") {
         label.remove_attr("type");
     }
@@ -152,36 +142,16 @@ fn drive_address(disk: &mut Element, bus: &str, index: u32) {
 }
 
 pub(super) fn sort(draft: &mut Draft<'_>) -> Result<()> {
-    let mut sorted: Vec<Element> = Vec::new();
-    let key = |disk: &Element| {
-        let target = disk.child("target");
-        let name = target.and_then(|target| target.attr("dev")).unwrap_or_default();
-        let bus = target.and_then(|target| target.attr("bus")).unwrap_or_default();
-        (bus.to_owned(), disk_index(name))
-    };
     for disk in draft.of("disk") {
-        let (bus, index) = key(disk);
         let name = disk.child("target").and_then(|target| target.attr("dev")).unwrap_or_default();
         if name.is_empty() {
             return Err(bad("a disk has no target dev"));
         }
-        if index.is_none() {
+        if disk_index(name).is_none() {
             return Err(bad(format!("'{name}' is not a disk name such as vda, sdb or hdc")));
         }
-        let mut at = None;
-        for (position, other) in sorted.iter().enumerate().rev() {
-            let (other_bus, other_index) = key(other);
-            if other_bus != bus {
-                continue;
-            }
-            if other_index > index {
-                at = Some(position);
-            } else if at.is_none() {
-                at = Some(position + 1);
-            }
-        }
-        sorted.insert(at.unwrap_or(sorted.len()), disk.clone());
     }
+    let sorted = disks_in_order(draft.of("disk"));
     for (at, disk) in draft.positions("disk").into_iter().zip(sorted) {
         draft.devices[at] = disk;
     }

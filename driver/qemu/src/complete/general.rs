@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain;
 use virtsnap_xml::element::{Element, Node};
 
 use super::draft::{Draft, bad, checked_number, set_default, unsupported};
@@ -289,19 +290,8 @@ fn check_topology(draft: &Draft<'_>) -> Result<()> {
 
 fn clock(root: &mut Element) -> Result<()> {
     let clock = root.child_or_insert("clock");
-    set_default(clock, "offset", "utc");
-    let adjustment = clock.attr("adjustment").map(str::to_owned);
-    match (clock.attr("offset").unwrap_or_default(), adjustment.as_deref()) {
-        (basis @ ("utc" | "localtime"), Some(seconds)) if seconds != "reset" => {
-            let basis = basis.to_owned();
-            clock.set_attr("offset", "variable");
-            clock.set_attr("basis", basis);
-        }
-        ("variable", None) => clock.set_attr("adjustment", "0"),
-        _ => {}
-    }
+    domain::complete_clock(clock);
     if clock.attr("offset") == Some("variable") {
-        set_default(clock, "basis", "utc");
         let text = clock.attr("adjustment").unwrap_or_default();
         if text.parse::<i64>().is_err() {
             return Err(bad(format!("the clock's adjustment '{text}' is not a number")));

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use virtsnap_engine::error::Result;
-use virtsnap_xml::domain::disk_index;
+use virtsnap_xml::domain::{disk_index, disks_in_order, forget_chain, settle_source};
 use virtsnap_xml::element::Element;
 
 use super::{bad, checked_number, set_default, unsupported};
@@ -21,7 +21,11 @@ pub(super) fn complete(devices: &mut Element) -> Result<()> {
             return Err(bad(format!("the disk target '{name}' is used twice")));
         }
     }
-    sort(devices);
+    let sorted = disks_in_order(devices.children("disk"));
+    devices.remove_children("disk");
+    for disk in sorted {
+        devices.push(disk);
+    }
     Ok(())
 }
 
@@ -58,23 +62,13 @@ fn bus_of(name: &str) -> Option<&'static str> {
 }
 
 fn source(disk: &mut Element, name: &str) -> Result<()> {
-    // What a running guest showed is found again at its next start.
-    if disk.child("source").is_some_and(|source| source.attr("index").is_some()) {
-        disk.remove_children("backingStore");
-    }
-    let attribute = if disk.attr("type") == Some("block") { "dev" } else { "file" };
-    let mut empty = true;
-    if let Some(source) = disk.child_mut("source") {
-        source.remove_attr("index");
-        if source.attr(attribute) == Some("") {
-            source.remove_attr(attribute);
+    forget_chain(disk);
+    match settle_source(disk) {
+        Err(missing) if disk.attr("device") != Some("cdrom") => {
+            Err(bad(format!("disk {name} has no source {missing}")))
         }
-        empty = source.attr(attribute).is_none();
+        _ => Ok(()),
     }
-    if empty && disk.attr("device") != Some("cdrom") {
-        return Err(bad(format!("disk {name} has no source {attribute}")));
-    }
-    Ok(())
 }
 
 /// Which of Xen's backends serves a format (`libxl_disk_backend`). `phy` is the kernel's, which
@@ -122,36 +116,6 @@ fn address(disk: &mut Element, bus: &str, name: &str) -> Result<()> {
             .with_attr("unit", unit.to_string()),
     );
     Ok(())
-}
-
-/// As libvirt: by number among those of one bus; a bus stands where its first disk stood.
-fn sort(devices: &mut Element) {
-    let key = |disk: &Element| {
-        let target = disk.child("target");
-        let of = |name: &str| target.and_then(|target| target.attr(name)).unwrap_or_default();
-        (of("bus").to_owned(), disk_index(of("dev")))
-    };
-    let mut sorted: Vec<Element> = Vec::new();
-    for disk in devices.children("disk") {
-        let (bus, index) = key(disk);
-        let mut at = None;
-        for (position, other) in sorted.iter().enumerate().rev() {
-            let (other_bus, other_index) = key(other);
-            if other_bus != bus {
-                continue;
-            }
-            if other_index > index {
-                at = Some(position);
-            } else if at.is_none() {
-                at = Some(position + 1);
-            }
-        }
-        sorted.insert(at.unwrap_or(sorted.len()), disk.clone());
-    }
-    devices.remove_children("disk");
-    for disk in sorted {
-        devices.push(disk);
-    }
 }
 
 /// Controllers that disks name by their addresses.

@@ -180,19 +180,8 @@ fn features(root: &mut Element, guest: Guest) {
 
 fn clock(root: &mut Element, guest: Guest) -> Result<()> {
     let clock = root.child_or_insert("clock");
-    set_default(clock, "offset", "utc");
-    let adjustment = clock.attr("adjustment").map(str::to_owned);
-    match (clock.attr("offset").unwrap_or_default(), adjustment.as_deref()) {
-        (basis @ ("utc" | "localtime"), Some(seconds)) if seconds != "reset" => {
-            let basis = basis.to_owned();
-            clock.set_attr("offset", "variable");
-            clock.set_attr("basis", basis);
-        }
-        ("variable", None) => clock.set_attr("adjustment", "0"),
-        _ => {}
-    }
+    domain::complete_clock(clock);
     if clock.attr("offset") == Some("variable") {
-        set_default(clock, "basis", "utc");
         let text = clock.attr("adjustment").unwrap_or_default();
         if text.parse::<i32>().is_err() {
             return Err(bad(format!("the clock's adjustment '{text}' is not a number of seconds")));
