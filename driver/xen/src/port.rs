@@ -231,11 +231,11 @@ impl Inspect for Xen {
 
     async fn image_snapshots(
         &self,
-        domain: Uuid,
+        _domain: Uuid,
         definition: &Element,
         named: &BTreeMap<PathBuf, Format>,
     ) -> Result<BTreeMap<PathBuf, Vec<InternalSnapshot>>> {
-        self.snapshots_in_images(domain, definition, named).await
+        self.snapshots_in_images(definition, named).await
     }
 
     async fn inject_nmi(&self, domain: Uuid) -> Result<()> {
