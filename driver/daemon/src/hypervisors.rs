@@ -8,16 +8,13 @@ use virtsnap_engine::error::Result;
 use virtsnap_engine::ports::{EventSink, Hypervisor as _};
 use virtsnap_qemu::confine::Owner;
 use virtsnap_qemu::hypervisor::{Qemu, QemuConfig};
-use virtsnap_xen::hypervisor::{Xen, XenConfig};
+use virtsnap_xen::hypervisor::{LIBVIRTS_CHANNELS, Xen, XenConfig};
 use virtsnap_xml::element::Element;
 
 use crate::config::{Config, Hypervisor, Mode};
 
 /// Whom guests run as when nobody says and the host has such a user: `make install` makes one.
 const GUESTS_USER: &str = "virtsnap-qemu";
-
-/// Where libvirt's Xen driver has the sockets of channels that it named for one run of a guest.
-const LIBVIRTS_CHANNELS: &str = "/var/lib/libvirt/libxl/channel";
 
 /// The driver behind `qemu:///`. QEMU itself runs as the configuration says.
 pub(crate) fn qemu(config: &Config, events: Arc<dyn EventSink>) -> Result<Qemu> {
@@ -85,4 +82,25 @@ struct Deaf;
 
 impl EventSink for Deaf {
     fn emit(&self, _: Uuid, _: &str, _: i32, _: Event) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Neither may be a panic or a guess, and the daemon ends with what is told here.
+    #[test]
+    fn where_there_is_no_xen_it_is_told_what_is_missing() {
+        if std::path::Path::new("/proc/xen/capabilities").exists() {
+            return;
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = Config::load(Mode::System, Some(file.path()), Some(Hypervisor::Xen)).unwrap();
+        let message = xen(&config, Arc::new(Deaf)).unwrap_err().chain();
+        assert!(message.contains("Xen") || message.contains("libxen"), "{message}");
+        let domain = "<domain type='xen'><name>vm</name><memory>65536</memory>\
+            <os><type>linux</type><kernel>/k</kernel></os></domain>";
+        let completed = completer(&config).unwrap()(Element::parse(domain).unwrap()).unwrap();
+        assert!(completed.child("uuid").is_some(), "a definition needs no hypervisor");
+    }
 }

@@ -43,6 +43,9 @@ impl XenConfig {
     }
 }
 
+/// Where libvirt's Xen driver has the sockets of channels that it named for one run of a guest.
+pub const LIBVIRTS_CHANNELS: &str = "/var/lib/libvirt/libxl/channel";
+
 /// The Xen driver. Cheap to clone: all clones are one driver.
 #[derive(Clone)]
 pub struct Xen {
@@ -73,7 +76,7 @@ impl Xen {
         let (context, ended) = Context::open()?;
         let host = Host {
             bridges: config.network_bridges.clone(),
-            channel_dirs: vec![config.run_dir.clone(), "/run/libvirt/libxl/channel".into()],
+            channel_dirs: vec![config.run_dir.clone(), LIBVIRTS_CHANNELS.into()],
         };
         let shared = Shared {
             config,

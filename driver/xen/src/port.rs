@@ -184,9 +184,9 @@ impl Hypervisor for Xen {
 impl Inspect for Xen {
     const NAME: &'static str = "Xen";
     /// VIR_FROM_LIBXL.
-    const ERROR_DOMAIN: i32 = 61;
+    const ERROR_DOMAIN: i32 = 41;
     const FUNCTIONS: &'static str = "libxl";
-    const PATHS: &'static [&'static str] = &["/system", "/"];
+    const PATHS: &'static [&'static str] = &["/system", "/", ""];
     const IS_SHARED: bool = true;
 
     async fn version(&self) -> Result<u64> {
