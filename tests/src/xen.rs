@@ -388,9 +388,9 @@ impl XenGuest<'_> {
     pub fn opened(&self) -> Vec<String> {
         let name = &self.spec.name;
         let said = self.host.ok(&format!("xl qemu-monitor-command {name} 'info block'"));
-        // A line for each: name (#node): file (format).
+        // A line for each: node: file (format).
         let files = said.lines().filter(|line| !line.starts_with(char::is_whitespace));
-        let file = |line: &str| Some(line.split_once("): ")?.1.split(" (").next()?.to_owned());
+        let file = |line: &str| Some(line.split_once(": ")?.1.split(" (").next()?.to_owned());
         files.filter_map(file).collect()
     }
 
