@@ -1,11 +1,13 @@
 //! libxl: the one owner of its context, and the only unsafe code of this crate.
 //!
-//! libxl allows any thread to call it at any time. Long operations are begun with a number and told
-//! of as an event with that number (`libxl_asyncop_how`, `for_event`); one thread waits for events
-//! for as long as the process lives (`libxl_event_wait`), and runs libxl's own loop thereby. Whoever
-//! began an operation waits on a thread of its own, whose stack holds what libxl was lent for it: a
-//! caller that goes away takes nothing from under it. At its deadline an operation is told to end
-//! (`libxl_ao_abort`), and a caller waits no longer than a while beyond.
+//! libxl allows any thread to call it at any time. The end of a long operation is told by a callback
+//! (`libxl_asyncop_how`); one thread waits for events for as long as the process lives
+//! (`libxl_event_wait`), and runs libxl's own loop thereby. An end that came as an event would not do:
+//! that thread sleeps on when another one's call makes an event, as a pause does, which has ended
+//! before the call that began it returns. Whoever began an operation waits on a thread of its own,
+//! whose stack holds what libxl was lent for it: a caller that goes away takes nothing from under it.
+//! At its deadline an operation is told to end (`libxl_ao_abort`), and a caller waits no longer than a
+//! while beyond.
 //!
 //! Children: libxl reaps its own and no others, by a handler of SIGCHLD of its own
 //! (`always_selective_reap`). So the context is made before anybody else installs one.
@@ -15,13 +17,12 @@
 
 #![expect(unsafe_code, reason = "libxl is a C library")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int, c_ulong, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -59,8 +60,6 @@ struct Inner {
     lib: xl::Libxl,
     ctx: *mut xl::libxl_ctx,
     log: &'static Log,
-    next: AtomicU64,
-    pending: Mutex<BTreeMap<u64, SyncSender<c_int>>>,
     ended: UnboundedSender<Ended>,
 }
 
@@ -167,8 +166,7 @@ impl Context {
         // SAFETY: the context was just made and has no children; the hooks are never freed.
         unsafe { lib.libxl_childproc_setmode(ctx, hooks, ptr::null_mut()) };
         let (ended, told) = unbounded_channel();
-        let (next, pending) = (AtomicU64::new(1), Mutex::default());
-        let inner = Arc::new(Inner { lib, ctx, log, next, pending, ended });
+        let inner = Arc::new(Inner { lib, ctx, log, ended });
         let waiting = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("libxl".to_owned());
         thread.spawn(move || waiting.wait_for_events()).map_err(|err| {
@@ -510,16 +508,8 @@ impl Inner {
 
     fn handle(&self, event: &xl::libxl_event) {
         let how = match event.type_ {
-            xl::LIBXL_EVENT_TYPE_OPERATION_COMPLETE => {
-                // SAFETY: the type says which part of the union holds.
-                let rc = unsafe { event.u.operation_complete.rc };
-                if let Some(tell) = lock(&self.pending).remove(&event.for_user) {
-                    let _ = tell.send(rc);
-                }
-                return;
-            }
             xl::LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN => {
-                // SAFETY: as above.
+                // SAFETY: the type says which part of the union holds.
                 let reason = unsafe { event.u.domain_shutdown.shutdown_reason };
                 End::Shutdown(xl::libxl_shutdown_reason::from(reason).into())
             }
@@ -539,16 +529,16 @@ impl Inner {
         begin: impl FnOnce(&xl::Libxl, *mut xl::libxl_ctx, *const xl::libxl_asyncop_how) -> c_int,
     ) -> Result<()> {
         let mark = self.log.mark();
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = sync_channel(1);
-        lock(&self.pending).insert(number, tell);
+        let tell = Box::into_raw(Box::new(tell));
         let how = xl::libxl_asyncop_how {
-            callback: None,
-            u: xl::libxl_asyncop_how__bindgen_ty_1 { for_event: number },
+            callback: Some(has_ended),
+            u: xl::libxl_asyncop_how__bindgen_ty_1 { for_callback: tell.cast() },
         };
         let begun = begin(&self.lib, self.ctx, &raw const how);
         if begun != 0 {
-            lock(&self.pending).remove(&number);
+            // SAFETY: of what has not begun no end is told: it is still ours alone.
+            drop(unsafe { Box::from_raw(tell) });
             return Err(self.log.error(begun, mark, id, refusal));
         }
         let rc = match told.recv_timeout(deadline) {
@@ -625,6 +615,16 @@ impl Inner {
         let rc = call();
         if rc == 0 { Ok(()) } else { Err(self.log.error(rc, mark, Some(id), refusal)) }
     }
+}
+
+/// The end of an operation, told once, on whatever thread it came to it.
+///
+/// SAFETY: called by libxl alone, with what [`Inner::operate`] gave it.
+unsafe extern "C" fn has_ended(_ctx: *mut xl::libxl_ctx, rc: c_int, tell: *mut c_void) {
+    // SAFETY: it was made there for this call, which is the only one.
+    let tell = unsafe { Box::from_raw(tell.cast::<SyncSender<c_int>>()) };
+    // Who waited may have been torn down.
+    let _ = tell.send(rc);
 }
 
 /// A `libxl_domain_config`, at one address until it is freed.
