@@ -17,7 +17,7 @@
 
 #![expect(unsafe_code, reason = "libxl is a C library")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_ulong, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -60,11 +60,12 @@ struct Inner {
     lib: xl::Libxl,
     ctx: *mut xl::libxl_ctx,
     log: &'static Log,
+    watches: Mutex<BTreeMap<u32, *mut xl::libxl_evgen_domain_death>>,
     ended: UnboundedSender<Ended>,
 }
 
 // SAFETY: libxl locks its context itself and may be called from any thread (`libxl.h`, "Some libxl
-// functions may be called from any thread"); the rest of `Inner` is `Send` and `Sync` by itself.
+// functions may be called from any thread"), and what it gave us belongs to it; the rest of `Inner` is `Send` and `Sync` by itself.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
@@ -166,7 +167,7 @@ impl Context {
         // SAFETY: the context was just made and has no children; the hooks are never freed.
         unsafe { lib.libxl_childproc_setmode(ctx, hooks, ptr::null_mut()) };
         let (ended, told) = unbounded_channel();
-        let inner = Arc::new(Inner { lib, ctx, log, ended });
+        let inner = Arc::new(Inner { lib, ctx, log, watches: Mutex::default(), ended });
         let waiting = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("libxl".to_owned());
         thread.spawn(move || waiting.wait_for_events()).map_err(|err| {
@@ -256,14 +257,7 @@ impl Context {
 
     /// Tells of the end of that domain, from now on.
     pub async fn watch(&self, id: u32) -> Result<()> {
-        self.call(move |inner| {
-            let mut evgen = ptr::null_mut();
-            inner.at_once(id, "cannot be watched", || {
-                // SAFETY: `evgen` outlives the call; what it is set to ends with the domain.
-                unsafe { inner.lib.libxl_evenable_domain_death(inner.ctx, id, 0, &raw mut evgen) }
-            })
-        })
-        .await
+        self.call(move |inner| inner.watch(id)).await
     }
 
     /// Builds a domain, whose vCPUs do not run yet. On failure nothing of it is left.
@@ -299,7 +293,9 @@ impl Context {
             // SAFETY: nothing is lent.
             unsafe { lib.libxl_domain_resume(ctx, id, 1, how) }
         })
-        .await
+        .await?;
+        // A watch tells of one shutdown, and standing still for its memory was one.
+        self.watch(id).await
     }
 
     pub async fn pause(&self, id: u32) -> Result<()> {
@@ -513,7 +509,10 @@ impl Inner {
                 let reason = unsafe { event.u.domain_shutdown.shutdown_reason };
                 End::Shutdown(xl::libxl_shutdown_reason::from(reason).into())
             }
-            xl::LIBXL_EVENT_TYPE_DOMAIN_DEATH => End::Death,
+            xl::LIBXL_EVENT_TYPE_DOMAIN_DEATH => {
+                self.unwatch(event.domid, &mut lock(&self.watches));
+                End::Death
+            }
             _ => return,
         };
         // Nobody listens once the driver is gone.
@@ -606,6 +605,25 @@ impl Inner {
             });
             self.lib.libxl_domain_restore_params_dispose(params.as_mut_ptr());
             restored
+        }
+    }
+
+    fn watch(&self, id: u32) -> Result<()> {
+        let mut watches = lock(&self.watches);
+        self.unwatch(id, &mut watches);
+        let mut watch = ptr::null_mut();
+        self.at_once(id, "cannot be watched", || {
+            // SAFETY: `watch` outlives the call.
+            unsafe { self.lib.libxl_evenable_domain_death(self.ctx, id, 0, &raw mut watch) }
+        })?;
+        watches.insert(id, watch);
+        Ok(())
+    }
+
+    fn unwatch(&self, id: u32, watches: &mut BTreeMap<u32, *mut xl::libxl_evgen_domain_death>) {
+        if let Some(watch) = watches.remove(&id) {
+            // SAFETY: libxl gave it, and nobody has it any more.
+            unsafe { self.lib.libxl_evdisable_domain_death(self.ctx, watch) };
         }
     }
 
