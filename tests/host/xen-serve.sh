@@ -15,7 +15,7 @@ if [ "${1:-}" = shell ]; then
 fi
 mkdir -p /share/console
 mount --bind /share/console /var/log/xen/console
-socat TCP-LISTEN:16509,fork,reuseaddr UNIX-CONNECT:/run/virtsnap/virtsnap-sock 2> /dev/null &
+socat TCP-LISTEN:16509,fork,reuseaddr UNIX-CONNECT:/run/virtsnap/xen/virtsnap-sock 2> /dev/null &
 socat TCP-LISTEN:16510,fork,reuseaddr EXEC:"$0 shell" &
 touch /share/ready
 until [ -e /share/done ]; do busybox sleep 0.5; done

@@ -44,7 +44,7 @@ fn xl_reboots_its_guest_on_the_layers() {
     let layers = [vm.source("xvda"), vm.source("xvdb")];
     assert!(layers.iter().all(|layer| layer.ends_with(".one")), "{layers:?}");
     assert_eq!(vm.opened(), layers);
-    let last = vm.count_on(2);
+    let last = vm.count_on(3);
     let mark = vm.mark();
     host.ok("xl reboot vm");
     boots(&vm, mark, last..u64::MAX);
@@ -53,7 +53,7 @@ fn xl_reboots_its_guest_on_the_layers() {
     host_sees(&vm, &layers);
     vm.virsh("snapshot-delete {} one");
     assert!(vm.snapshots().is_empty());
-    let last = vm.count_on(1);
+    let last = vm.count_on(3);
     let mark = vm.mark();
     host.ok("xl reboot vm");
     boots(&vm, mark, last..u64::MAX);

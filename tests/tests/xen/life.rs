@@ -53,7 +53,7 @@ fn a_pv_guest_lives_as_virsh_says() {
 /// Save and restore, with and without a file's name, also across the daemon.
 #[test]
 #[ignore = "needs a Xen host: make test-xen"]
-fn a_saved_guest_goes_back() {
+fn a_saved_guest_goes_on() {
     let mut host = lent!();
     let vm = host.boot(XenSpec::new("vm"));
     vm.virsh("save {} /root/guests/vm.save");

@@ -116,7 +116,7 @@ fn after_an_external_snapshot_the_layers_are_used() {
     let one = take(&vm, "one --disk-only");
     let layers = [vm.source("xvda"), vm.source("xvdb")];
     assert!(layers.iter().all(|layer| layer.ends_with(".one")), "{layers:?}");
-    let written = vm.count_on(2);
+    let written = vm.count_on(3);
     let mark = vm.mark();
     vm.virsh("reboot {}");
     boots(&vm, mark, written..u64::MAX);
