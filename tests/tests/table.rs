@@ -1,5 +1,6 @@
-//! `docs/feature-table.md` is what `fixtures/features.txt` says; every feature that was asked for is
-//! in it, and every test that it names is in the tree. `UPDATE_EXPECT=1` writes the document anew.
+//! `docs/feature-table.md` is what `fixtures/features.txt` says, and of Xen `features-xen.txt`; every
+//! feature that was asked for is in it, and every test that it names is in the tree.
+//! `UPDATE_EXPECT=1` writes the document anew.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -37,6 +38,9 @@ const GROUPS: [Group; 16] = [
 const REAL: [&str; 5] =
     ["tests/tests/", "driver/qemu/", "driver/daemon/", "driver/store/", "driver/rpc/"];
 
+/// Where tests run a real Xen, or no hypervisor has a part in what is tested.
+const REAL_XEN: [&str; 4] = ["tests/tests/xen/", "driver/xen/", "driver/daemon/", "driver/store/"];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Yes,
@@ -44,7 +48,8 @@ enum State {
     Differs,
     No,
     Other,
-    Xen,
+    /// On Xen: nobody has tried.
+    Unshown,
 }
 
 impl State {
@@ -54,8 +59,7 @@ impl State {
             "simulated" => Self::Simulated,
             "differs" => Self::Differs,
             "no" => Self::No,
-            "other" => Self::Other,
-            "xen" => Self::Xen,
+            "other" | "n.a." => Self::Other,
             _ => return None,
         })
     }
@@ -67,9 +71,21 @@ impl State {
             Self::Differs => "differs",
             Self::No => "no",
             Self::Other => "does not concern QEMU",
-            Self::Xen => "Xen: later",
+            Self::Unshown => "not shown",
         }
     }
+
+    fn shown_of_xen(self) -> &'static str {
+        if self == Self::Other { "n.a." } else { self.shown() }
+    }
+}
+
+/// How a feature stands on Xen.
+#[derive(Debug, Clone)]
+struct OnXen {
+    state: State,
+    tests: Vec<String>,
+    note: String,
 }
 
 #[derive(Debug)]
@@ -94,6 +110,36 @@ fn rows() -> Vec<Row> {
         Row { id, state, what, tests, note }
     };
     lines.map(row).collect()
+}
+
+/// Of each id that is listed.
+fn listed_on_xen() -> BTreeMap<String, OnXen> {
+    let text = std::fs::read_to_string(root().join("fixtures/features-xen.txt")).unwrap();
+    let mut found = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let mut parts = line.split(" |").map(str::trim);
+        let mut next = || parts.next().unwrap_or_default();
+        let (ids, state, tests, note) = (next(), next(), next(), next());
+        let state = State::parse(state).unwrap_or_else(|| panic!("{line}: what is '{state}'?"));
+        let tests = tests.split_whitespace().map(str::to_owned).collect();
+        let stands = OnXen { state, tests, note: note.to_owned() };
+        for id in ids.split_whitespace() {
+            let twice = found.insert(id.to_owned(), stands.clone());
+            assert!(twice.is_none(), "{id} is there twice");
+        }
+    }
+    found
+}
+
+/// What is not listed is as for QEMU where that is not done or not meant, and else not shown.
+fn on_xen(row: &Row, listed: &BTreeMap<String, OnXen>) -> OnXen {
+    listed.get(&row.id).cloned().unwrap_or_else(|| {
+        let state = match row.state {
+            State::No | State::Other => row.state,
+            _ => State::Unshown,
+        };
+        OnXen { state, tests: Vec::new(), note: String::new() }
+    })
 }
 
 /// Name of each test → files that have one of that name.
@@ -157,6 +203,28 @@ fn every_test_that_is_named_is_there() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+#[test]
+fn every_test_that_is_named_of_xen_is_there() {
+    let (tests, rows) = (tests(), rows());
+    let mut wrong = Vec::new();
+    for (id, stands) in listed_on_xen() {
+        if !rows.iter().any(|row| row.id == id) {
+            wrong.push(format!("{id}: nobody asked for it"));
+        }
+        let lost = stands.tests.iter().filter(|name| !tests.contains_key(*name));
+        wrong.extend(lost.map(|name| format!("{id}: no test {name}")));
+        let mut all = stands.tests.iter().filter_map(|name| tests.get(name)).flatten();
+        let is_real = all.any(|file| REAL_XEN.iter().any(|place| file.starts_with(place)));
+        match stands.state {
+            State::Yes if !is_real => wrong.push(format!("{id}: yes, but not on Xen")),
+            State::Simulated if stands.tests.is_empty() => wrong.push(format!("{id}: who says?")),
+            State::Differs if stands.note.is_empty() => wrong.push(format!("{id}: differs how?")),
+            _ => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// Names of tests there have two underscores at least, and are in backquotes.
 #[test]
 fn every_test_that_the_security_page_names_is_there() {
@@ -185,62 +253,96 @@ fn the_document_is_what_the_data_says() {
 }
 
 fn document() -> String {
-    let (rows, tests) = (rows(), tests());
+    let (rows, tests, xen) = (rows(), tests(), listed_on_xen());
     let mut text = String::from(
         "# Feature table\n\n\
-         Every feature that was asked for, and how it stands. Made from `fixtures/features.txt` by a\n\
-         test, which fails when a test named here is not in the tree.\n\n\
+         Every feature that was asked for, and how it stands. Made from `fixtures/features.txt` and\n\
+         `fixtures/features-xen.txt` by a test, which fails when a test named here is not in the tree.\n\n\
          *yes*: a test on real QEMU shows it, and reads content back where there is any; what only\n\
          the simulated hypervisor or the planner's tests show says *simulated*. *differs*: done in\n\
-         another way, or in part. *no*: not done.\n",
+         another way, or in part. *no*: not done.\n\n\
+         On Xen *yes* means a test on a real Xen host (`make test-xen`), or one of the daemon or the\n\
+         store where only files have a part in it, and *not shown* that the code is the same as for\n\
+         QEMU and nobody has tried it there.\n",
     );
-    text += "\n| group | yes | simulated | differs | no | not QEMU | Xen: later |\n";
-    text += "|---|---|---|---|---|---|---|\n";
+    text += "\n| group | yes | simulated | differs | no | not QEMU | on Xen: yes | simulated | \
+        differs | no | n.a. | not shown |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     let of = |prefix: &str| {
         let prefix = format!("{prefix}-");
         rows.iter().filter(move |row| row.id.starts_with(&prefix)).collect::<Vec<_>>()
     };
+    let states = [State::Yes, State::Simulated, State::Differs, State::No, State::Other];
     for (prefix, _, title) in GROUPS {
-        let count = |state| of(prefix).iter().filter(|row| row.state == state).count();
-        let counts =
-            [State::Yes, State::Simulated, State::Differs, State::No, State::Other, State::Xen];
-        let counts: Vec<_> = counts.into_iter().map(|state| count(state).to_string()).collect();
+        let of_qemu = |state| of(prefix).iter().filter(|row| row.state == state).count();
+        let of_xen =
+            |state| of(prefix).iter().filter(|row| on_xen(row, &xen).state == state).count();
+        let counts = states.map(of_qemu).into_iter().chain(states.map(of_xen));
+        let counts: Vec<_> =
+            counts.chain([of_xen(State::Unshown)]).map(|count| count.to_string()).collect();
         writeln!(text, "| {prefix}: {title} | {} |", counts.join(" | ")).unwrap();
     }
-    text += "\n## The matrix\n\n\
-        Domain state × memory × kinds of two disks × storage of the first × flags: in each cell a\n\
-        snapshot is taken, the disks are written to, it is reverted to and deleted, on a real daemon\n\
-        and QEMU, and patterns are read from the disks each time. `make matrix` runs all of it,\n\
-        `make test` a sample. Each cell does what its rule (`tests/src/matrix.rs`) says:\n\n\
-        | storage, state | cells | taken, reverted to, deleted | refused, with its code |\n\
-        |---|---|---|---|\n";
-    for (group, taken, refused) in matrix::counts() {
-        writeln!(text, "| {group} | {} | {taken} | {refused} |", taken + refused).unwrap();
-    }
+    text += &of_the_matrix();
     for (prefix, _, title) in GROUPS {
         writeln!(
             text,
-            "\n## {prefix}: {title}\n\n| id | feature | state | tests |\n|---|---|---|---|"
+            "\n## {prefix}: {title}\n\n| id | feature | state | tests | on Xen |\n|---|---|---|---|---|"
         )
         .unwrap();
         for row in of(prefix) {
-            let shown = row.tests.iter().map(|name| {
-                let file = tests.get(name).and_then(|files| files.iter().next_back());
-                let file = file.map_or("?", |file| file.trim_end_matches(".rs"));
-                format!("`{}` {name}", file.rsplit('/').next().unwrap_or(file))
-            });
-            let shown = shown.collect::<Vec<_>>().join(", ");
-            let note = if row.note.is_empty() { "" } else { ": " };
+            let stands = on_xen(row, &xen);
             writeln!(
                 text,
-                "| {} | {} | {}{note}{} | {shown} |",
+                "| {} | {} | {} | {} | {} |",
                 row.id,
                 row.what.replace('<', "&lt;"),
-                row.state.shown(),
-                row.note.replace('<', "&lt;")
+                told(row.state.shown(), &row.note),
+                shown(&row.tests, &tests, &REAL),
+                of_xen(&stands, &tests)
             )
             .unwrap();
         }
     }
     text
+}
+
+fn of_the_matrix() -> String {
+    let mut text = String::from(
+        "\n## The matrix\n\n\
+        Domain state × memory × kinds of two disks × storage of the first × flags: in each cell a\n\
+        snapshot is taken, the disks are written to, it is reverted to and deleted, on a real daemon\n\
+        and QEMU, and patterns are read from the disks each time. `make matrix` runs all of it,\n\
+        `make test` a sample. Each cell does what its rule (`tests/src/matrix.rs`) says:\n\n\
+        | storage, state | cells | taken, reverted to, deleted | refused, with its code |\n\
+        |---|---|---|---|\n",
+    );
+    for (group, taken, refused) in matrix::counts() {
+        writeln!(text, "| {group} | {} | {taken} | {refused} |", taken + refused).unwrap();
+    }
+    text
+}
+
+fn told(state: &str, note: &str) -> String {
+    let colon = if note.is_empty() { "" } else { ": " };
+    format!("{state}{colon}{}", note.replace('<', "&lt;"))
+}
+
+fn of_xen(stands: &OnXen, tests: &BTreeMap<String, BTreeSet<String>>) -> String {
+    let told = told(stands.state.shown_of_xen(), &stands.note);
+    let named = shown(&stands.tests, tests, &REAL_XEN);
+    if named.is_empty() { told } else { format!("{told}; {named}") }
+}
+
+/// Tests with the file of each; of several the one in such a place.
+fn shown(names: &[String], tests: &BTreeMap<String, BTreeSet<String>>, places: &[&str]) -> String {
+    let shown = names.iter().map(|name| {
+        let files = tests.get(name);
+        let is_there = |file: &&String| places.iter().any(|place| file.starts_with(place));
+        let file = files.and_then(|files| {
+            let there = files.iter().rfind(is_there);
+            there.or_else(|| files.iter().next_back())
+        });
+        let file = file.map_or("?", |file| file.trim_end_matches(".rs"));
+        format!("`{}` {name}", file.rsplit('/').next().unwrap_or(file))
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
