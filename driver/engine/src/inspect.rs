@@ -42,6 +42,20 @@ pub struct BlockStats {
     pub flush_nanoseconds: u64,
 }
 
+/// The host as its hypervisor knows it, who may own more of it than the daemon's kernel sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node {
+    pub memory_kib: u64,
+    pub free_kib: u64,
+    pub cpus: u32,
+    pub mhz: u32,
+    pub nodes: u32,
+    pub cores_per_socket: u32,
+    pub threads_per_core: u32,
+    /// The most that a guest may have.
+    pub max_vcpus: u32,
+}
+
 /// One disk of a running guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskStats {
@@ -169,6 +183,11 @@ pub trait Inspect: Hypervisor {
     /// Of the hypervisor: major * 1000000 + minor * 1000 + micro.
     fn version(&self) -> impl Future<Output = Result<u64>> + Send {
         async { unsupported("asking for its version") }
+    }
+
+    /// None: the daemon's kernel sees all of the host.
+    fn node(&self) -> impl Future<Output = Result<Option<Node>>> + Send {
+        async { Ok(None) }
     }
 
     fn domain_capabilities(

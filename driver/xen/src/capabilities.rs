@@ -28,21 +28,21 @@ pub(crate) fn of(host: &HostInfo) -> Element {
         let mut element = Element::new("guest")
             .with_child(Element::new("os_type").with_text(os_type))
             .with_child(arch);
+        let feature = |name: &str, default: &str, toggle: &str| {
+            Element::new(name).with_attr("default", default).with_attr("toggle", toggle)
+        };
+        let mut features = Element::new("features");
         if guest.is_hvm() {
             let hap = if host.can_hap { "on" } else { "off" };
-            let features = Element::new("features")
-                .with_child(Element::new("pae"))
-                .with_child(
-                    Element::new("acpi").with_attr("default", "on").with_attr("toggle", "yes"),
-                )
-                .with_child(
-                    Element::new("apic").with_attr("default", "on").with_attr("toggle", "no"),
-                )
-                .with_child(
-                    Element::new("hap").with_attr("default", hap).with_attr("toggle", "yes"),
-                );
-            element.push(features);
+            features.push(Element::new("pae"));
+            features.push(feature("acpi", "on", "yes"));
+            features.push(feature("apic", "on", "no"));
+            features.push(feature("hap", hap, "yes"));
         }
+        // Clients look for these before they offer snapshots; libvirt's Xen driver has neither.
+        features.push(feature("disksnapshot", "on", "no"));
+        features.push(Element::new("externalSnapshot"));
+        element.push(features);
         capabilities.push(element);
     }
     capabilities
@@ -50,15 +50,29 @@ pub(crate) fn of(host: &HostInfo) -> Element {
 
 #[cfg(test)]
 mod tests {
+    use virtsnap_engine::inspect::Node;
+
     use super::*;
 
     #[test]
     fn a_host_without_virtualisation_takes_paravirtual_guests_only() {
         let told = |can_hvm| {
-            of(&HostInfo { version: (4, 17), can_pv: true, can_hvm, can_hap: false }).to_string()
+            let node = Node {
+                memory_kib: 1,
+                free_kib: 1,
+                cpus: 1,
+                mhz: 1,
+                nodes: 1,
+                cores_per_socket: 1,
+                threads_per_core: 1,
+                max_vcpus: 1,
+            };
+            let version = (4, 17);
+            of(&HostInfo { version, can_pv: true, can_hvm, can_hap: false, node }).to_string()
         };
         assert!(told(false).contains("<machine>xenpv</machine>"));
         assert!(!told(false).contains("xenfv"));
+        assert!(told(false).contains("<externalSnapshot/>"));
         assert!(told(true).contains("xenfv") && told(true).contains("xenpvh"));
     }
 }

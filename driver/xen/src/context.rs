@@ -31,6 +31,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_engine::inspect::Node;
 use virtsnap_xen_sys::v4_17 as xl;
 
 use crate::guest::Guest;
@@ -137,6 +138,7 @@ pub struct HostInfo {
     pub can_hvm: bool,
     pub can_pv: bool,
     pub can_hap: bool,
+    pub node: Node,
 }
 
 impl Context {
@@ -184,6 +186,7 @@ impl Context {
         let version = version
             .ok_or_else(|| self.failed(mark, "cannot ask the hypervisor for its version"))?;
         let number = |n: c_int| u32::try_from(n).unwrap_or_default();
+        let page_kib = u64::from(number(version.pagesize)) / 1024;
         let version = (number(version.xen_version_major), number(version.xen_version_minor));
         let mut info = MaybeUninit::<xl::libxl_physinfo>::zeroed();
         // SAFETY: `init` makes all of the structure valid, `dispose` frees what the call put in it.
@@ -197,6 +200,16 @@ impl Context {
                     can_hvm: info.cap_hvm,
                     can_pv: info.cap_pv,
                     can_hap: info.cap_hap,
+                    node: Node {
+                        memory_kib: info.total_pages.saturating_mul(page_kib),
+                        free_kib: info.free_pages.saturating_mul(page_kib),
+                        cpus: info.nr_cpus,
+                        mhz: info.cpu_khz / 1000,
+                        nodes: info.nr_nodes,
+                        cores_per_socket: info.cores_per_socket,
+                        threads_per_core: info.threads_per_core,
+                        max_vcpus: info.max_cpu_id.saturating_add(1),
+                    },
                 }
             });
             lib.libxl_physinfo_dispose(info.as_mut_ptr());

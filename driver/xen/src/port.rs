@@ -10,7 +10,7 @@ use virtsnap_block::{merge, place, survey};
 use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, Format, InternalSnapshot, PathKind, Place, Room};
-use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect};
+use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect, Node};
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
@@ -193,6 +193,11 @@ impl Inspect for Xen {
         let context = self.shared.context.clone();
         let (major, minor) = blocking(move || Ok(context.host_info()?.version)).await?;
         Ok(u64::from(major) * 1_000_000 + u64::from(minor) * 1000)
+    }
+
+    async fn node(&self) -> Result<Option<Node>> {
+        let context = self.shared.context.clone();
+        blocking(move || Ok(Some(context.host_info()?.node))).await
     }
 
     fn cpu_times(&self, domain: Uuid) -> Result<CpuTimes> {

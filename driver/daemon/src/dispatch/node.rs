@@ -6,17 +6,27 @@ use virtsnap_rpc::remote::*;
 use virtsnap_rpc::xdr::Opaque;
 
 use super::{Context, Outcome, flags};
-use crate::host;
+use crate::host::{self, Topology};
 
 fn number(value: u32) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
 pub(super) async fn info<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     _: NodeGetInfoArgs,
 ) -> Outcome<NodeGetInfoRet> {
-    let info = host::node_info()?;
+    let mut info = host::node_info()?;
+    if let Some(node) = cx.daemon.domains.hypervisor.node().await? {
+        (info.memory_kib, info.cpus, info.mhz) = (node.memory_kib, node.cpus, node.mhz);
+        // As libvirt's Xen driver, which knows of no sockets.
+        info.topology = Topology {
+            nodes: node.nodes,
+            sockets: 1,
+            cores: node.cores_per_socket,
+            threads: node.threads_per_core,
+        };
+    }
     let mut model = [0i8; 32];
     // The last place stays NUL.
     for (to, from) in model.iter_mut().take(31).zip(info.model.bytes()) {
@@ -75,12 +85,14 @@ pub(super) async fn domain_capabilities<H: Inspect>(
     Ok(ConnectGetDomainCapabilitiesRet { capabilities: found.to_string() })
 }
 
-/// QEMU's own limit for TCG and KVM guests of the usual machines.
 pub(super) async fn max_vcpus<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     _: ConnectGetMaxVcpusArgs,
 ) -> Outcome<ConnectGetMaxVcpusRet> {
-    Ok(ConnectGetMaxVcpusRet { max_vcpus: 255 })
+    /// QEMU's own limit for TCG and KVM guests of the usual machines.
+    const OF_QEMU: u32 = 255;
+    let node = cx.daemon.domains.hypervisor.node().await?;
+    Ok(ConnectGetMaxVcpusRet { max_vcpus: number(node.map_or(OF_QEMU, |node| node.max_vcpus)) })
 }
 
 pub(super) async fn cpu_map<H: Inspect>(
@@ -167,10 +179,14 @@ pub(super) async fn memory_stats<H: Inspect>(
 }
 
 pub(super) async fn free_memory<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     _: NodeGetFreeMemoryArgs,
 ) -> Outcome<NodeGetFreeMemoryRet> {
-    Ok(NodeGetFreeMemoryRet { free_mem: host::memory()?.free.saturating_mul(1024) })
+    let free = match cx.daemon.domains.hypervisor.node().await? {
+        Some(node) => node.free_kib,
+        None => host::memory()?.free,
+    };
+    Ok(NodeGetFreeMemoryRet { free_mem: free.saturating_mul(1024) })
 }
 
 pub(super) async fn cells_free_memory<H: Inspect>(

@@ -196,7 +196,8 @@ impl Table {
     /// snapshots are, for when it is started again.
     pub(crate) fn ends_with_guest(&self, domain: &Domain) -> bool {
         let book = domain.book();
-        book.config.is_none() && !(self.is_shared && !book.listed().is_empty())
+        let is_wanted = self.is_shared && !book.listed().is_empty();
+        book.config.is_none() && !is_wanted
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
