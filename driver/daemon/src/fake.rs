@@ -140,8 +140,10 @@ impl Hypervisor for FakeHypervisor {
         let text = std::fs::read_to_string(file).map_err(|err| {
             Error::new(Condition::OperationFailed, "cannot read it").caused_by(err)
         })?;
-        let definition = Element::parse(&text).expect("a definition");
-        Ok(SaveImage::Whole { definition, running: true })
+        Ok(match Element::parse(&text) {
+            Ok(definition) => SaveImage::Whole { definition, running: true },
+            Err(err) => SaveImage::Torn(err.to_string()),
+        })
     }
 
     async fn facts(&self, _: &Subject) -> Result<DomainFacts> {
