@@ -118,10 +118,11 @@ impl Drive {
 /// Every drive of the device model that has a medium.
 pub async fn query(qmp: &Qmp) -> Result<Vec<Drive>, QmpError> {
     let nodes = nodes::all(qmp).await?;
-    Ok(drives(nodes, &Graph::query(qmp).await?))
+    Ok(of(nodes, &Graph::query(qmp).await?))
 }
 
-fn drives(nodes: Vec<Node>, graph: &Graph) -> Vec<Drive> {
+/// The same of answers that are there.
+pub fn of(nodes: Vec<Node>, graph: &Graph) -> Vec<Drive> {
     // QEMU renders the name of a format's node as it likes, and that of a file's as it is.
     let files: BTreeMap<String, PathBuf> =
         nodes.iter().map(|node| (node.node_name.clone(), PathBuf::from(&node.file))).collect();
@@ -142,9 +143,9 @@ fn drives(nodes: Vec<Node>, graph: &Graph) -> Vec<Drive> {
         });
     }
     let known: BTreeSet<String> = layers.iter().map(|layer| layer.node.clone()).collect();
-    let of = |name: &String| layers.iter().find(|layer| layer.node == *name).cloned();
+    let known_as = |name: &String| layers.iter().find(|layer| layer.node == *name).cloned();
     let drive = |(device, chain): (String, Vec<String>)| {
-        let mut layers: Vec<Layer> = chain.iter().filter_map(of).collect();
+        let mut layers: Vec<Layer> = chain.iter().filter_map(known_as).collect();
         for at in 0..layers.len() {
             let below = layers.get(at + 1).map(|below| (below.image.clone(), &below.facts.format));
             let (backing, format) = below.map(|(i, f)| (i, f.clone())).unzip();

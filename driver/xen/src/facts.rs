@@ -189,3 +189,74 @@ async fn mark_jobs(qmp: &Qmp, disks: &mut [DiskFacts]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use virtsnap_block::graph::Graph;
+
+    use super::*;
+    use crate::golden;
+
+    /// As QEMU 10.0 answered on a host of Xen 4.17: xvda is `a.qcow2` on `mid.qcow2` on `base.qcow2`,
+    /// and xvdb is `b.raw`.
+    fn recorded(name: &str) -> Vec<Drive> {
+        let text = golden::read("device-models", &format!("{name}.json"));
+        let answers: Value = serde_json::from_str(&text).unwrap();
+        let nodes = serde_json::from_value(answers["query-named-block-nodes"].clone()).unwrap();
+        drives::of(nodes, &Graph::parse(&answers["x-debug-query-block-graph"]).unwrap())
+    }
+
+    fn live(directory: &str, driver: &str) -> Element {
+        Element::parse(&format!(
+            "<domain><devices>\
+             <disk type='file'><driver name='qemu' type='qcow2'/>\
+             <source file='{directory}/a.qcow2'/><target dev='xvda'/></disk>\
+             <disk type='file'><driver name='{driver}' type='raw'/>\
+             <source file='{directory}/b.raw'/><target dev='xvdb'/></disk>\
+             </devices></domain>"
+        ))
+        .unwrap()
+    }
+
+    fn bypassed(live: &Element, drives: &[Drive]) -> Vec<Option<String>> {
+        let mut disks = survey::disks(live);
+        mark_bypassed(live, drives, &mut disks);
+        disks.into_iter().map(|disk| disk.bypass).collect()
+    }
+
+    #[test]
+    fn disks_of_a_device_model_are_in_reach() {
+        for (name, directory) in [("pv", "/root/guests/p"), ("hvm", "/root/guests/h")] {
+            let drives = recorded(name);
+            assert_eq!(bypassed(&live(directory, "qemu"), &drives), [None, None], "{name}");
+            let layers = drives.iter().flat_map(|drive| &drive.layers);
+            let images: Vec<_> = layers.map(|l| l.image.strip_prefix(directory).unwrap()).collect();
+            let expected = ["a.qcow2", "mid.qcow2", "base.qcow2", "b.raw"];
+            assert_eq!(images, expected.map(Path::new), "{name}");
+            let below = ["mid.qcow2", "base.qcow2"].map(|image| Path::new(directory).join(image));
+            assert_eq!(sealed(&drives), BTreeSet::from(below), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_serves_is_out_of_reach() {
+        let mut drives = recorded("pv");
+        drives.pop();
+        let phy = [None, Some("phy".to_owned())];
+        assert_eq!(bypassed(&live("/root/guests/p", "phy"), &drives), phy);
+        assert_eq!(bypassed(&live("/root/guests/p", "phy"), &[])[1], phy[1]);
+    }
+
+    /// Before the guest's kernel has taken its disks from the emulated hardware.
+    #[test]
+    fn what_is_open_twice_is_out_of_reach() {
+        let drives = recorded("hvm-emulated");
+        let twice = "emulated hardware beside Xen's own disk";
+        let live = live("/root/guests/e", "qemu");
+        assert_eq!(bypassed(&live, &drives), [Some(twice.to_owned()), Some(twice.to_owned())]);
+        let all = ["a.qcow2", "mid.qcow2", "base.qcow2", "b.raw"]
+            .map(|image| Path::new("/root/guests/e").join(image));
+        assert_eq!(sealed(&drives), BTreeSet::from(all));
+    }
+}
