@@ -172,6 +172,10 @@ impl Shared {
         if instance.id != info.id || info.shutdown.is_some() || info.is_dying {
             return;
         }
+        // libxl stops a domain that it takes away.
+        if instance.lock().stopping.is_some() {
+            return;
+        }
         let (state, event) = match (instance.state(), info.is_paused) {
             (State::Running(_), true) => {
                 (State::Paused(PausedReason::Unknown), Event::Suspended(Suspended::Paused))
