@@ -45,7 +45,7 @@ impl Xen {
     pub(crate) async fn release_held(&self, uuid: Uuid, start: &Start) -> Result<()> {
         let instance = self.running(uuid)?;
         match instance.state() {
-            State::Paused(PausedReason::FromSnapshot | PausedReason::StartingUp) => {
+            State::Paused(reason) if reason == paused_by(start) => {
                 self.shared.let_run(&instance, start).await
             }
             _ => Ok(()),
@@ -122,10 +122,9 @@ impl Shared {
             self.context.watch(instance.id).await?;
             match &how {
                 How::Start(start) => self.let_run(&instance, start).await,
-                How::Hold(start) if matches!(start.from, StartFrom::Memory { .. }) => {
-                    instance.update(|i| i.state = State::Paused(PausedReason::FromSnapshot))
+                How::Hold(start) => {
+                    instance.update(|inner| inner.state = State::Paused(paused_by(start)))
                 }
-                How::Hold(_) => instance.update(|i| i.state = State::Paused(PausedReason::User)),
                 How::Restore(restore) => self.run_restored(&instance, restore).await,
             }
         };
@@ -210,15 +209,11 @@ impl Shared {
     /// started) and loaded memory (started, resumed).
     pub(crate) async fn let_run(&self, instance: &Instance, start: &Start) -> Result<()> {
         let is_boot = start.from == StartFrom::Boot;
-        let loads = matches!(start.from, StartFrom::Memory { .. });
+        let loads = loads(start);
         let started = if is_boot { Started::Booted } else { Started::FromSnapshot };
         if start.paused {
-            let (reason, suspended) = match (loads, is_boot) {
-                (true, _) => (PausedReason::FromSnapshot, Suspended::FromSnapshot),
-                (false, true) => (PausedReason::User, Suspended::Paused),
-                (false, false) => (PausedReason::User, Suspended::FromSnapshot),
-            };
-            instance.update(|inner| inner.state = State::Paused(reason))?;
+            let suspended = if is_boot { Suspended::Paused } else { Suspended::FromSnapshot };
+            instance.update(|inner| inner.state = State::Paused(paused_by(start)))?;
             self.tell(instance, Event::Started(started));
             self.tell(instance, Event::Suspended(suspended));
             return Ok(());
@@ -267,6 +262,14 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+fn loads(start: &Start) -> bool {
+    matches!(start.from, StartFrom::Memory { .. })
+}
+
+fn paused_by(start: &Start) -> PausedReason {
+    if loads(start) { PausedReason::FromSnapshot } else { PausedReason::User }
 }
 
 /// Refuses memory that cannot be loaded before there is a domain.
