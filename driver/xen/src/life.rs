@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
+use virtsnap_block::image::blocking;
 use virtsnap_engine::domain::{
     Event, PausedReason, Resumed, RunningReason, ShutOffReason, State, Suspended,
 };
@@ -68,14 +69,24 @@ impl Xen {
 
 impl Shared {
     pub(crate) async fn pause(&self, instance: &Instance, reason: PausedReason) -> Result<()> {
-        self.context.pause(instance.id).await?;
+        // Noted before: a guest that is found standing still is known for what.
+        let before = instance.state();
         instance.update(|inner| inner.state = State::Paused(reason))?;
+        if let Err(err) = self.context.pause(instance.id).await {
+            instance.update(|inner| inner.state = before)?;
+            return Err(err);
+        }
         self.tell(instance, Event::Suspended(Suspended::Paused));
         Ok(())
     }
 
     pub(crate) async fn resume(&self, instance: &Instance, reason: RunningReason) -> Result<()> {
-        self.context.unpause(instance.id).await?;
+        let (context, id) = (self.context.clone(), instance.id);
+        let info = blocking(move || context.info(id)).await?;
+        // Xen counts, and refuses the one too many.
+        if info.is_some_and(|info| info.is_paused) {
+            self.context.unpause(instance.id).await?;
+        }
         instance.update(|inner| inner.state = State::Running(reason))?;
         let resumed = match reason {
             RunningReason::FromSnapshot => Resumed::FromSnapshot,

@@ -64,6 +64,16 @@ impl Shared {
 
     async fn find_again(self: &Arc<Self>, status: &Status, info: Option<Info>) -> Result<()> {
         let dir = directory(&self.config.run_dir, status.uuid);
+        let info = match info {
+            // Its end was broken off.
+            Some(info) if info.is_dying => {
+                if let Err(err) = self.context.destroy(info.id).await {
+                    tracing::warn!(domain = status.name, "{}", err.chain());
+                }
+                None
+            }
+            info => info,
+        };
         let Some(info) = info.filter(|info| status.id.is_none_or(|id| id == info.id)) else {
             tracing::info!(domain = status.name, "it is gone");
             let reason = match &status.saving {
