@@ -12,7 +12,7 @@ mod guests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -317,16 +317,20 @@ impl Host {
     }
 
     fn tidy(&self, context: &str) {
-        self.tidy_with(context, &[0]);
+        self.tidy_with(context, |out, _| out.status.success());
     }
 
-    /// What a QEMU that is killed was about to use in an image stays allocated: no byte of a
-    /// guest's is wrong by it.
+    /// What a QEMU that is killed was about to use in an image stays allocated, and what it was about
+    /// to say is nobody else's is taken for shared: no byte of a guest's is wrong by either.
     fn tidy_but_for_leaks(&self, context: &str) {
-        self.tidy_with(context, &[0, 3]);
+        self.tidy_with(context, |out, file| match out.status.code() {
+            Some(0 | 3) => true,
+            Some(2) => only_taken_for_shared(out) && is_mended_as_it_reads(file),
+            _ => false,
+        });
     }
 
-    fn tidy_with(&self, context: &str, checks: &[i32]) {
+    fn tidy_with(&self, context: &str, is_right: impl Fn(&Output, &Path) -> bool) {
         assert!(!self.records.has_journal(), "{context}: the journal is left");
         let owned = self.records.book().into_inner().unwrap().owned;
         for entry in std::fs::read_dir(self.dir.path()).unwrap() {
@@ -342,14 +346,43 @@ impl Host {
             if !bytes.starts_with(b"LibvirtQemudSave") {
                 let check = ["check", "-q", "-U", "-f", "qcow2"];
                 let out = Command::new("qemu-img").args(check).arg(&file).output().unwrap();
-                let code = out.status.code().unwrap();
-                assert!(checks.contains(&code), "{context}: '{name}': {out:?}");
+                assert!(is_right(&out, &file), "{context}: '{name}': {out:?}");
             }
         }
         for file in owned {
             assert!(file.exists(), "{context}: '{}' is gone", file.display());
         }
     }
+}
+
+/// Every error is an entry without its highest bit (`OFLAG_COPIED`) of a cluster that one alone
+/// refers to. A deletion of an internal snapshot lowers the counts before it sets that bit
+/// (`qcow2_snapshot_delete`); until then the guest's next write there goes to a new cluster.
+fn only_taken_for_shared(out: &Output) -> bool {
+    let text = String::from_utf8_lossy(&out.stderr);
+    let mut errors = text.lines().filter(|line| line.starts_with("ERROR")).peekable();
+    errors.peek().is_some()
+        && errors.all(|line| {
+            let entry = line.split_once("entry=").and_then(|(_, rest)| rest.split_once(' '));
+            let is_unset = |(entry, rest): (&str, &str)| {
+                let entry = u64::from_str_radix(entry, 16);
+                entry.is_ok_and(|entry| entry >> 63 == 0) && rest == "refcount=1"
+            };
+            line.starts_with("ERROR OFLAG_COPIED") && entry.is_some_and(is_unset)
+        })
+}
+
+/// All that is wrong with it can be put right, and it reads the same then.
+fn is_mended_as_it_reads(file: &Path) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let mended = dir.path().join("mended.qcow2");
+    std::fs::copy(file, &mended).unwrap();
+    let run = |arguments: &[&str], images: &[&Path]| {
+        Command::new("qemu-img").args(arguments).args(images).status().unwrap().success()
+    };
+    run(&["check", "-q", "-f", "qcow2", "-r", "all"], &[&mended])
+        && run(&["check", "-q", "-f", "qcow2"], &[&mended])
+        && run(&["compare", "-q", "-U", "-f", "qcow2", "-F", "qcow2"], &[file, &mended])
 }
 
 /// The process that a status file names.
