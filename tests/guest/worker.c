@@ -2,9 +2,10 @@
  * The whole user space of the test guest: one process that notices when memory and disk stop
  * belonging to the same moment.
  *
- * `worker CONSOLE DISKS`, as in /dev/ttyS0 and /dev/vd, or /dev/hvc0 and /dev/xvd on Xen.
+ * `worker CONSOLE DISKS PERIOD`, as in /dev/ttyS0 and /dev/vd, or /dev/hvc0 and /dev/xvd on Xen, and
+ * milliseconds.
  *
- * Once a second it reads its record back from every such disk, past the page cache, and compares
+ * Once a period it reads its record back from every such disk, past the page cache, and compares
  * it with what its memory says it wrote last:
  *
  *   START n              first look after boot: there is no memory yet, the disk says n
@@ -224,6 +225,14 @@ static void pressed(int fd)
 			power_off();
 }
 
+static struct timespec later(struct timespec when, long milliseconds)
+{
+	when.tv_nsec += milliseconds * 1000000;
+	when.tv_sec += when.tv_nsec / 1000000000;
+	when.tv_nsec %= 1000000000;
+	return when;
+}
+
 /* Serves console and power button until the monotonic clock reaches `until`. */
 static void serve(struct timespec until, long memory)
 {
@@ -251,18 +260,15 @@ static void serve(struct timespec until, long memory)
 
 /*
  * The clock may have jumped, as after a revert under TCG that kept the process: QEMU never lets the
- * TSC go back.  Missed seconds are not made up for.
+ * TSC go back.  Missed periods are not made up for.
  */
-static struct timespec second_after(struct timespec last)
+static struct timespec period_after(struct timespec last, long period)
 {
-	struct timespec now;
+	struct timespec now, next = later(last, period);
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	last.tv_sec++;
-	if (now.tv_sec > last.tv_sec) {
-		last = now;
-		last.tv_sec++;
-	}
-	return last;
+	if (now.tv_sec > next.tv_sec || (now.tv_sec == next.tv_sec && now.tv_nsec > next.tv_nsec))
+		next = later(now, period);
+	return next;
 }
 
 static void open_all(const char *line, const char *named)
@@ -295,7 +301,8 @@ static void open_all(const char *line, const char *named)
 
 int main(int count, char **arguments)
 {
-	if (count != 3 || !strchr(arguments[2], '/'))
+	long period = count == 4 ? atol(arguments[3]) : 0;
+	if (period < 1 || period > 1000 || !strchr(arguments[2], '/'))
 		return 2;
 	open_all(arguments[1], arguments[2]);
 	long memory = disks > 0 ? read_counter(0) : 0;
@@ -322,7 +329,7 @@ int main(int count, char **arguments)
 		memory++;
 		for (int i = 0; i < disks; i++)
 			write_counter(i, memory);
-		next = second_after(next);
+		next = period_after(next, period);
 		serve(next, memory);
 	}
 }

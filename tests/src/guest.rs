@@ -13,8 +13,8 @@ use crate::{host, images};
 
 /// What the guest's kernel does without: a fifth of what a boot computes, and a test run boots some
 /// hundreds of times. The clock is left as it is, since reverts are about it.
-const QUICKLY: &str = "cryptomgr.notests nokaslr mitigations=off lsm= audit=0 no_timer_check \
-    nowatchdog rcupdate.rcu_expedited=1 i8042.noprobe";
+pub(crate) const QUICKLY: &str = "cryptomgr.notests nokaslr mitigations=off lsm= audit=0 \
+    no_timer_check nowatchdog rcupdate.rcu_expedited=1 i8042.noprobe";
 
 /// A guest to be defined.
 #[derive(Debug, Clone)]

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::console::Console;
+use crate::guest::QUICKLY;
 use crate::host;
 use crate::virsh::{Outcome, Virsh};
 
@@ -102,8 +103,10 @@ impl XenHost {
     /// Starts the daemon, also again after a [`Self::kill`], and waits until it answers.
     pub fn start(&mut self) {
         let program = host::virtsnapd().display();
+        // What libxl does step by step fills pages.
+        let log = "debug,virtsnap_xen::context=info";
         self.ok(&format!(
-            "printf '%s\\n' \"state_dir = '{STATE}/lib'\" \"log = 'debug'\" > {STATE}/virtsnapd.toml
+            "printf '%s\\n' \"state_dir = '{STATE}/lib'\" \"log = '{log}'\" > {STATE}/virtsnapd.toml
             RUST_BACKTRACE=1 setsid {program} --hypervisor xen --config {STATE}/virtsnapd.toml \
                 >> {STATE}/log 2>&1 < /dev/null &
             echo $! > {STATE}/process"
@@ -184,7 +187,8 @@ impl Drop for XenHost {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- the daemon's log (last lines)\n{}", self.log());
-            let said = self.run("xl list; tail -n 15 /var/log/xen/*.log; xl dmesg | tail -n 15");
+            let said = self
+                .run("xl list; tail -n 5 /var/log/xen/{qemu-dm,xl}-vm.log; xl dmesg | tail -n 5");
             eprintln!("--- the Xen host\n{}", said.stdout);
         }
     }
@@ -293,7 +297,7 @@ impl XenSpec {
         format!(
             "<domain type='xen'><name>{name}</name><memory unit='MiB'>96</memory><vcpu>1</vcpu>\
              <os><type>{kind}</type><kernel>{}</kernel><initrd>{}</initrd>\
-             <cmdline>console=hvc0 quiet</cmdline></os>{quirks}<devices>{devices}</devices></domain>",
+             <cmdline>console=hvc0 quiet {QUICKLY}</cmdline></os>{quirks}<devices>{devices}</devices></domain>",
             kernel.display(),
             initrd.display(),
         )
@@ -305,7 +309,7 @@ impl XenSpec {
         let (kernel, initrd) = Self::kernel();
         let mut text = format!(
             "name = '{name}'\ntype = 'pv'\nkernel = '{}'\nramdisk = '{}'\nmemory = 96\nvcpus = 1\n\
-             extra = 'console=hvc0 quiet'\ndisk = [\n",
+             extra = 'console=hvc0 quiet {QUICKLY}'\ndisk = [\n",
             kernel.display(),
             initrd.display(),
         );

@@ -19,8 +19,8 @@ mod snapshots;
 use std::ops::Range;
 
 use virtsnap_tests::guest::Mark;
-use virtsnap_tests::host;
 use virtsnap_tests::xen::XenGuest;
+use virtsnap_tests::{host, virsh};
 
 /// The host, empty; a test that has none says so.
 macro_rules! lent {
@@ -108,4 +108,19 @@ pub(crate) fn count_on_disks(vm: &XenGuest<'_>) -> u64 {
     let (a, b) = (of("xvda"), of("xvdb"));
     assert!(a.abs_diff(b) < 2, "{a} on xvda, {b} on xvdb");
     a.min(b)
+}
+
+/// Outside of that host.
+#[test]
+fn without_libxl_the_daemon_says_what_is_missing() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let mut daemon = std::process::Command::new(host::virtsnapd());
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("run_dir = '{0}/run'\nstate_dir = '{0}/lib'\n", dir.path().display());
+    std::fs::write(config.path(), text).unwrap();
+    daemon.args(["--hypervisor", "xen", "--config"]).arg(config.path());
+    let outcome = virsh::finish(&mut daemon, "virtsnapd");
+    let said = outcome.stdout + &outcome.stderr;
+    assert!(!outcome.success && said.contains("libxenlight"), "{said}");
+    assert!(said.contains("not installed"), "{said}");
 }
