@@ -149,6 +149,15 @@ impl XenHost {
     /// Makes the images and defines the guest.
     #[track_caller]
     pub fn define(&self, spec: XenSpec) -> XenGuest<'_> {
+        let guest = self.with_images(spec);
+        let file = self.share.join(format!("{}.xml", guest.spec.name));
+        std::fs::write(&file, guest.spec.xml()).expect("the directory is ours");
+        self.virsh.ok(&format!("define {}", file.display()));
+        guest
+    }
+
+    /// Makes the images of one that the daemon does not define.
+    pub fn with_images(&self, spec: XenSpec) -> XenGuest<'_> {
         let guest = self.guest(spec);
         let mut script = format!("mkdir -p {GUESTS}");
         for (target, format) in guest.targets() {
@@ -159,9 +168,6 @@ impl XenHost {
             );
         }
         self.ok(&script);
-        let file = self.share.join(format!("{}.xml", guest.spec.name));
-        std::fs::write(&file, guest.spec.xml()).expect("the directory is ours");
-        self.virsh.ok(&format!("define {}", file.display()));
         guest
     }
 

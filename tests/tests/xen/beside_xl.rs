@@ -5,16 +5,10 @@ use virtsnap_tests::xen::{GUESTS, XenGuest, XenHost, XenSpec};
 
 use crate::{boots, goes_back, lent, sound, take};
 
-fn create(host: &XenHost) -> XenGuest<'_> {
-    let vm = host.guest(XenSpec::new("vm"));
+pub(crate) fn create(host: &XenHost, spec: XenSpec) -> XenGuest<'_> {
+    let vm = host.with_images(spec);
     let text = vm.spec.configuration();
-    let (a, b) = (vm.disk("xvda"), vm.disk("xvdb"));
-    host.ok(&format!(
-        "qemu-img create -q -f qcow2 {} 8M && qemu-img create -q -f raw {} 8M &&
-        cat > {GUESTS}/vm.cfg <<'CFG'\n{text}\nCFG\nxl create -q {GUESTS}/vm.cfg",
-        a.display(),
-        b.display()
-    ));
+    host.ok(&format!("cat > {GUESTS}/vm.cfg <<'CFG'\n{text}\nCFG\nxl create -q {GUESTS}/vm.cfg"));
     vm.booted(Mark::start());
     vm
 }
@@ -23,7 +17,7 @@ fn create(host: &XenHost) -> XenGuest<'_> {
 #[ignore = "needs a Xen host: make test-xen"]
 fn a_guest_of_xl_is_seen_and_goes_back() {
     let host = lent!();
-    let vm = create(&host);
+    let vm = create(&host, XenSpec::new("vm"));
     assert_eq!(host.virsh.lines("list --name"), ["vm"]);
     let xml = vm.virsh("dumpxml {}");
     assert!(xml.contains("<domain type='xen' id='") && xml.contains("memory"), "{xml}");
@@ -39,7 +33,7 @@ fn a_guest_of_xl_is_seen_and_goes_back() {
 #[ignore = "needs a Xen host: make test-xen"]
 fn xl_reboots_its_guest_on_the_layers() {
     let host = lent!();
-    let vm = create(&host);
+    let vm = create(&host, XenSpec::new("vm"));
     take(&vm, "one --disk-only");
     let layers = [vm.source("xvda"), vm.source("xvdb")];
     assert!(layers.iter().all(|layer| layer.ends_with(".one")), "{layers:?}");

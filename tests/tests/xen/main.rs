@@ -1,7 +1,8 @@
 //! On a real Xen host: `make test-xen` boots the one of `tests/host/xen` under emulation, with
 //! virtsnapd in its dom0, and runs these outside, with this machine's unmodified virsh.
 //!
-//! - [`life`]: domains come and go; [`beside_xl`]: those that xl started.
+//! - [`life`]: domains come and go; [`beside_xl`]: those that xl started; [`files_for_xl`]: what xl's
+//!   users read of our snapshots, and we of theirs.
 //! - [`snapshots`]: taken and reverted to; [`merges`]: deleted.
 //! - [`killed`]: virtsnapd is killed inside operations (`make torture-xen` for more rounds).
 //!
@@ -11,6 +12,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod beside_xl;
+mod files_for_xl;
 mod killed;
 mod life;
 mod merges;
