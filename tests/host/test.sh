@@ -42,7 +42,8 @@ outside() {
         tests/host/run.sh "$flavour" "$PWD/tests/host/$flavour-serve.sh" &
     host=$!
     # It ends by itself then, whatever becomes of us.
-    trap 'touch "$share/done"' EXIT
+    # shellcheck disable=SC2064  # now: it is not known at the end
+    trap "touch '$share/done'" EXIT
     until [ -e "$share/ready" ]; do
         kill -0 "$host" 2> /dev/null || return 1
         sleep 0.5

@@ -17,5 +17,9 @@ mkdir -p /share/console
 mount --bind /share/console /var/log/xen/console
 socat TCP-LISTEN:16509,fork,reuseaddr UNIX-CONNECT:/run/virtsnap/xen/virtsnap-sock 2> /dev/null &
 socat TCP-LISTEN:16510,fork,reuseaddr EXEC:"$0 shell" &
+# 16509 and 16510 in the kernel's table of sockets that listen.
+for port in 407D 407E; do
+    until grep -q ":$port .* 0A " /proc/net/tcp; do busybox sleep 0.1; done
+done
 touch /share/ready
 until [ -e /share/done ]; do busybox sleep 0.5; done
