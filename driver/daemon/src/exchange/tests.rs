@@ -123,3 +123,37 @@ fn an_unreadable_snapshot_comes_along_and_is_known_to_be_there() {
     assert!(loaded.domains[0].book.has_unreadable_moments);
     assert!(loaded.bad[0].path.ends_with("bad.xml"), "{:?}", loaded.bad);
 }
+
+/// libvirt's Xen driver knows no snapshots.
+#[test]
+fn on_xen_definitions_are_moved_and_snapshots_stay() {
+    let (dir, config, exchange) = host();
+    let config = Config { hypervisor: Hypervisor::Xen, ..config };
+    fs::write(dir.path().join("etc/vm.xml"), DOMAIN.replace("qemu", "xen")).unwrap();
+    let memory = dir.path().join("memory");
+    let text = snapshot("s", &memory);
+    fs::write(dir.path().join("lib/snapshot/vm/s.xml"), &text).unwrap();
+    assert!(import(&config, &exchange, Ok).unwrap());
+    let fresh = Exchange {
+        libvirt_config: Some(dir.path().join("etc2")),
+        libvirt_state: Some(dir.path().join("lib2")),
+        ..exchange
+    };
+    assert!(export(&config, &fresh).unwrap());
+    assert!(dir.path().join("etc2/vm.xml").exists());
+    assert!(!dir.path().join("lib2").exists());
+}
+
+#[test]
+fn a_domain_that_runs_on_xen_is_known_by_libxls_own_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let uuid = Uuid::parse_str("5f2b1c1e-0a5c-4d8e-9a57-3c1b7a0d4e11").unwrap();
+    check_not_on_xen(uuid, &dir.path().join("none")).unwrap();
+    let put = |name: &str| fs::write(dir.path().join(name), "{}").unwrap();
+    put("userdata-d.3.00000000-0000-0000-0000-000000000001.libxl-json");
+    put(&format!("userdata-d.4.{uuid}.libvirt-xml"));
+    check_not_on_xen(uuid, dir.path()).unwrap();
+    put(&format!("userdata-d.4.{uuid}.libxl-json"));
+    let message = check_not_on_xen(uuid, dir.path()).unwrap_err().message;
+    assert!(message.contains("userdata-d.4."), "{message}");
+}
