@@ -13,6 +13,8 @@ if [ "${1:-}" = shell ]; then
     printf '\0%d' $?
     exit
 fi
+# Without it Xen's scripts for disks that the kernel serves wait for their lock for ever.
+[ -e /dev/stdin ] || ln -s /proc/self/fd/0 /dev/stdin
 mkdir -p /share/console
 mount --bind /share/console /var/log/xen/console
 socat TCP-LISTEN:16509,fork,reuseaddr UNIX-CONNECT:/run/virtsnap/xen/virtsnap-sock 2> /dev/null &

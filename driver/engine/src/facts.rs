@@ -54,6 +54,9 @@ pub struct DomainFacts {
     /// Once its memory was saved to a file, the disks of a guest that stands still can take
     /// internal snapshots.
     pub internal_after_memory: bool,
+    /// Where files go that were given no name, of a domain no disk of which is in a file; made when
+    /// the first one is. None: they have to be given names.
+    pub files_dir: Option<PathBuf>,
     /// The save image that the domain's next start is to go on from.
     pub managed_save: Option<PathBuf>,
     /// Some moment's record cannot be read: what it needs is not known.

@@ -23,7 +23,7 @@ use virtsnap_xml::snapshot::{Memory, Request, Survivor};
 
 /// A script, one act a line: `start`, `save`, `stop`, `pause`, `die`, `full NAME`, `disks NAME`,
 /// `quiesced NAME`, `halted NAME`, `xml [disks] [live] [standing] [halted] <domainsnapshot>…`, `policy <policy>…`,
-/// `raw TARGET`, `bypassed TARGET`, `sealed FILE`, `touch FILE`, `lose FILE`,
+/// `raw TARGET`, `device TARGET`, `bypassed TARGET`, `sealed FILE`, `touch FILE`, `lose FILE`,
 /// `revert NAME [running|paused|off] [forced] [reset] [discarding] [alone]`,
 /// `delete NAME [all|below] [base|overlay] [consolidated]`, `prepare FILE [BACKING]`,
 /// `confined`, `unconfined`,
@@ -99,9 +99,10 @@ async fn act(
             set(book.lock().unwrap().config.as_mut().unwrap());
             world.edit(set);
         }
-        "raw" | "bypassed" => {
+        "raw" | "device" | "bypassed" => {
             match verb {
                 "raw" => world.make_raw(rest),
+                "device" => world.make_device(rest),
                 _ => world.make_bypassed(rest),
             }
             *book.lock().unwrap() = world.book().into_inner().unwrap();
@@ -183,7 +184,7 @@ fn check(name: &str) {
     let disks = ["vda", "vdb"];
     let world = match name {
         "firmware" => World::with_firmware(&disks, &Format::Raw),
-        "outside" | "bypassed" | "sealed" => World::new(&disks).shaped(Shape::Outside),
+        "outside" | "bypassed" | "devices" | "sealed" => World::new(&disks).shaped(Shape::Outside),
         "firmware-qcow2" => World::with_firmware(&disks, &Format::Qcow2),
         _ => World::new(&disks),
     };
@@ -210,6 +211,7 @@ fn mixes_memory_and_disks() {
 fn keeps_memory_outside() {
     check("outside");
     check("bypassed");
+    check("devices");
     check("sealed");
 }
 

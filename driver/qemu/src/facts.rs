@@ -73,6 +73,7 @@ impl Qemu {
             saved_by_guest: false,
             internal_after_memory,
             managed_save: None,
+            files_dir: None,
             has_unreadable_moments: false,
             now: survey::now(),
         })

@@ -8,11 +8,14 @@
 //! taken it over. A snapshot through one of the two would leave the other on the old file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtsnap_block::drives::{self, Drive};
-use virtsnap_block::image::QemuImg;
+use virtsnap_block::image::{QemuImg, blocking, system};
 use virtsnap_block::qmp::Qmp;
 use virtsnap_block::survey::{self, Images};
 use virtsnap_block::{job, merge, place};
@@ -76,6 +79,7 @@ impl Xen {
             memory_inside: false,
             saved_by_guest: true,
             internal_after_memory: true,
+            files_dir: Some(self.files_dir(subject.uuid)),
             managed_save: None,
             has_unreadable_moments: false,
             now: survey::now(),
@@ -111,6 +115,21 @@ impl Xen {
         place::overlay(&tool, at, below, facts, in_use).await
     }
 
+    /// Where files of a domain are that stand beside no image.
+    pub(crate) fn files_dir(&self, domain: Uuid) -> PathBuf {
+        self.config().snapshot_dir.join(domain.to_string())
+    }
+
+    /// Before the first file is made there.
+    pub(crate) async fn make_files_dir(&self, domain: Uuid, file: &Path) -> Result<()> {
+        let directory = self.files_dir(domain);
+        if file.parent() != Some(&directory) {
+            return Ok(());
+        }
+        blocking(move || make_directory(&directory).map_err(|e| system("make", &directory, e)))
+            .await
+    }
+
     /// What the domain's device model has open; nothing where none runs.
     pub(crate) async fn drives(&self, domain: Uuid) -> Result<Vec<Drive>> {
         let Some(instance) = self.instance(domain) else { return Ok(Vec::new()) };
@@ -119,6 +138,15 @@ impl Xen {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// For root alone, durably, with those above it.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    for above in directory.ancestors().skip(1).take(2) {
+        File::open(above)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// The images under a definition's disks, as far as they can be read.
@@ -150,16 +178,26 @@ fn mark_bypassed(live: &Element, drives: &[Drive], disks: &mut [DiskFacts]) {
         let on_it = drives.iter().filter(|drive| drive.top().is_some_and(|top| top.is(image)));
         disk.bypass = match on_it.count() {
             1 => None,
-            0 => Some(backend(domain::disk(live, &disk.target))),
+            0 => Some(backend(live, domain::disk(live, &disk.target))),
             _ => Some("emulated hardware beside Xen's own disk".to_owned()),
         };
     }
 }
 
-/// Who serves a disk that the device model does not have open.
-fn backend(disk: Option<DiskView<'_>>) -> String {
+/// Who serves a disk that the device model does not have open. A device model may lack a format's
+/// driver (Debian's has none for vpc): libxl starts the guest all the same, without the disk.
+fn backend(live: &Element, disk: Option<DiskView<'_>>) -> String {
     let named = disk.and_then(|disk| disk.driver()?.attr("name").map(str::to_owned));
-    named.filter(|name| name != "qemu").unwrap_or_else(|| "phy".to_owned())
+    match named.as_deref() {
+        Some("qemu") => {
+            let name = live.child_text("name").unwrap_or_default();
+            format!(
+                "nobody (the device model has not opened it: /var/log/xen/qemu-dm-{name}.log may \
+                 say why)"
+            )
+        }
+        _ => named.unwrap_or_else(|| "phy".to_owned()),
+    }
 }
 
 /// Images in which no internal snapshot can be deleted: what is open twice, as well.
@@ -246,6 +284,8 @@ mod tests {
         let phy = [None, Some("phy".to_owned())];
         assert_eq!(bypassed(&live("/root/guests/p", "phy"), &drives), phy);
         assert_eq!(bypassed(&live("/root/guests/p", "phy"), &[])[1], phy[1]);
+        let unopened = bypassed(&live("/root/guests/p", "qemu"), &[])[1].clone().unwrap();
+        assert!(unopened.starts_with("nobody (the device model has not opened it"), "{unopened}");
     }
 
     /// Before the guest's kernel has taken its disks from the emulated hardware.

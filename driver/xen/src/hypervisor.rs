@@ -23,6 +23,8 @@ pub struct XenConfig {
     pub run_dir: PathBuf,
     /// Kept over boots.
     pub state_dir: PathBuf,
+    /// Has a directory for each domain all disks of which are on devices: for memory and overlays.
+    pub snapshot_dir: PathBuf,
     pub log_dir: PathBuf,
     pub qemu_img: PathBuf,
     pub merges: MergeLimits,
@@ -35,6 +37,7 @@ impl XenConfig {
         Self {
             run_dir,
             state_dir,
+            snapshot_dir: PathBuf::from("/var/lib/xen/snapshots"),
             log_dir,
             qemu_img: PathBuf::from("/usr/bin/qemu-img"),
             merges: MergeLimits::default(),

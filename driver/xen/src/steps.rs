@@ -36,6 +36,9 @@ use crate::instance::Instance;
 impl Xen {
     pub(crate) async fn act_step(&self, domain: Uuid, step: &Step) -> Result<()> {
         let tool = self.image_tool();
+        if let Some(file) = new_file(step) {
+            self.make_files_dir(domain, file).await?;
+        }
         match step {
             Step::Pause => self.shared.pause(&*self.running(domain)?, PausedReason::Snapshot).await,
             Step::FreezeFilesystems => no_agent(),
@@ -438,6 +441,15 @@ async fn below(overlay: &Path) -> Result<Option<(PathBuf, Format)>> {
         }))
     })
     .await
+}
+
+fn new_file(step: &Step) -> Option<&Path> {
+    match step {
+        Step::CreateOverlay { overlay, .. } | Step::FillOverlay { overlay, .. } => Some(overlay),
+        Step::CopyImage { to, .. } => Some(to),
+        Step::SaveMemory { file, .. } => Some(file),
+        _ => None,
+    }
 }
 
 fn no_agent() -> Result<()> {

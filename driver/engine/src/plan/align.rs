@@ -8,17 +8,18 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Disk, DiskRequest, Location, Request};
 
 use crate::error::{Condition, Error, Result};
-use crate::facts::{DiskFacts, DiskSource, Format};
+use crate::facts::{DiskFacts, DiskSource, DomainFacts, Format};
 
 /// # Errors
 /// `ConfigUnsupported` for a disk that is not there or named twice, a file where none belongs,
 /// and a name that cannot be made up.
 pub(super) fn align(
     request: &Request,
-    disks: &[DiskFacts],
+    facts: &DomainFacts,
     name: &str,
     default: Location,
 ) -> Result<Vec<Disk>> {
+    let disks = &facts.disks;
     let mut asked: Vec<Option<&DiskRequest>> = vec![None; disks.len()];
     for wanted in &request.disks {
         let at = find(disks, &wanted.name)?;
@@ -28,11 +29,11 @@ pub(super) fn align(
             return Err(unsupported(format!("disk '{}' is named twice", wanted.name)));
         }
     }
-    let directory = images_directory(disks);
+    let homes = Homes { beside: files_directory(facts), devices: facts.files_dir.is_some() };
     let mut aligned = Vec::with_capacity(disks.len());
     let mut files = BTreeSet::new();
     for (disk, wanted) in disks.iter().zip(asked) {
-        let entry = align_disk(disk, wanted, name, default, directory)?;
+        let entry = align_disk(disk, wanted, name, default, homes)?;
         if let Some(file) = overlay_path(&entry)
             && !files.insert(file.clone())
         {
@@ -71,7 +72,7 @@ fn align_disk(
     wanted: Option<&DiskRequest>,
     name: &str,
     default: Location,
-    directory: Option<&Path>,
+    homes: Homes<'_>,
 ) -> Result<Disk> {
     // Where nobody said otherwise, a disk that can hold no snapshot inside gets an overlay.
     let yields = default == Location::Internal && disk.format != Format::Qcow2;
@@ -110,8 +111,8 @@ fn align_disk(
                 disk.target
             )));
         }
-        None if yields => Some(overlay_elsewhere(disk, name, directory)?),
-        None if external => Some(default_overlay(disk, name)?),
+        None if yields => Some(overlay_elsewhere(disk, name, homes.beside)?),
+        None if external => Some(default_overlay(disk, name, homes)?),
         None => None,
     };
     let wanted_or = |said: fn(&DiskRequest) -> Option<String>, default: &str| {
@@ -146,12 +147,23 @@ fn check_reach(disk: &DiskFacts, location: Location) -> Result<()> {
     }
 }
 
-/// Where the first image of the domain is that is a file: there is room for guests.
-pub(super) fn images_directory(disks: &[DiskFacts]) -> Option<&Path> {
-    disks.iter().filter(|disk| !disk.readonly).find_map(|disk| match &disk.source {
+/// Where files go that stand beside no image of their own.
+#[derive(Clone, Copy)]
+struct Homes<'a> {
+    beside: Option<&'a Path>,
+    /// Also those that were asked for, of disks on devices.
+    devices: bool,
+}
+
+/// Where the first image of the domain is that is a file: there is room for guests. Where there is
+/// none, the hypervisor's own place.
+pub(super) fn files_directory(facts: &DomainFacts) -> Option<&Path> {
+    let mut disks = facts.disks.iter().filter(|disk| !disk.readonly);
+    let beside = disks.find_map(|disk| match &disk.source {
         Some(DiskSource::File(path)) => path.parent(),
         _ => None,
-    })
+    });
+    beside.or(facts.files_dir.as_deref())
 }
 
 /// The overlay of a disk that goes outside though nobody asked for it: one on a block device has
@@ -178,9 +190,10 @@ fn overlay_elsewhere(disk: &DiskFacts, name: &str, directory: Option<&Path>) -> 
     Ok(Element::new("source").with_attr("file", overlay.to_string_lossy()))
 }
 
-fn default_overlay(disk: &DiskFacts, name: &str) -> Result<Element> {
+fn default_overlay(disk: &DiskFacts, name: &str, homes: Homes<'_>) -> Result<Element> {
     let target = &disk.target;
     match &disk.source {
+        Some(DiskSource::Block(_)) if homes.devices => overlay_elsewhere(disk, name, homes.beside),
         Some(DiskSource::File(path)) => {
             let overlay = sibling(path, name);
             Ok(Element::new("source").with_attr("file", overlay.to_string_lossy()))

@@ -59,7 +59,7 @@ pub fn draft(
     let request = &policy::applied(&policy, request, options, facts)?;
     let (recorded, memory, default) = scope(request, options, facts, &name)?;
     let default = policy.disks.unwrap_or(default);
-    let disks = align(request, &facts.disks, &name, default)?;
+    let disks = align(request, facts, &name, default)?;
     check_selection(request, &memory, &disks, facts, default)?;
     let memory = place(memory, &disks, facts, &name)?;
     let of_saved = matches!(memory, Memory::External { .. }) && !facts.state.is_active();

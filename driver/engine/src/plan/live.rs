@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 use virtsnap_xml::snapshot::{Definition, Location, Memory};
 
-use super::align::images_directory;
+use super::align::files_directory;
 use super::{Finish, Pivot, Plan, ResumeReason, Step, state_files};
 use crate::domain::{ShutOffReason, State, VmStateIn};
 use crate::error::{Condition, Error, Result};
@@ -180,7 +180,7 @@ pub(super) fn default_memory_path(
     moment: &str,
     suffix: &str,
 ) -> Result<String> {
-    let Some(directory) = images_directory(&facts.disks) else {
+    let Some(directory) = files_directory(facts) else {
         return Err(Error::snapshot(
             Condition::XmlError,
             "no name can be made up for the file of the memory, since no disk of the domain is in \

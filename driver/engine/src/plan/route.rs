@@ -43,7 +43,8 @@ pub(super) enum Route {
 }
 
 /// The images for which a revert may need a new file, and the file beside which it goes: the image
-/// itself, or, where that is a device, a file that the disk had since.
+/// itself, or, where that is a device, a file that the disk had since, or one in the hypervisor's own
+/// place.
 pub fn images(moment: &Definition, facts: &DomainFacts) -> Vec<(PathBuf, PathBuf)> {
     let is_file = |path: &PathBuf| {
         path.is_absolute() && facts.images.get(path).is_none_or(|image| !image.is_block_device)
@@ -53,7 +54,9 @@ pub fn images(moment: &Definition, facts: &DomainFacts) -> Vec<(PathBuf, PathBuf
         let now = facts.disks.iter().find(|now| now.target == disk.name);
         let files =
             [Some(image.clone()), overlay_path(disk), now.and_then(|now| now.image().cloned())];
-        let beside = files.into_iter().flatten().find(is_file)?;
+        let beside = files.into_iter().flatten().find(is_file);
+        let elsewhere = || Some(facts.files_dir.as_ref()?.join(image.file_name()?));
+        let beside = beside.or_else(elsewhere)?;
         Some((image, beside))
     };
     moment.disks.iter().filter_map(seat).collect()

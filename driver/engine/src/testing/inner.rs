@@ -23,6 +23,8 @@ use crate::ports::{Entry, Subject};
 
 /// A `<driver name=>` that serves disks past the hypervisor.
 pub(super) const BYPASS: &str = "phy";
+/// Where files go that stand beside no image.
+const FILES: &str = "/files/vm";
 pub(super) const TEMPLATE: &str = "/fw/template.fd";
 pub(super) const NVRAM: &str = "/fw/vm.fd";
 pub(super) const MANAGED_SAVE: &str = "/store/managed.save";
@@ -798,7 +800,10 @@ impl Inner {
             .map(|disk| DiskFacts {
                 target: disk.target().to_owned(),
                 device: DiskDevice::Disk,
-                source: disk.path().map(|path| DiskSource::File(path.into())),
+                source: disk.path().map(|path| match disk.source_type() {
+                    "block" => DiskSource::Block(path.into()),
+                    _ => DiskSource::File(path.into()),
+                }),
                 format: Format::from(disk.format().unwrap_or("raw")),
                 readonly: disk.is_readonly(),
                 shareable: disk.is_shareable(),
@@ -822,7 +827,8 @@ impl Inner {
                 continue;
             }
             open.extend(image.backing.clone());
-            images.insert(path, image_facts(image));
+            let is_block_device = path.starts_with("/dev");
+            images.insert(path, ImageFacts { is_block_device, ..image_facts(image) });
         }
         let strangers = self.images.iter().filter(|(path, _)| !images.contains_key(*path));
         let foreign_readers = strangers
@@ -852,6 +858,7 @@ impl Inner {
             memory_inside: self.shape == Shape::Inside,
             saved_by_guest: self.shape == Shape::Outside,
             internal_after_memory: !self.is_old,
+            files_dir: (self.shape == Shape::Outside).then(|| FILES.into()),
             managed_save: None,
             has_unreadable_moments: false,
             now: self.now,

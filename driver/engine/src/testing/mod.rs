@@ -213,12 +213,17 @@ impl World {
 
     /// The disk's image is a raw one.
     pub fn make_raw(&self, target: &str) {
-        self.make_raw_on(target, "qemu");
+        self.make_raw_on(target, "file", &format!("/img/{target}.raw"), "qemu");
+    }
+
+    /// The disk is a block device.
+    pub fn make_device(&self, target: &str) {
+        self.make_raw_on(target, "block", &format!("/dev/{target}"), "qemu");
     }
 
     /// The same, and it is not the hypervisor that serves it.
     pub fn make_bypassed(&self, target: &str) {
-        self.make_raw_on(target, inner::BYPASS);
+        self.make_raw_on(target, "file", &format!("/img/{target}.raw"), inner::BYPASS);
     }
 
     /// A running guest's hypervisor cannot delete internal snapshots in it.
@@ -226,16 +231,15 @@ impl World {
         self.lock().sealed.insert(image.into());
     }
 
-    fn make_raw_on(&self, target: &str, name: &str) {
+    fn make_raw_on(&self, target: &str, kind: &str, path: &str, name: &str) {
         let mut inner = self.lock();
         let config = inner.config.as_mut().expect("the domain is persistent");
-        let path = format!("/img/{target}.raw");
         let config = Arc::make_mut(config);
-        domain::set_image(config, target, "file", &path, "raw");
+        domain::set_image(config, target, kind, path, "raw");
         let disk = domain::disk_mut(config, target).expect("the disk is there");
         disk.child_or_insert("driver").set_attr("name", name);
         inner.images.remove(Path::new(&format!("/img/{target}.qcow2")));
-        inner.images.insert(Path::new(&path), Image { raw: true, ..Image::default() });
+        inner.images.insert(Path::new(path), Image { raw: true, ..Image::default() });
     }
 
     /// An empty file, as one who is to have it filled makes it.
