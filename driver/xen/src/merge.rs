@@ -6,12 +6,13 @@
 //! and a guest that goes on from an old top would ruin the base.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
-use virtsnap_block::drives::{self, Drive, Reopen};
-use virtsnap_block::image::{in_use, is_gone, storage_driver};
+use virtsnap_block::drives::{self, Drive, Layer, Reopen};
+use virtsnap_block::image::{in_use, is_gone};
 use virtsnap_block::job;
 use virtsnap_block::merge::{self, LiveDisk, Merge, Open};
 use virtsnap_block::qmp::Qmp;
@@ -24,7 +25,7 @@ use virtsnap_engine::plan::Finish;
 use virtsnap_engine::ports::MergeError;
 use virtsnap_xml::domain;
 
-use crate::hypervisor::Xen;
+use crate::hypervisor::{Xen, lock};
 use crate::instance::Instance;
 
 impl Xen {
@@ -106,8 +107,8 @@ impl Xen {
         });
         match found {
             Some((drive, target)) => {
-                let begun = drive.clone();
-                Ok(Some(Disk { xen: self, instance, qmp, target, begun }))
+                let (begun, switching) = (drive.clone(), Mutex::default());
+                Ok(Some(Disk { xen: self, instance, qmp, target, begun, switching }))
             }
             None if with.is_empty() => Ok(None),
             None => {
@@ -141,9 +142,16 @@ struct Disk<'a> {
     target: Target,
     /// As it was when this began: what it has open can be asked for at that time only.
     begun: Drive,
+    /// Held from before the disk is switched until it is known whether it was: what a guest that
+    /// stops meanwhile is started from again must not be read in between.
+    switching: Mutex<Option<OwnedMutexGuard<()>>>,
 }
 
 impl Disk<'_> {
+    async fn act(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.instance.acting).lock_owned().await
+    }
+
     async fn drive(&self) -> Result<Drive> {
         Ok(self.begun.follow(&self.qmp).await?)
     }
@@ -156,14 +164,9 @@ impl Disk<'_> {
         drives::flush(&self.qmp, &drive, at, how).await
     }
 
-    /// The image is the one that the next start uses, and the live definition names.
-    async fn stand_on(&self, image: &Path, format: &Format) -> Result<()> {
-        let kind = if storage_driver(image) == "host_device" { "block" } else { "file" };
-        let (path, format) = (image.to_string_lossy(), format.as_str());
-        self.instance.update(|inner| {
-            domain::set_image(&mut inner.live, &self.target, kind, &path, format);
-        })?;
-        self.xen.store_disks(&self.instance).await
+    async fn stand_on(&self, layer: &Layer) -> Result<()> {
+        let source = (self.target.clone(), layer.image.clone(), layer.facts.format.clone());
+        self.xen.stand_on(&self.instance, &[source]).await
     }
 
     fn source(&self) -> Option<PathBuf> {
@@ -199,11 +202,16 @@ impl LiveDisk for Disk<'_> {
     }
 
     async fn follow(&self) -> Result<Vec<Open>> {
+        let held = lock(&self.switching).take();
+        let _acting = match held {
+            Some(held) => held,
+            None => self.act().await,
+        };
         let drive = self.drive().await?;
         if let Some(top) = drive.top().filter(|top| self.source().is_none_or(|s| !top.is(&s))) {
-            self.stand_on(&top.image, &top.facts.format).await?;
+            self.stand_on(top).await?;
         }
-        let open = |layer: drives::Layer| Open { image: layer.image, node: layer.node };
+        let open = |layer: Layer| Open { image: layer.image, node: layer.node };
         Ok(drive.layers.into_iter().map(open).collect())
     }
 
@@ -221,11 +229,13 @@ impl LiveDisk for Disk<'_> {
     }
 
     async fn switch_to(&self, base: &Path) -> Result<()> {
+        let acting = self.act().await;
         let drive = self.drive().await?;
-        match drive.layers.iter().find(|layer| layer.is(base)) {
-            Some(layer) => self.stand_on(&layer.image, &layer.facts.format).await,
-            None => Ok(()),
+        if let Some(layer) = drive.layers.iter().find(|layer| layer.is(base)) {
+            self.stand_on(layer).await?;
         }
+        *lock(&self.switching) = Some(acting);
+        Ok(())
     }
 
     async fn hold_back(&self, bytes: u64) -> Result<()> {
@@ -249,6 +259,7 @@ impl LiveDisk for Disk<'_> {
     }
 
     async fn sweep(&self) -> Result<()> {
+        let _acting = self.act().await;
         self.xen.store_disks(&self.instance).await?;
         drives::sweep(&self.qmp).await
     }

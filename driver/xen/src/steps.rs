@@ -293,7 +293,7 @@ impl Xen {
     }
 
     /// The live definition and libxl's own name these images, durably.
-    async fn stand_on(
+    pub(crate) async fn stand_on(
         &self,
         instance: &Instance,
         sources: &[(Target, PathBuf, Format)],
