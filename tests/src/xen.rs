@@ -404,7 +404,7 @@ impl XenGuest<'_> {
         files.filter_map(file).collect()
     }
 
-    /// Names of all snapshots, in order.
+    /// Names of all snapshots, in the order that virsh prints them in: by name.
     #[track_caller]
     pub fn snapshots(&self) -> Vec<String> {
         self.host.virsh.lines(&format!("snapshot-list {} --name", self.spec.name))

@@ -19,7 +19,7 @@ fn internal_snapshots_go_one_by_one() {
     take(&vm, &format!("three --disk-only {inside}"));
     let memory = memory_file(&vm, "one");
     vm.virsh("snapshot-delete {} one");
-    assert_eq!(vm.snapshots(), ["two", "three"]);
+    assert_eq!(vm.snapshots(), ["three", "two"]);
     host.ok(&format!("test ! -e {memory}"));
     vm.virsh("snapshot-delete {} three");
     goes_back(&vm, "two", &two);
@@ -113,9 +113,9 @@ fn a_mixed_tree_is_taken_down() {
     let words: Vec<_> = tree.split_whitespace().filter(|word| word.len() > 2).collect();
     assert_eq!(words, ["root", "left", "leaf", "right"]);
     vm.virsh("snapshot-delete {} left --children-only");
-    assert_eq!(vm.snapshots(), ["root", "left", "right"]);
+    assert_eq!(vm.snapshots(), ["left", "right", "root"]);
     vm.virsh("snapshot-delete {} left --children");
-    assert_eq!(vm.snapshots(), ["root", "right"]);
+    assert_eq!(vm.snapshots(), ["right", "root"]);
     goes_back(&vm, "right", &right);
     goes_back(&vm, "root", &root);
     vm.virsh("destroy {}");
