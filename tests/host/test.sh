@@ -16,29 +16,39 @@ echo "test-$flavour: building virtsnapd and the tests"
 program=$("$cargo" test --locked --package virtsnap-tests --test "$flavour" --no-run 2>&1 |
     sed -n 's/.*Executable .*(\(.*\))$/\1/p')
 [ -x "$program" ] || { report "FAILED: the tests do not build"; exit 1; }
-arguments=(--ignored --test-threads=1 ${VIRTSNAP_TORTURE:+--nocapture} ${TEST:+"$TEST"})
+arguments=(--ignored --test-threads=1 ${VIRTSNAP_TORTURE:+--nocapture})
 
 inside() {
     # There is no cargo in there, and nothing to build: what the tests have built is there already.
     tests/host/run.sh "$flavour" env CARGO=true CI=1 CARGO_TARGET_DIR="$target" \
-        "$program" "${arguments[@]}"
+        "$program" "${arguments[@]}" ${TEST:+"$TEST"}
 }
 
-# Two that nobody listens on, one after the other.
-free_ports() {
-    local port=$((20000 + RANDOM % 12000))
-    while (: < "/dev/tcp/127.0.0.1/$port" || : < "/dev/tcp/127.0.0.1/$((port + 1))") 2> /dev/null; do
-        port=$((20000 + RANDOM % 12000))
-    done
-    echo "$port"
-}
-
+# A host emulates one processor: two of them, and each has every other test.
 outside() {
-    local share=$target/host/$flavour/share daemon shell host passed=0
-    daemon=$(free_ports)
-    shell=$((daemon + 1))
+    local names n running=() passed=0
+    names=$("$program" --ignored --list --format terse ${TEST:+"$TEST"} | sed -n 's/: test$//p')
+    [ -n "$names" ] || { echo "there is no such test"; return 1; }
+    for n in 1 2; do
+        # shellcheck disable=SC2046
+        set -- $(awk "NR % 2 == $n % 2" <<< "$names")
+        [ $# = 0 ] || { told "$n" "$@" & running+=($!); }
+    done
+    for n in "${running[@]}"; do wait "$n" || passed=1; done
+    return "$passed"
+}
+
+told() { half "$@" 2>&1 | sed -u "s/^/$1: /"; }
+
+# half N TEST...: those, with a host of their own.
+half() {
+    local share=$target/host/$flavour/share/$1 port=$((20000 + RANDOM % 3000 * 4 + 2 * $1)) host passed=0
+    shift
+    while (: < "/dev/tcp/127.0.0.1/$port" || : < "/dev/tcp/127.0.0.1/$((port + 1))") 2> /dev/null; do
+        port=$((port + 4))
+    done
     rm -rf "$share"
-    SHARE=$share LIMIT=${LIMIT:-3600} HOST_OPTIONS="-netdev user,id=n,hostfwd=tcp:127.0.0.1:$daemon-:16509,hostfwd=tcp:127.0.0.1:$shell-:16510 -device virtio-net-pci,netdev=n" \
+    SHARE=$share LIMIT=${LIMIT:-3600} HOST_OPTIONS="-netdev user,id=n,hostfwd=tcp:127.0.0.1:$port-:16509,hostfwd=tcp:127.0.0.1:$((port + 1))-:16510 -device virtio-net-pci,netdev=n" \
         tests/host/run.sh "$flavour" "$PWD/tests/host/$flavour-serve.sh" &
     host=$!
     # It ends by itself then, whatever becomes of us.
@@ -48,8 +58,9 @@ outside() {
         kill -0 "$host" 2> /dev/null || return 1
         sleep 0.5
     done
-    echo "test-$flavour: the host is up after $((SECONDS - started)) s"
-    VIRTSNAP_XEN_HOST=$share:$shell:$daemon CI=1 "$program" "${arguments[@]}" || passed=$?
+    echo "the host is up after $((SECONDS - started)) s"
+    VIRTSNAP_XEN_HOST=$share:$((port + 1)):$port CI=1 "$program" "${arguments[@]}" --exact "$@" ||
+        passed=$?
     touch "$share/done"
     wait "$host" || passed=1
     return "$passed"

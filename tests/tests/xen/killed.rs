@@ -3,7 +3,7 @@
 //! rounds, `SEED` repeats the choices of a run.
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use virtsnap_tests::xen::{XenHost, XenSpec};
 
@@ -22,13 +22,16 @@ fn nothing_is_lost_when_the_daemon_is_killed() {
     let rounds = number("VIRTSNAP_TORTURE").unwrap_or(SOME);
     eprintln!("torture-xen: {rounds} rounds, SEED={seed}");
     host.boot(XenSpec::new("vm"));
-    let mut bed = Bed { dice: Dice(seed), kept: Vec::new(), made: 0 };
+    let mut bed =
+        Bed { dice: Dice(seed), kept: Vec::new(), made: 0, span: Duration::ZERO, inside: 0 };
     bed.take_one(&host);
     for round in 0..rounds {
         let story = bed.round(&mut host);
         eprintln!("torture-xen: round {round}: {story}");
     }
     bed.everything_is_there(&host);
+    let Bed { inside, .. } = bed;
+    eprintln!("torture-xen: {inside} times the client had not been answered");
     eprintln!("torture-xen: {rounds} rounds, {rounds} operations, 0 lost");
 }
 
@@ -37,6 +40,10 @@ struct Bed {
     dice: Dice,
     kept: Vec<(String, Range<u64>)>,
     made: u32,
+    /// How long the last snapshot took that nothing came between.
+    span: Duration,
+    /// So many times the daemon was killed before the client was told how it went.
+    inside: u32,
 }
 
 enum Operation {
@@ -55,8 +62,9 @@ impl Bed {
             let vm = host.guest(XenSpec::new("vm"));
             (vm.count_on(2), self.line(&operation))
         };
-        let delay = Duration::from_millis(self.dice.below(6000));
+        let delay = self.span.mul_f64(self.dice.below(1000) as f64 / 1000.0);
         let told = host.crash_during(&line, delay);
+        self.inside += u32::from(!told);
         let vm = host.guest(XenSpec::new("vm"));
         let names = vm.snapshots();
         let is_done = match &operation {
@@ -121,7 +129,9 @@ impl Bed {
         self.made += 1;
         let name = format!("s{:02}", self.made);
         let before = vm.count_on(1);
+        let began = Instant::now();
         vm.virsh(&format!("snapshot-create-as {{}} {name}"));
+        self.span = began.elapsed();
         self.kept.push((name, before..vm.count_on(3)));
     }
 
