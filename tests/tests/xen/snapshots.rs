@@ -51,24 +51,29 @@ fn a_paused_guest_a_live_one_and_one_that_is_stopped_for_it() {
     assert_eq!(vm.state(), "running");
     let live = live..vm.count_on(4);
 
+    // A guest takes part when its memory is saved; its disks need nobody.
     vm.virsh("suspend {}");
-    let asleep = vm.last_match().unwrap();
-    vm.virsh("snapshot-create-as {} asleep");
+    let refusal = vm.refused("snapshot-create-as {} asleep");
+    assert!(refusal.contains("resume it") && refusal.contains("DISK_ONLY"), "{refusal}");
+    let layer = vm.source("xvda");
+    vm.virsh("snapshot-create-as {} asleep --disk-only");
     assert_eq!(vm.state(), "paused");
+    assert_ne!((vm.source("xvda"), vm.snapshots().len()), (layer, 1));
+    let mark = vm.mark();
     vm.virsh("resume {}");
-    let asleep = asleep..vm.count_on(3);
+    vm.next_match(mark);
+    sound(&vm);
 
     let halted = take(&vm, "halted --halt");
     vm.becomes("shut off");
     let halted = halted..vm.last_match().unwrap() + 2;
-
     goes_back(&vm, "halted --running", &halted);
     vm.count_on(2);
-    vm.virsh("snapshot-revert {} asleep");
-    assert_eq!(vm.state(), "paused", "as it was");
-    goes_back(&vm, "live", &live);
+    vm.virsh("snapshot-revert {} live --paused");
+    assert_eq!(vm.state(), "paused");
+    goes_back(&vm, "halted", &halted);
     vm.count_on(2);
-    goes_back(&vm, "asleep", &asleep);
+    goes_back(&vm, "live", &live);
 }
 
 /// Without memory, of a guest that runs and of one that does not; to such a one a guest boots.
