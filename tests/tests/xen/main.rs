@@ -1,6 +1,7 @@
 //! On a real Xen host: `make test-xen` boots the one of `tests/host/xen` under emulation, with
 //! virtsnapd in its dom0, and runs these outside, with this machine's unmodified virsh.
 //!
+//! - [`calls`]: what clients ask of the daemon and of snapshots, mostly of a guest that is off.
 //! - [`life`]: domains come and go; [`beside_xl`]: those that xl started; [`files_for_xl`]: what xl's
 //!   users read of our snapshots, and we of theirs.
 //! - [`snapshots`]: taken and reverted to; [`merges`]: deleted.
@@ -12,6 +13,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod beside_xl;
+mod calls;
 mod files_for_xl;
 mod killed;
 mod life;
