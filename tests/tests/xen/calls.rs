@@ -1,11 +1,12 @@
 //! What clients ask of a daemon for Xen: the connection, and all calls on snapshots, of a guest that is
 //! mostly off.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use virtsnap_tests::host;
-use virtsnap_tests::virsh::{self, Virsh};
-use virtsnap_tests::xen::{XenGuest, XenSpec};
+use virtsnap_tests::virsh::Virsh;
+use virtsnap_tests::xen::{XenGuest, XenHost, XenSpec};
 
 use crate::lent;
 
@@ -35,7 +36,7 @@ fn a_connection_is_of_xen_and_of_nothing_else() {
     }
 }
 
-fn off(host: &virtsnap_tests::xen::XenHost) -> XenGuest<'_> {
+fn off(host: &XenHost) -> XenGuest<'_> {
     host.define(XenSpec::new("vm").disks(&["qcow2", "qcow2"]))
 }
 
@@ -121,8 +122,8 @@ fn refusals(vm: &XenGuest<'_>) {
 fn what_happens_is_told() {
     let host = lent!();
     let vm = off(&host);
-    let mut command = host.virsh.command("event vm --event lifecycle --loop --timeout 150");
-    let listener = std::thread::spawn(move || virsh::finish(&mut command, "event"));
+    let mut command = host.virsh.command("event vm --event lifecycle --loop --timeout 600");
+    let listener = command.stdout(Stdio::piped()).spawn().unwrap();
     // Until it has registered.
     std::thread::sleep(Duration::from_secs(15));
     vm.virsh("snapshot-create-as {} off");
@@ -132,7 +133,10 @@ fn what_happens_is_told() {
     vm.virsh("snapshot-revert {} off --running");
     vm.virsh("snapshot-revert {} off");
     host::wait("the domain to be off", 60, || (vm.state() == "shut off").then_some(()));
-    let told = listener.join().unwrap().stdout;
+    // It ends as by Ctrl-C, and says what it heard.
+    std::thread::sleep(Duration::from_secs(3));
+    Command::new("kill").args(["-INT", &listener.id().to_string()]).status().unwrap();
+    let told = String::from_utf8(listener.wait_with_output().unwrap().stdout).unwrap();
     let prefix = "event 'lifecycle' for domain 'vm': ";
     let told: Vec<_> = told.lines().filter_map(|line| line.strip_prefix(prefix)).collect();
     let expected = [
