@@ -20,9 +20,9 @@ use virtsnap_block::qmp::Qmp;
 use virtsnap_block::survey::{self, Images};
 use virtsnap_block::{job, merge, place};
 use virtsnap_engine::domain::{ShutOffReason, State};
-use virtsnap_engine::error::Result;
+use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{
-    AgentState, DiskFacts, DomainFacts, Format, InternalSnapshot, MemoryFile, Place,
+    AgentState, DiskDevice, DiskFacts, DomainFacts, Format, InternalSnapshot, MemoryFile, Place,
 };
 use virtsnap_engine::ports::Subject;
 use virtsnap_xml::domain::{self, DiskView};
@@ -30,6 +30,7 @@ use virtsnap_xml::element::Element;
 
 use crate::host::Host;
 use crate::hypervisor::Xen;
+use crate::instance::Instance;
 use crate::save_image;
 
 impl Xen {
@@ -184,8 +185,40 @@ fn mark_bypassed(live: &Element, drives: &[Drive], disks: &mut [DiskFacts]) {
     }
 }
 
-/// Who serves a disk that the device model does not have open. A device model may lack a format's
-/// driver (Debian's has none for vpc): libxl starts the guest all the same, without the disk.
+/// A device model may lack a format's driver (Debian's has none for vpc), and libxl starts the guest
+/// all the same, without the disk.
+pub(crate) async fn check_opened(instance: &Instance) -> Result<()> {
+    let Some(qmp) = instance.monitor().await? else { return Ok(()) };
+    let live = instance.live();
+    match unopened(&live, &drives::query(&qmp).await?) {
+        None => Ok(()),
+        Some(disk) => Err(Error::new(
+            Condition::OperationFailed,
+            format!(
+                "the device model cannot serve disk '{}', of format {}: /var/log/xen/qemu-dm-{}.log \
+                 says why",
+                disk.target,
+                disk.format.as_str(),
+                instance.name
+            ),
+        )),
+    }
+}
+
+fn unopened(live: &Element, drives: &[Drive]) -> Option<DiskFacts> {
+    let is_open = |image: &Path| drives.iter().any(|drive| drive.depth(image).is_some());
+    let is_its = |target: &str| {
+        let disk = domain::disk(live, target);
+        disk.is_some_and(|disk| disk.driver().and_then(|d| d.attr("name")) == Some("qemu"))
+    };
+    survey::disks(live).into_iter().find(|disk| {
+        disk.device == DiskDevice::Disk
+            && is_its(&disk.target)
+            && disk.image().is_some_and(|image| !is_open(image))
+    })
+}
+
+/// Who serves a disk that the device model does not have open.
 fn backend(live: &Element, disk: Option<DiskView<'_>>) -> String {
     let named = disk.and_then(|disk| disk.driver()?.attr("name").map(str::to_owned));
     match named.as_deref() {
@@ -284,8 +317,11 @@ mod tests {
         let phy = [None, Some("phy".to_owned())];
         assert_eq!(bypassed(&live("/root/guests/p", "phy"), &drives), phy);
         assert_eq!(bypassed(&live("/root/guests/p", "phy"), &[])[1], phy[1]);
-        let unopened = bypassed(&live("/root/guests/p", "qemu"), &[])[1].clone().unwrap();
-        assert!(unopened.starts_with("nobody (the device model has not opened it"), "{unopened}");
+        let nobody = bypassed(&live("/root/guests/p", "qemu"), &[])[1].clone().unwrap();
+        assert!(nobody.starts_with("nobody (the device model has not opened it"), "{nobody}");
+        assert_eq!(unopened(&live("/root/guests/p", "phy"), &drives), None);
+        assert_eq!(unopened(&live("/root/guests/p", "qemu"), &drives).unwrap().target, "xvdb");
+        assert_eq!(unopened(&live("/root/guests/p", "phy"), &[]).unwrap().target, "xvda");
     }
 
     /// Before the guest's kernel has taken its disks from the emulated hardware.

@@ -120,6 +120,7 @@ impl Shared {
         self.instances().insert(uuid, Arc::clone(&instance));
         let outcome = async {
             self.context.watch(instance.id).await?;
+            crate::facts::check_opened(&instance).await?;
             match &how {
                 How::Start(start) => self.let_run(&instance, start).await,
                 How::Hold(start) => {

@@ -5,6 +5,7 @@
 //! - [`life`]: domains come and go; [`beside_xl`]: those that xl started; [`files_for_xl`]: what xl's
 //!   users read of our snapshots, and we of theirs.
 //! - [`snapshots`]: taken and reverted to; [`merges`]: deleted.
+//! - [`backends`]: disks on devices, disks of the kernel's, and of formats that not everybody reads.
 //! - [`killed`]: virtsnapd is killed inside operations (`make torture-xen` for more rounds).
 //!
 //! What proves a revert is the guest itself: it counts once a second in its memory and on each disk,
@@ -12,6 +13,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod backends;
 mod beside_xl;
 mod calls;
 mod files_for_xl;
