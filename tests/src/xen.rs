@@ -25,6 +25,9 @@ use crate::virsh::{Outcome, Virsh};
 pub const GUESTS: &str = "/root/guests";
 /// What the daemon keeps and says, in dom0.
 const STATE: &str = "/root/virtsnap";
+/// Its program, as it was when the first test began: whoever builds while tests run would else have
+/// dom0 read parts of either.
+const PROGRAM: &str = "/root/virtsnapd";
 /// No command in dom0 takes longer.
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -107,7 +110,8 @@ impl XenHost {
         let log = "debug,virtsnap_xen::context=info";
         self.ok(&format!(
             "printf '%s\\n' \"state_dir = '{STATE}/lib'\" \"log = '{log}'\" > {STATE}/virtsnapd.toml
-            RUST_BACKTRACE=1 setsid {program} --hypervisor xen --config {STATE}/virtsnapd.toml \
+            [ -e {PROGRAM} ] || cp {program} {PROGRAM}
+            RUST_BACKTRACE=1 setsid {PROGRAM} --hypervisor xen --config {STATE}/virtsnapd.toml \
                 >> {STATE}/log 2>&1 < /dev/null &
             echo $! > {STATE}/process"
         ));
