@@ -289,8 +289,9 @@ impl XenSpec {
         // Xen wants to see it (docs/xen.md).
         let quirks = match self.kind {
             Kind::Pv => "",
+            // Without ACPI libxl starts the device model with an option that QEMU 10 has no more.
             Kind::Pvh | Kind::Hvm => {
-                "<features><hap state='off'/></features>\
+                "<features><acpi/><hap state='off'/></features>\
                  <clock offset='utc'><timer name='tsc' present='yes' mode='native'/></clock>"
             }
         };
