@@ -391,6 +391,8 @@ impl World {
             Memory::Internal { image: None } => def
                 .disks
                 .iter()
+                // A frozen layer may have a tag of that name from a snapshot that was forgotten.
+                .filter(|disk| disk.snapshot == Location::Internal)
                 .filter_map(|disk| crate::plan::moment_image(def, &disk.name))
                 .find_map(|image| tagged(found(&image))),
         }
