@@ -81,12 +81,7 @@ impl Shared {
     }
 
     pub(crate) async fn resume(&self, instance: &Instance, reason: RunningReason) -> Result<()> {
-        let (context, id) = (self.context.clone(), instance.id);
-        let info = blocking(move || context.info(id)).await?;
-        // Xen counts, and refuses the one too many.
-        if info.is_some_and(|info| info.is_paused) {
-            self.context.unpause(instance.id).await?;
-        }
+        self.unpause(instance).await?;
         instance.update(|inner| inner.state = State::Running(reason))?;
         let resumed = match reason {
             RunningReason::FromSnapshot => Resumed::FromSnapshot,
@@ -94,6 +89,16 @@ impl Shared {
         };
         self.tell(instance, Event::Resumed(resumed));
         Ok(())
+    }
+
+    /// Done before is done: Xen counts, and refuses the one too many.
+    pub(crate) async fn unpause(&self, instance: &Instance) -> Result<()> {
+        let (context, id) = (self.context.clone(), instance.id);
+        let info = blocking(move || context.info(id)).await?;
+        match info.is_some_and(|info| info.is_paused) {
+            true => self.context.unpause(id).await,
+            false => Ok(()),
+        }
     }
 
     pub(crate) async fn end(&self, instance: &Instance, reason: ShutOffReason) -> Result<()> {
@@ -190,7 +195,11 @@ impl Shared {
     async fn restart(self: &Arc<Self>, instance: &Arc<Instance>, live: &Element) -> Result<()> {
         let definition = without_number(live.clone());
         instance.lock().is_rebooting = true;
-        self.context.destroy(instance.id).await?;
+        if let Err(err) = self.context.destroy(instance.id).await {
+            // Its end is an end again, whoever brings it about.
+            instance.lock().is_rebooting = false;
+            return Err(err);
+        }
         // Until the new one is there, the old one stands for it.
         let built = self.build(instance.uuid, &instance.name, &definition, None).await;
         match built {

@@ -6,6 +6,7 @@
 //! off is undone.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -37,7 +38,12 @@ impl Xen {
         let mut running: BTreeMap<Uuid, Info> =
             shared.list().await?.into_iter().map(|info| (info.uuid, info)).collect();
         for status in Status::all(&shared.config.run_dir) {
-            let info = running.remove(&status.uuid);
+            // One of another number is another program's by now.
+            let is_it = |info: &&Info| status.id.is_none_or(|id| id == info.id);
+            let info = running.get(&status.uuid).filter(is_it).copied();
+            if info.is_some() {
+                running.remove(&status.uuid);
+            }
             if let Err(err) = shared.find_again(&status, info).await {
                 tracing::error!(domain = status.name, "cannot take it up: {}", err.chain());
             }
@@ -74,7 +80,7 @@ impl Shared {
             }
             info => info,
         };
-        let Some(info) = info.filter(|info| status.id.is_none_or(|id| id == info.id)) else {
+        let Some(info) = info else {
             tracing::info!(domain = status.name, "it is gone");
             let reason = match &status.saving {
                 Some(file) => {
@@ -138,8 +144,12 @@ impl Shared {
                 return None;
             }
         };
+        match self.instances().entry(info.uuid) {
+            Entry::Vacant(free) => drop(free.insert(Arc::clone(&instance))),
+            // Meanwhile it was brought up here.
+            Entry::Occupied(_) => return None,
+        }
         tracing::info!(domain = instance.name, id = instance.id, "started by another program");
-        self.instances().insert(info.uuid, Arc::clone(&instance));
         if let Err(err) = self.context.watch(info.id).await {
             tracing::error!(domain = instance.name, "{}", err.chain());
         }

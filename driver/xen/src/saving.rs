@@ -142,8 +142,10 @@ impl Shared {
         instance.update(|inner| inner.state = State::Paused(reason))?;
         let written = self.write_stream(instance, &target, &head, live).await;
         if let Err(err) = written {
-            instance.update(|inner| inner.state = before)?;
+            // Where this fails too, it is known to be standing still by us, and undo tries again.
             self.stand_up(instance).await?;
+            self.unpause(instance).await?;
+            instance.update(|inner| inner.state = before)?;
             return Err(err);
         }
         self.tell(instance, Event::Suspended(Suspended::Paused));

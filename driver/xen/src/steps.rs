@@ -376,7 +376,10 @@ impl Xen {
         }
         let drives = self.drives(domain).await?;
         match drives.iter().find(|drive| drive.depth(image).is_some()) {
-            Some(_) => Err(in_use(image, "below another", what)),
+            Some(drive) => {
+                let target = drive.top().and_then(|top| instance.disk_on(&top.image));
+                Err(in_use(image, target.as_deref().unwrap_or(&drive.device), what))
+            }
             None => Ok(()),
         }
     }
