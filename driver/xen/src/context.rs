@@ -48,6 +48,12 @@ const MAX_STORED: usize = 4 << 20;
 const MAX_LINES: usize = 200;
 const MAX_LINE: usize = 1024;
 
+const UNSAVED: &str = "its memory cannot be saved";
+/// libxl's own words of a guest that did nothing speak of its inner working.
+const TOOK_NO_PART: &str = "the guest was asked to stand still for it and did not within a minute: \
+    it hangs, is just booting or going down, or has no driver of Xen's. It goes on as before; try \
+    again, take a snapshot of its disks alone (DISK_ONLY), or shut it down";
+
 /// The userdata that xl and libxl start a guest from again.
 const CONFIGURATION: &CStr = c"libxl-json";
 
@@ -292,7 +298,7 @@ impl Context {
             let flags = if live { xl::LIBXL_SUSPEND_LIVE } else { 0 };
             let flags = c_int::try_from(flags).unwrap_or_default();
             let fd = to.as_raw_fd();
-            inner.operate(LONG, Some(id), "its memory cannot be saved", |lib, ctx, how| {
+            inner.operate(LONG, Some(id), UNSAVED, |lib, ctx, how| {
                 // SAFETY: `to` is open until the operation has ended.
                 unsafe { lib.libxl_domain_suspend(ctx, id, fd, flags, how) }
             })
@@ -762,6 +768,7 @@ impl Log {
         let about = since.map(|(_, line)| line.as_str()).filter(|line| concerns(line, id));
         let lines: Vec<&str> = about.take(4).collect();
         let why = match lines.as_slice() {
+            _ if rc == xl::ERROR_GUEST_TIMEDOUT => TOOK_NO_PART.to_owned(),
             [] => format!("libxl's error {rc}"),
             lines => lines.join("; "),
         };
@@ -805,10 +812,7 @@ unsafe extern "C" fn hear(
     let text = CStr::from_bytes_until_nul(&buffer).map(CStr::to_string_lossy).unwrap_or_default();
     // FILE:LINE:FUNCTION: what it says.
     let said = text.splitn(4, ':').nth(3).map_or(text.trim(), str::trim);
-    let line = match errno {
-        0.. => format!("{said}: {}", std::io::Error::from_raw_os_error(errno)),
-        _ => said.to_owned(),
-    };
+    let line = with_cause(said, errno);
     match level {
         xl::XTL_ERROR.. => {
             tracing::warn!("libxl: {line}");
@@ -817,6 +821,14 @@ unsafe extern "C" fn hear(
         }
         xl::XTL_NOTICE | xl::XTL_WARN => tracing::info!("libxl: {line}"),
         _ => tracing::debug!("libxl: {line}"),
+    }
+}
+
+/// Where nothing of the system failed, `errno` is negative or zero.
+fn with_cause(said: &str, errno: c_int) -> String {
+    match errno {
+        1.. => format!("{said}: {}", std::io::Error::from_raw_os_error(errno)),
+        _ => said.to_owned(),
     }
 }
 
@@ -894,6 +906,19 @@ mod tests {
             (bare.condition, bare.chain().as_str()),
             (Condition::Timeout, "cannot: libxl's error -9")
         );
+    }
+
+    #[test]
+    fn a_guest_that_takes_no_part_is_told_of_in_our_words() {
+        let log: &'static Log = Box::leak(Box::default());
+        log.keep(with_cause("Domain 5:saving domain: domain did not respond", 0));
+        assert!(with_cause("cannot open", 2).contains("No such file"));
+        assert_eq!(with_cause("cannot open", -1), "cannot open");
+        let told = log.error(xl::ERROR_GUEST_TIMEDOUT, 0, Some(5), UNSAVED);
+        assert_eq!(told.condition, Condition::Timeout);
+        let told = told.chain();
+        assert!(told.starts_with("domain 5: its memory cannot be saved: the guest was asked"));
+        assert!(told.contains("DISK_ONLY") && !told.contains("os error"), "{told}");
     }
 
     #[test]

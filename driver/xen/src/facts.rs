@@ -37,6 +37,10 @@ impl Xen {
     /// No operation is under way on the domain when this is asked.
     pub(crate) async fn domain_facts(&self, subject: &Subject) -> Result<DomainFacts> {
         let instance = self.instance(subject.uuid);
+        let state = match &instance {
+            Some(instance) => self.shared.state_now(instance).await?,
+            None => State::ShutOff(ShutOffReason::Unknown),
+        };
         let live = instance.as_ref().map(|instance| instance.live());
         let definition = live.as_ref().or(subject.config.as_ref());
         let mut disks = definition.map(survey::disks).unwrap_or_default();
@@ -63,9 +67,7 @@ impl Xen {
         Ok(DomainFacts {
             uuid: subject.uuid,
             name: subject.name.clone(),
-            state: instance
-                .as_ref()
-                .map_or(State::ShutOff(ShutOffReason::Unknown), |instance| instance.state()),
+            state,
             config: subject.config.clone(),
             live,
             disks,
@@ -76,7 +78,7 @@ impl Xen {
             sealed,
             state_files: Vec::new(),
             agent: AgentState::NotConfigured,
-            memory_blockers: Vec::new(),
+            memory_blockers: instance.iter().filter_map(|i| i.on_its_way_down()).collect(),
             memory_inside: false,
             saved_by_guest: true,
             internal_after_memory: true,

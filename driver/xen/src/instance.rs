@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -65,6 +66,34 @@ pub(crate) struct Inner {
     pub(crate) is_rebooting: bool,
     /// The file of a save that the domain is to end with.
     pub(crate) saving: Option<PathBuf>,
+    /// What the guest was asked for last, and took note of.
+    pub(crate) asked: Option<Asked>,
+}
+
+/// A guest that goes down takes no part in a save of its memory: Linux hears nothing more of the
+/// toolstack then. One that does not go down after all is not refused for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) what: &'static str,
+    pub(crate) at: Instant,
+}
+
+impl Asked {
+    /// Longer than services usually have to end (systemd's own limit is 90 s for each).
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// Why its memory cannot be saved at that time.
+    fn refusal(self, now: Instant) -> Option<String> {
+        let left = Self::PATIENCE.checked_sub(now.saturating_duration_since(self.at))?;
+        (!left.is_zero()).then(|| {
+            format!(
+                "the guest was asked to {} and takes no part in a save while it does; wait until \
+                 it has, or, if it does not, for {} s",
+                self.what,
+                left.as_secs() + 1
+            )
+        })
+    }
 }
 
 impl Instance {
@@ -89,6 +118,7 @@ impl Instance {
                 is_silent: false,
                 is_rebooting: false,
                 saving: None,
+                asked: None,
             }),
             monitor: tokio::sync::Mutex::default(),
         }
@@ -111,6 +141,11 @@ impl Instance {
 
     pub fn live(&self) -> Element {
         self.lock().live.clone()
+    }
+
+    /// Why its guest would take no part in a save of its memory just now, as far as we know.
+    pub(crate) fn on_its_way_down(&self) -> Option<String> {
+        self.lock().asked?.refusal(Instant::now())
     }
 
     pub fn is_ours(&self) -> bool {
@@ -344,6 +379,16 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_was_asked_to_stop_is_refused_a_save_for_a_while() {
+        let at = Instant::now();
+        let asked = Asked { what: "reboot", at };
+        let refusal = |seconds| asked.refusal(at + Duration::from_secs(seconds));
+        let early = refusal(20).unwrap();
+        assert!(early.contains("asked to reboot") && early.contains("101 s"), "{early}");
+        assert_eq!(refusal(120), None);
+    }
 
     /// Guests outlive an upgrade: what a released version wrote is read by all later ones.
     #[test]

@@ -5,6 +5,7 @@
 //! `<on_crash>`); one that xl started is xl's to take away.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
@@ -15,9 +16,9 @@ use virtsnap_engine::domain::{
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::element::Element;
 
-use crate::context::{End, Ended, ShutdownReason};
+use crate::context::{End, Ended, Info, ShutdownReason};
 use crate::hypervisor::{Shared, Xen};
-use crate::instance::Instance;
+use crate::instance::{Asked, Instance};
 use crate::start;
 
 impl Xen {
@@ -42,12 +43,16 @@ impl Xen {
 
     pub(crate) async fn shutdown_domain(&self, domain: Uuid) -> Result<()> {
         let instance = self.standing_up(domain)?;
-        self.shared.context.shutdown(instance.id).await
+        self.shared.context.shutdown(instance.id).await?;
+        instance.lock().asked = Some(Asked { what: "shut down", at: Instant::now() });
+        Ok(())
     }
 
     pub(crate) async fn reboot_domain(&self, domain: Uuid) -> Result<()> {
         let instance = self.standing_up(domain)?;
-        self.shared.context.reboot(instance.id).await
+        self.shared.context.reboot(instance.id).await?;
+        instance.lock().asked = Some(Asked { what: "reboot", at: Instant::now() });
+        Ok(())
     }
 
     fn standing_up(&self, domain: Uuid) -> Result<Arc<Instance>> {
@@ -68,6 +73,14 @@ impl Xen {
 }
 
 impl Shared {
+    /// What libxl says counts: that a guest has stopped is known to it before it is told, and of
+    /// what it takes away nobody may begin anything.
+    pub(crate) async fn state_now(&self, instance: &Instance) -> Result<State> {
+        let (context, id) = (self.context.clone(), instance.id);
+        let info = blocking(move || context.info(id)).await?;
+        Ok(observed(instance.state(), info.as_ref()))
+    }
+
     pub(crate) async fn pause(&self, instance: &Instance, reason: PausedReason) -> Result<()> {
         // Noted before: a guest that is found standing still is known for what.
         let before = instance.state();
@@ -229,6 +242,15 @@ impl Shared {
     }
 }
 
+fn observed(known: State, info: Option<&Info>) -> State {
+    let has_stopped = |reason| reason != ShutdownReason::Suspend;
+    let is_ending = info.is_none_or(|info| info.is_dying || info.shutdown.is_some_and(has_stopped));
+    match known {
+        State::Running(_) | State::Paused(_) if is_ending => State::Shutdown,
+        known => known,
+    }
+}
+
 /// What a start gives to a definition that is of that start alone.
 fn without_number(mut live: Element) -> Element {
     live.remove_attr("id");
@@ -244,4 +266,39 @@ fn without_number(mut live: Element) -> Element {
 
 fn refuse<T>(message: &str) -> Result<T> {
     Err(Error::new(Condition::OperationInvalid, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_has_stopped_is_shutting_down_whatever_was_known() {
+        let (running, paused) =
+            (State::Running(RunningReason::Booted), State::Paused(PausedReason::User));
+        let alive = Info {
+            id: 5,
+            uuid: Uuid::nil(),
+            is_paused: false,
+            shutdown: None,
+            is_dying: false,
+            memory: 1,
+            max_memory: 1,
+            cpu_time: 1,
+            vcpus: 1,
+            guest: None,
+        };
+        let stopped = |reason| Info { shutdown: Some(reason), ..alive };
+        assert_eq!(observed(running, Some(&alive)), running);
+        assert_eq!(observed(paused, Some(&stopped(ShutdownReason::Suspend))), paused);
+        for ending in [
+            Some(stopped(ShutdownReason::PowerOff)),
+            Some(stopped(ShutdownReason::Reboot)),
+            Some(Info { is_dying: true, ..alive }),
+            None,
+        ] {
+            assert_eq!(observed(running, ending.as_ref()), State::Shutdown, "{ending:?}");
+            assert_eq!(observed(State::Crashed, ending.as_ref()), State::Crashed);
+        }
+    }
 }

@@ -36,7 +36,7 @@ impl Xen {
         plain_path(&save.file)?;
         self.refuse_layer(&save.file)?;
         let _acting = instance.acting.lock().await;
-        check_running(&instance)?;
+        self.shared.check_takes_part(&instance).await?;
         let head = self.head(&instance, &save.definition, save.running.unwrap_or(true)).await?;
         instance.update(|inner| inner.saving = Some(save.file.clone()))?;
         let saved = async {
@@ -86,7 +86,7 @@ impl Xen {
             ));
         }
         let _acting = instance.acting.lock().await;
-        check_running(&instance)?;
+        self.shared.check_takes_part(&instance).await?;
         let head = self.head(&instance, definition, true).await?;
         let target = claim::write_anew(domain, file, overwrite).await?;
         self.shared.write_memory(&instance, target, head, live, PausedReason::Snapshot).await
@@ -128,6 +128,25 @@ impl Xen {
 }
 
 impl Shared {
+    /// Before anything is touched. A guest that does not take part holds everybody up for a minute.
+    async fn check_takes_part(&self, instance: &Instance) -> Result<()> {
+        let refuse = |why: &str| Err(Error::new(Condition::OperationInvalid, why));
+        match self.state_now(instance).await? {
+            State::Running(_) => {}
+            State::Shutdown => return refuse("the domain is shutting down"),
+            _ => {
+                return refuse(
+                    "the guest takes part when its memory is saved, and so has to run: resume it \
+                     first",
+                );
+            }
+        }
+        match instance.on_its_way_down() {
+            None => Ok(()),
+            Some(why) => refuse(&format!("the guest's memory cannot be saved: {why}")),
+        }
+    }
+
     /// All of a guest's memory, durably under its name; the guest stands still then.
     async fn write_memory(
         &self,
@@ -168,7 +187,9 @@ impl Shared {
         head.begin(target.file()).map_err(failed)?;
         let file = target.file().try_clone().map_err(failed)?;
         let mut saved = self.context.suspend(instance.id, file.into(), live).await;
-        if let (Err(err), true) = (&saved, live) {
+        // A guest that took no part in the one takes none in the other.
+        let refused = saved.as_ref().err().filter(|err| err.condition != Condition::Timeout);
+        if let (Some(err), true) = (refused, live) {
             // Where pages cannot be followed while the guest writes to them, it stands still.
             tracing::warn!(domain = instance.name, "it is saved standing still: {}", err.chain());
             self.stand_up(instance).await?;
@@ -235,15 +256,5 @@ impl Shared {
             Ok(SaveImage::Whole { .. }) => claim::keep(domain, file).await,
             Ok(SaveImage::Torn(_)) | Err(_) => claim::undo(domain, file).await,
         }
-    }
-}
-
-fn check_running(instance: &Instance) -> Result<()> {
-    match instance.state() {
-        State::Running(_) => Ok(()),
-        _ => Err(Error::new(
-            Condition::OperationInvalid,
-            "the guest takes part when its memory is saved, and so has to run: resume it first",
-        )),
     }
 }
