@@ -131,6 +131,19 @@ fn unquoted(text: &str) -> Result<String, &'static str> {
     Err("the string does not end")
 }
 
+/// What the fuzz targets drive: the reader, and the writer it has to agree with.
+#[doc(hidden)]
+pub fn fuzz(text: &str) -> bool {
+    let Ok(read) = parse(text) else { return false };
+    let mut written = setting(NAME, &read.name);
+    written.push_str(&setting(CREATED, &read.creation_time.to_string()));
+    if let Some(save) = read.save.as_ref().and_then(|save| save.to_str()) {
+        written.push_str(&setting(SAVE, save));
+    }
+    assert_eq!(parse(&written).as_ref(), Ok(&read), "{written}");
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -56,6 +56,8 @@ use virtsnap_xml::element::Element;
 use crate::atomic::Disk;
 pub use crate::atomic::{Act, Wait, Watch};
 pub use crate::information::Information;
+#[doc(hidden)]
+pub use crate::information::fuzz as fuzz_information;
 use crate::journal::JournalFile;
 #[doc(hidden)]
 pub use crate::journal::fuzzing;

@@ -345,15 +345,19 @@ impl Status {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(err) => return Err(err),
         };
-        let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
         if size > MAX_SIZE {
-            return Err(invalid("it is too large"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
         }
-        let status: Self = serde_json::from_slice(&fs::read(&path)?)?;
+        Self::from_bytes(&fs::read(&path)?).map(Some)
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
+        let status: Self = serde_json::from_slice(bytes)?;
         if status.version != VERSION {
-            return Err(invalid("it is of another version"));
+            let what = "it is of another version";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
-        Ok(Some(status))
+        Ok(status)
     }
 
     /// Of every domain that has one; what cannot be read is told and left out.

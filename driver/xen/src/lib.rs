@@ -16,6 +16,8 @@ pub mod complete;
 pub mod config;
 pub mod context;
 mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 mod guest;

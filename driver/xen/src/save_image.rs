@@ -101,7 +101,7 @@ impl Head {
     }
 
     /// The whole head; none if it has grown beyond its room.
-    fn to_bytes(&self, is_complete: bool) -> Option<Vec<u8>> {
+    pub(crate) fn to_bytes(&self, is_complete: bool) -> Option<Vec<u8>> {
         let mut text = self.text();
         let room = usize::try_from(self.room).ok()?;
         if text.len() > room {

@@ -67,13 +67,20 @@ pub(crate) fn save_image(input: &[u8]) -> bool {
     fuzzing::save_image(input)
 }
 
+/// What stands beside images on a Xen host: save images of xl's form, and what is told of a snapshot
+/// to those who work with xl.
+pub(crate) fn xl_files(input: &[u8]) -> bool {
+    let is_information = std::str::from_utf8(input).is_ok_and(virtsnap_store::fuzz_information);
+    virtsnap_xen::fuzzing::save_image(input) | is_information
+}
+
 /// A compressed stream of memory: it may give out as much as it likes, piece by piece.
 pub(crate) fn memory_stream(input: &[u8]) -> bool {
     const ENOUGH: usize = 4 << 20;
     fuzzing::decompress(input, ENOUGH)
 }
 
-/// Status files of running domains, and notes of jobs under way.
+/// Status files of running domains of either driver, and notes of jobs under way.
 pub(crate) fn status(input: &[u8]) -> bool {
-    fuzzing::note(input) | fuzzing::status(input)
+    fuzzing::note(input) | fuzzing::status(input) | virtsnap_xen::fuzzing::status(input)
 }

@@ -40,15 +40,19 @@ pub const TARGETS: &[Target] = &[
     Target { name: "snapshot", read: trees::snapshot, fixed: 1 },
     Target { name: "schema", read: trees::schema, fixed: 1 },
     Target { name: "domain", read: trees::domain, fixed: 4 },
+    Target { name: "xen_domain", read: trees::xen_domain, fixed: 4 },
     Target { name: "planner", read: planner::play, fixed: 8 },
     Target { name: "journal", read: disk::journal, fixed: 1 },
     Target { name: "image_header", read: disk::image_header, fixed: 1 },
     // The longest definition that is read, a copy of it, and both again when it is written.
     Target { name: "save_image", read: disk::save_image, fixed: 70 },
+    // The longest configuration that is read, as text and as a tree.
+    Target { name: "xl_files", read: disk::xl_files, fixed: 70 },
     // XZ may take 64 MiB for what it looks back at.
     Target { name: "memory_stream", read: disk::memory_stream, fixed: 80 },
     Target { name: "status", read: disk::status, fixed: 1 },
     Target { name: "monitor", read: qemu::monitor, fixed: 1 },
+    Target { name: "configuration", read: virtsnap_xen::fuzzing::configuration, fixed: 4 },
     Target { name: "image_tool", read: qemu::image_tool, fixed: 1 },
 ];
 

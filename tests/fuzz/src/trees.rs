@@ -81,6 +81,11 @@ pub(crate) fn domain(input: &[u8]) -> bool {
     true
 }
 
+/// The same of one for Xen, and as libxl is asked for it.
+pub(crate) fn xen_domain(input: &[u8]) -> bool {
+    parse(input).is_some_and(|tree| virtsnap_xen::fuzzing::domain(&tree))
+}
+
 fn again(domain: &Element, host: &Host) -> Element {
     match complete::complete(domain.clone(), host) {
         Ok(complete) => complete,

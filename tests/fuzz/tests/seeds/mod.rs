@@ -14,7 +14,7 @@ type Seeds = Vec<Vec<u8>>;
 /// Writes `fixtures/fuzz/TARGET/seed-N` anew.
 pub(crate) fn write(fixtures: &Path) {
     let snapshots = snapshots(fixtures);
-    let corpora: [(&str, Seeds); 15] = [
+    let corpora: [(&str, Seeds); 18] = [
         ("frames", frames(fixtures)),
         ("session", sessions::all(fixtures)),
         ("xdr", payloads(fixtures)),
@@ -22,13 +22,16 @@ pub(crate) fn write(fixtures: &Path) {
         ("snapshot", snapshots.clone()),
         ("schema", snapshots),
         ("domain", domains(fixtures)),
+        ("xen_domain", of_xen(fixtures, &["defined"], ".xml")),
         ("planner", scripts(fixtures)),
         ("journal", journals(fixtures)),
         ("image_header", image_headers()),
         ("save_image", save_images()),
+        ("xl_files", xl_files(fixtures)),
         ("memory_stream", streams()),
         ("status", statuses(fixtures)),
         ("monitor", texts(MONITOR)),
+        ("configuration", of_xen(fixtures, &["started", "defined"], ".json")),
         ("image_tool", texts(IMAGE_TOOL)),
     ];
     for (target, seeds) in corpora {
@@ -280,6 +283,34 @@ fn save_images() -> Seeds {
     seeds
 }
 
+/// Save images of xl's form, and what is told of snapshots.
+fn xl_files(fixtures: &Path) -> Seeds {
+    let mut seeds: Seeds = of_xen(fixtures, &["started"], ".json")
+        .into_iter()
+        .chain([br#"{"virtsnap":{"definition":"<domain type='xen'/>","running":false}}"#.to_vec()])
+        .map(|config| {
+            let length = u32::try_from(config.len() + 1).expect("short");
+            let mut bytes = b"Xen saved domain, xl format\n \0 \r".to_vec();
+            for number in [0x0102_0304, 3, 0, length + 4, length] {
+                bytes.extend(number.to_ne_bytes());
+            }
+            bytes.extend(config);
+            bytes.extend(b"\0LibxlFmt\0\0\0\x02");
+            bytes
+        })
+        .collect();
+    let information = "# mine\nsnapshot_name=\"a'b\\\"\"\nsnapshot_creationtime='1397207577'\n";
+    seeds.push(information.as_bytes().to_vec());
+    seeds.push(format!("{information}snapshot_save=\"/srv/vm.save\" # memory\n").into_bytes());
+    seeds
+}
+
+/// The files of that ending in `fixtures/xen`.
+fn of_xen(fixtures: &Path, directories: &[&str], ending: &str) -> Seeds {
+    let all = directories.iter().flat_map(|of| files(&fixtures.join("xen").join(of)));
+    all.filter(|(name, _)| name.ends_with(ending)).map(|(_, text)| text).collect()
+}
+
 fn streams() -> Seeds {
     let mut memory: Vec<u8> = (0..2000_u32).map(|n| (n * n / 300) as u8).collect();
     memory.extend([0; 6000]);
@@ -296,6 +327,9 @@ fn statuses(fixtures: &Path) -> Seeds {
     let mut seeds: Seeds =
         files(&fixtures.join("domain/status")).into_iter().map(|(_, text)| text).collect();
     seeds.push(br#"{"tag":"s1","images":["/images/vm.qcow2"]}"#.to_vec());
+    let of_xen = br#"{"version":1,"uuid":"5c84adcc-bd59-788a-96d2-195f9b599cfe","name":"vm","id":3,
+        "state":"paused-for-snapshot","live":"<domain/>","saving":"/srv/vm.save"}"#;
+    seeds.push(of_xen.to_vec());
     seeds
 }
 
