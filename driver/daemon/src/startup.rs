@@ -64,8 +64,8 @@ pub(crate) async fn run<H: Inspect>(
     let domains = Arc::new(open(config, sessions.clone(), hypervisor)?);
     let found = domains.reconnect().await?;
     let mut resuming = settle(&domains).await?;
-    domains.drop_ended();
     domains.take_in_strays().await;
+    domains.drop_ended();
     domains.follow_block_jobs();
     let listeners = listen(config)?;
     let limits = Limits { clients: config.max_clients, ..Limits::default() };

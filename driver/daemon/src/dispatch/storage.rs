@@ -317,7 +317,7 @@ pub(super) async fn volume_path<H: Inspect>(
 /// does not count, since clients remove a domain's images before they undefine it.
 fn needed<H: Inspect>(cx: &Context<'_, H>) -> Vec<(PathBuf, String)> {
     let mut needed = Vec::new();
-    for domain in cx.daemon.domains.table.all() {
+    for domain in cx.daemon.domains.table.all_with_waiting() {
         let (name, moments) = {
             let book = domain.book();
             (book.name.clone(), book.listed().into_owned())

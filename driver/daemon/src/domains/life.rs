@@ -13,7 +13,6 @@ use virtsnap_engine::domain::{
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::StateKind;
 use virtsnap_engine::options::Meanwhile;
-use virtsnap_engine::plan::MomentChange;
 use virtsnap_engine::plan::state_files::copy_of;
 use virtsnap_engine::ports::{EventSink, Hypervisor, Journals, Records};
 use virtsnap_engine::snapshots::Snapshots;
@@ -241,7 +240,8 @@ impl<H: Hypervisor> Domains<H> {
             let message = format!("domain '{name}' already exists with uuid {}", other.uuid);
             return Err(failed(message));
         }
-        Ok(Arc::new(Domain::new(uuid, name.to_owned())))
+        let waiting = self.table.waiting(uuid, name);
+        Ok(waiting.unwrap_or_else(|| Arc::new(Domain::new(uuid, name.to_owned()))))
     }
 
     pub(crate) async fn undefine(&self, domain: &Domain, options: Undefine) -> Result<()> {
@@ -285,8 +285,8 @@ impl<H: Hypervisor> Domains<H> {
         if options.tpm.goes(config) {
             files.extend(self.hypervisor.tpm_state(domain.uuid));
         }
-        let others: Vec<_> =
-            self.table.all().into_iter().filter(|other| other.uuid != domain.uuid).collect();
+        let mut others = self.table.all_with_waiting();
+        others.retain(|other| other.uuid != domain.uuid);
         files.retain(|file| {
             let needs = |other: &Arc<Domain>| {
                 let text = file.to_string_lossy();
@@ -344,13 +344,13 @@ impl<H: Hypervisor> Domains<H> {
     /// A transient domain that an operation left without a process is gone, unless the operation
     /// itself is still in doubt: then what is stored is needed to settle it.
     pub(crate) fn drop_if_gone(&self, domain: &Domain) {
-        if !self.table.ends_with_guest(domain) || self.active(domain).is_some() {
+        if domain.is_persistent() || self.active(domain).is_some() {
             return;
         }
         match self.table.store().unfinished() {
             Ok(all) if all.iter().all(|one| one.domain != domain.uuid) => {
                 tracing::info!(domain = domain.name(), "a transient domain has ended");
-                self.table.forget(domain.uuid);
+                self.table.leaves(domain);
             }
             Ok(_) => {}
             Err(err) => tracing::error!(error = %err.chain(), "cannot read the journals"),
@@ -384,28 +384,9 @@ impl<H: Hypervisor> Domains<H> {
             book.name = new_name.to_owned();
         }
         self.note_name(domain.uuid, new_name);
-        self.rename_in_moments(domain, new_name);
+        self.table.rename_in_moments(domain, new_name);
         self.table.events().renamed(domain.uuid, &old_name, new_name);
         Ok(())
-    }
-
-    /// A snapshot holds a definition of the domain, which has its name.
-    fn rename_in_moments(&self, domain: &Domain, name: &str) {
-        let moments = domain.book().moments.clone();
-        let write = moments.iter().cloned().map(|mut moment| {
-            let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
-            definitions.for_each(|domain| domain.child_or_insert("name").set_text(name));
-            moment
-        });
-        let current = moments.current().map(str::to_owned);
-        let change = MomentChange { write: write.collect(), forget: Vec::new(), current };
-        if change.write.is_empty() {
-            return;
-        }
-        domain.book().moments.apply(&change);
-        if let Err(err) = self.table.store().record(domain.uuid, &change) {
-            tracing::warn!(domain = name, error = %err.chain(), "its snapshots are renamed later");
-        }
     }
 
     pub(crate) async fn set_autostart(&self, domain: &Domain, autostart: bool) -> Result<()> {
@@ -472,7 +453,7 @@ impl<H: Hypervisor> Domains<H> {
     pub(super) async fn admit_for_start(&self, uuid: Uuid, name: &str) -> Result<Arc<Domain>> {
         let _changes = self.changes.lock().await;
         let domain = self.admit(uuid, name)?;
-        if self.table.get(uuid).is_some() && self.table.ends_with_guest(&domain) {
+        if self.table.get(uuid).is_some() && !domain.is_persistent() {
             return Err(invalid(format!("domain '{name}' is already active")));
         }
         if !domain.is_persistent() {
@@ -549,12 +530,13 @@ impl<H: Hypervisor> Domains<H> {
         Ok(alive.len())
     }
 
-    /// Transient domains that ended while there was no daemon are gone. One with snapshots stays
-    /// listed, so that a definition can bring it back: perhaps its guest was only not found.
+    /// Transient domains that ended while there was no daemon are gone. Where nobody else could
+    /// start it, one with snapshots stays listed, so that a definition can bring it back: perhaps
+    /// its guest was only not found.
     pub(crate) fn drop_ended(&self) {
         for domain in self.table.all() {
             let has_snapshots = !domain.book().listed().is_empty();
-            if !has_snapshots {
+            if !has_snapshots || self.table.is_shared() {
                 self.drop_if_gone(&domain);
             }
         }

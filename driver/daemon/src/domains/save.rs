@@ -230,7 +230,7 @@ impl<H: Hypervisor> Domains<H> {
     /// Memory must not be written over what a domain or one of its snapshots needs.
     fn refuse_used(&self, file: &Path) -> Result<()> {
         let Ok(wanted) = file.canonicalize() else { return Ok(()) };
-        for domain in self.table.all() {
+        for domain in self.table.all_with_waiting() {
             let mut used: Vec<PathBuf> = Vec::new();
             {
                 let book = domain.book();

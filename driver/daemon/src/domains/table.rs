@@ -4,6 +4,10 @@
 //! leaves it, whoever stopped it, and one that another program started joins it. The hypervisor
 //! says what is active; the table only remembers why something is not.
 //!
+//! Where other programs start domains too, the snapshots of one that has left wait for whoever brings
+//! its uuid back: by a start beside us, by a definition, by a restore. Until then no client sees it,
+//! but no file that it needs is taken from it.
+//!
 //! Locks: the map (short, never across an await or a file), then a domain's `book` or `life`,
 //! never both.
 
@@ -15,7 +19,8 @@ use virtsnap_engine::book::Book;
 use virtsnap_engine::domain::{Event, ShutOffReason};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::moment::MomentList;
-use virtsnap_engine::ports::EventSink;
+use virtsnap_engine::plan::MomentChange;
+use virtsnap_engine::ports::{EventSink, Records};
 use virtsnap_store::{Store, StoredDomain};
 use virtsnap_xml::element::Element;
 
@@ -24,11 +29,18 @@ use crate::events::Events;
 
 #[derive(Debug)]
 pub(crate) struct Table {
-    domains: RwLock<BTreeMap<Uuid, Arc<Domain>>>,
+    domains: RwLock<Known>,
     store: Arc<Store>,
     events: Events,
     /// Others start domains too (`Inspect::IS_SHARED`).
     is_shared: bool,
+}
+
+/// No domain is in both.
+#[derive(Debug, Default)]
+struct Known {
+    listed: BTreeMap<Uuid, Arc<Domain>>,
+    waiting: BTreeMap<Uuid, Arc<Domain>>,
 }
 
 #[derive(Debug)]
@@ -124,13 +136,18 @@ impl Domain {
 impl Table {
     pub(crate) fn load(store: Arc<Store>, events: Events) -> Result<Self> {
         let stored = store.load()?.domains.into_iter();
-        let domains =
+        let listed =
             stored.map(|stored| (stored.book.uuid, Arc::new(Domain::stored(stored)))).collect();
-        Ok(Self { domains: RwLock::new(domains), store, events, is_shared: false })
+        let domains = RwLock::new(Known { listed, ..Known::default() });
+        Ok(Self { domains, store, events, is_shared: false })
     }
 
     pub(crate) fn shared(self, is_shared: bool) -> Self {
         Self { is_shared, ..self }
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -143,9 +160,25 @@ impl Table {
 
     /// In the order of their names.
     pub(crate) fn all(&self) -> Vec<Arc<Domain>> {
-        let mut all: Vec<_> = self.read().values().cloned().collect();
+        let mut all: Vec<_> = self.read().listed.values().cloned().collect();
         all.sort_by_cached_key(|domain| domain.name());
         all
+    }
+
+    /// With those that no client sees: whose files nobody may take.
+    pub(crate) fn all_with_waiting(&self) -> Vec<Arc<Domain>> {
+        let known = self.read();
+        known.listed.values().chain(known.waiting.values()).cloned().collect()
+    }
+
+    /// One that was here and may be brought back, by that name.
+    pub(crate) fn waiting(&self, uuid: Uuid, name: &str) -> Option<Arc<Domain>> {
+        let domain = self.read().waiting.get(&uuid).cloned()?;
+        if domain.name() != name {
+            name.clone_into(&mut domain.book().name);
+            self.rename_in_moments(&domain, name);
+        }
+        Some(domain)
     }
 
     pub(crate) fn find(&self, uuid: Uuid) -> Result<Arc<Domain>> {
@@ -155,23 +188,39 @@ impl Table {
     }
 
     pub(crate) fn get(&self, uuid: Uuid) -> Option<Arc<Domain>> {
-        self.read().get(&uuid).cloned()
+        self.read().listed.get(&uuid).cloned()
     }
 
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Domain>> {
-        self.read().values().find(|domain| domain.book().name == name).cloned()
+        self.read().listed.values().find(|domain| domain.book().name == name).cloned()
     }
 
     pub(crate) fn insert(&self, domain: Arc<Domain>) {
-        self.write().insert(domain.uuid, domain);
+        let mut known = self.write();
+        known.waiting.remove(&domain.uuid);
+        known.listed.insert(domain.uuid, domain);
     }
 
     pub(crate) fn remove(&self, uuid: Uuid) {
-        self.write().remove(&uuid);
+        self.write().listed.remove(&uuid);
     }
 
-    /// The domain leaves, and what is stored of it with it: nobody could start it again.
-    pub(crate) fn forget(&self, uuid: Uuid) {
+    /// A domain without a persistent definition has ended, and leaves. Where nobody could start it
+    /// again what is stored of it goes with it; else its snapshots wait for that.
+    pub(crate) fn leaves(&self, domain: &Domain) {
+        let uuid = domain.uuid;
+        let is_needed = {
+            let book = domain.book();
+            !book.listed().is_empty() || book.has_unreadable_moments || book.left.is_some()
+        };
+        if self.is_shared && is_needed {
+            tracing::info!(domain = domain.name(), %uuid, "its snapshots wait for its next start");
+            let mut known = self.write();
+            if let Some(domain) = known.listed.remove(&uuid) {
+                known.waiting.insert(uuid, domain);
+            }
+            return;
+        }
         self.remove(uuid);
         if let Err(err) = self.store.forget(uuid) {
             tracing::error!(%uuid, error = %err.chain(), "cannot remove what was stored");
@@ -188,23 +237,35 @@ impl Table {
         if let Err(err) = self.store.set_name(uuid, name) {
             tracing::warn!(domain = name, error = %err.chain(), "its name cannot be noted");
         }
-        self.insert(Arc::new(Domain::new(uuid, name.to_owned())));
+        let waiting = self.waiting(uuid, name);
+        self.insert(waiting.unwrap_or_else(|| Arc::new(Domain::new(uuid, name.to_owned()))));
         tracing::info!(domain = name, %uuid, "it runs, and was not known");
     }
 
-    /// Nothing is left of it when its guest is gone. On a hypervisor that others use too, its
-    /// snapshots are, for when it is started again.
-    pub(crate) fn ends_with_guest(&self, domain: &Domain) -> bool {
-        let book = domain.book();
-        let is_wanted = self.is_shared && !book.listed().is_empty();
-        book.config.is_none() && !is_wanted
+    /// A snapshot holds a definition of the domain, which has its name.
+    pub(crate) fn rename_in_moments(&self, domain: &Domain, name: &str) {
+        let moments = domain.book().moments.clone();
+        let write = moments.iter().cloned().map(|mut moment| {
+            let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
+            definitions.for_each(|domain| domain.child_or_insert("name").set_text(name));
+            moment
+        });
+        let current = moments.current().map(str::to_owned);
+        let change = MomentChange { write: write.collect(), forget: Vec::new(), current };
+        if change.write.is_empty() {
+            return;
+        }
+        domain.book().moments.apply(&change);
+        if let Err(err) = self.store.record(domain.uuid, &change) {
+            tracing::warn!(domain = name, error = %err.chain(), "its snapshots are renamed later");
+        }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
         self.domains.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Uuid, Arc<Domain>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
         self.domains.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -215,8 +276,8 @@ impl EventSink for Table {
             (Event::Started(_), None) => self.adopt(uuid, name),
             (Event::Stopped(reason), Some(domain)) => {
                 domain.set_off(*reason);
-                if self.ends_with_guest(&domain) && !domain.is_in_operation() {
-                    self.forget(uuid);
+                if !domain.is_persistent() && !domain.is_in_operation() {
+                    self.leaves(&domain);
                 }
             }
             _ => {}

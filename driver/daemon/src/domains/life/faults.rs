@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use virtsnap_engine::plan::MomentChange;
 use virtsnap_store::testing::{LossyDisk, TROUBLES, Trouble, scratch};
 use virtsnap_store::{Act, Watch};
 use virtsnap_xml::snapshot::Definition;

@@ -202,7 +202,10 @@ fn add_snapshot(domains: &Domains<FakeHypervisor>, vm: &Domain) {
          <creationTime>1</creationTime></domainsnapshot>",
     )
     .unwrap();
-    let snapshot = Definition::parse(&snapshot).unwrap();
+    let mut snapshot = Definition::parse(&snapshot).unwrap();
+    let domain =
+        format!("<domain type='xen'><name>{}</name><uuid>{}</uuid></domain>", vm.name(), vm.uuid);
+    snapshot.domain = Some(Element::parse(&domain).unwrap());
     let change = MomentChange { write: vec![snapshot], ..MomentChange::default() };
     domains.table.store().record(vm.uuid, &change).unwrap();
     vm.book().moments.apply(&change);
@@ -238,17 +241,63 @@ async fn where_others_start_domains_snapshots_wait_for_the_next_start() {
     for vm in domains.table.all() {
         domains.destroy(&vm).await.unwrap();
     }
-    assert!(domains.named("bare").is_err(), "nothing is kept of it");
-    drop(domains);
+    assert!(domains.table.all().is_empty(), "nobody here could start them");
+    assert!(domains.find(vm.uuid).is_err());
+    drop((vm, domains));
 
     let domains = fake::shared_domains(directory.path());
     domains.drop_ended();
+    assert!(domains.table.all().is_empty());
+    // Brought back in every way, once by another name.
     start_elsewhere(&domains, &xml("theirs", 7, "")).await;
-    let vm = domains.named("theirs").unwrap();
+    assert!(ends_with_one_snapshot(&domains, "theirs").await.is_none());
+    domains.create(&xml("other", 7, ""), false).await.unwrap();
+    let moments = domains.named("other").unwrap().book().moments.clone();
+    let named = moments.iter().filter_map(|moment| moment.domain.as_ref()?.child_text("name"));
+    assert_eq!(named.collect::<Vec<_>>(), ["other"]);
+    assert!(ends_with_one_snapshot(&domains, "other").await.is_none());
+    assert!(domains.create(&xml("x", 7, "<fails/>"), false).await.is_err());
+    assert!(domains.table.all().is_empty(), "it did not start");
+    domains.define(&xml("theirs", 7, "")).await.unwrap();
+    domains.start(&domains.named("theirs").unwrap(), false).await.unwrap();
+    let vm = ends_with_one_snapshot(&domains, "theirs").await.unwrap();
+    domains.start(&vm, false).await.unwrap();
+    domains.undefine(&vm, Undefine::default()).await.unwrap();
+    assert!(ends_with_one_snapshot(&domains, "theirs").await.is_none());
+    let vm = domains.define(&xml("theirs", 7, "")).await.unwrap();
+    let with = Undefine { snapshots_metadata: true, ..Undefine::default() };
+    domains.undefine(&vm, with).await.unwrap();
+    start_elsewhere(&domains, &xml("theirs", 7, "")).await;
+    assert!(domains.named("theirs").unwrap().book().moments.is_empty());
+}
+
+/// Ends it; gives it if it is still there.
+async fn ends_with_one_snapshot(
+    domains: &Domains<FakeHypervisor>,
+    name: &str,
+) -> Option<Arc<Domain>> {
+    let vm = domains.named(name).unwrap();
     assert_eq!(vm.book().moments.len(), 1);
     domains.destroy(&vm).await.unwrap();
-    domains.create(&xml("theirs", 7, ""), false).await.unwrap();
-    assert_eq!(domains.named("theirs").unwrap().book().moments.len(), 1);
+    domains.named(name).ok()
+}
+
+/// Whoever removes a file asks who needs it.
+#[tokio::test]
+async fn what_waits_is_not_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let domains = fake::shared_domains(directory.path());
+    start_elsewhere(&domains, &xml("theirs", 7, "")).await;
+    let vm = domains.named("theirs").unwrap();
+    add_snapshot(&domains, &vm);
+    domains.destroy(&vm).await.unwrap();
+    let file = directory.path().join("its");
+    std::fs::write(&file, "").unwrap();
+    vm.book().owned.insert(file.clone());
+    let (other, _) = domains.create(&xml("other", 8, ""), false).await.unwrap();
+    let saving = crate::domains::save::Saving { file: Some(file), ..Default::default() };
+    let err = domains.save(&other, saving).await.unwrap_err();
+    assert!(err.message.contains("theirs"), "{}", err.chain());
 }
 
 #[tokio::test]
