@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::timeout;
 use uuid::Uuid;
 use virtsnap_engine::domain::{Event, PausedReason, RunningReason, ShutOffReason, State};
@@ -106,41 +106,6 @@ impl Qemu {
                 None => Ok(()),
             },
         }
-    }
-
-    pub(crate) async fn raw_monitor_command(
-        &self,
-        domain: Uuid,
-        command: &str,
-        human: bool,
-    ) -> Result<String> {
-        let instance = self.running(domain)?;
-        if human {
-            return Ok(instance.qmp.human(command).await?);
-        }
-        let request: Value = serde_json::from_str(command).map_err(|err| {
-            Error::new(Condition::InvalidArgument, "the monitor command is not JSON").caused_by(err)
-        })?;
-        let Some(name) = request.get("execute").and_then(Value::as_str) else {
-            return Err(Error::new(
-                Condition::InvalidArgument,
-                "the monitor command has no \"execute\"",
-            ));
-        };
-        let arguments = request.get("arguments").cloned().unwrap_or(Value::Null);
-        let id = request.get("id").cloned();
-        // The caller wants to see the monitor's own answer, a refusal too.
-        let mut answer = match instance.qmp.execute(name, arguments).await {
-            Ok(value) => json!({ "return": value }),
-            Err(crate::qmp::QmpError::Refused { class, desc, .. }) => {
-                json!({ "error": { "class": class, "desc": desc } })
-            }
-            Err(err) => return Err(err.into()),
-        };
-        if let Some(id) = id {
-            answer["id"] = id;
-        }
-        Ok(answer.to_string())
     }
 }
 

@@ -110,7 +110,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn monitor_command(&self, domain: Uuid, command: &str, human: bool) -> Result<String> {
-        self.raw_monitor_command(domain, command, human).await
+        let instance = self.running(domain)?;
+        if human {
+            Ok(instance.qmp.human(command).await?)
+        } else {
+            instance.qmp.relay(command).await
+        }
     }
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use uuid::Uuid;
 use virtsnap_block::image::{blocking, system};
 use virtsnap_block::{merge, place, survey};
@@ -103,16 +102,7 @@ impl Hypervisor for Xen {
 
     async fn monitor_command(&self, domain: Uuid, command: &str, human: bool) -> Result<String> {
         let qmp = self.running(domain)?.device_model().await?;
-        if human {
-            return Ok(qmp.human(command).await?);
-        }
-        let request: Value = serde_json::from_str(command).map_err(|err| {
-            Error::new(Condition::InvalidArgument, "the monitor command is not JSON").caused_by(err)
-        })?;
-        let lacks = || Error::new(Condition::InvalidArgument, "it has no \"execute\"");
-        let name = request.get("execute").and_then(Value::as_str).ok_or_else(lacks)?;
-        let arguments = request.get("arguments").cloned().unwrap_or(Value::Null);
-        Ok(serde_json::json!({ "return": qmp.execute(name, arguments).await? }).to_string())
+        if human { Ok(qmp.human(command).await?) } else { qmp.relay(command).await }
     }
 
     async fn facts(&self, subject: &Subject) -> Result<DomainFacts> {

@@ -195,6 +195,27 @@ impl Qmp {
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
+    /// A command as a client wrote it, and the monitor's own answer, a refusal too.
+    pub async fn relay(&self, command: &str) -> Result<String, Error> {
+        let invalid = |what| Error::new(Condition::InvalidArgument, what);
+        let request: Value = serde_json::from_str(command)
+            .map_err(|err| invalid("the monitor command is not JSON").caused_by(err))?;
+        let name = request.get("execute").and_then(Value::as_str);
+        let name = name.ok_or_else(|| invalid("the monitor command has no \"execute\""))?;
+        let arguments = request.get("arguments").cloned().unwrap_or(Value::Null);
+        let mut answer = match self.execute(name, arguments).await {
+            Ok(value) => json!({ "return": value }),
+            Err(QmpError::Refused { class, desc, .. }) => {
+                json!({ "error": { "class": class, "desc": desc } })
+            }
+            Err(err) => return Err(err.into()),
+        };
+        if let Some(id) = request.get("id") {
+            answer["id"] = id.clone();
+        }
+        Ok(answer.to_string())
+    }
+
     /// All events from now on. A receiver that falls behind by more than the backlog is told so.
     pub fn events(&self) -> broadcast::Receiver<QmpEvent> {
         self.events.subscribe()
