@@ -13,16 +13,19 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use virtsnap_engine::error::Result;
+use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{
     DiskDevice, DiskFacts, DiskSource, Format, ImageFacts, InternalSnapshot, MemoryFile, PathKind,
 };
+use virtsnap_engine::inspect::ImageSize;
 use virtsnap_engine::ports::Subject;
 use virtsnap_xml::domain::{self, DiskView};
 use virtsnap_xml::element::Element;
 
 use crate::image::info::{MAX_DEPTH, resolve};
 use crate::image::{self, QemuImg, blocking, header, system};
+use crate::job;
+use crate::qmp::Qmp;
 
 pub type Images = BTreeMap<PathBuf, ImageFacts>;
 
@@ -105,8 +108,42 @@ pub async fn memory_files(
     .await
 }
 
+/// What the image of one of a definition's disks takes.
+pub async fn size(tool: &QemuImg, definition: &Element, target: &str) -> Result<ImageSize> {
+    let disk = disks(definition).into_iter().find(|disk| disk.target == target);
+    let Some((image, format)) = disk.and_then(|disk| Some((disk.image()?.clone(), disk.format)))
+    else {
+        let what = format!("disk '{target}' has no image on this host");
+        return Err(Error::new(Condition::InvalidArgument, what));
+    };
+    let facts = tool.info(&image, &format).await?;
+    let length = fs::metadata(&image).map_err(|err| system("look at", &image, err))?.len();
+    Ok(ImageSize {
+        virtual_size: facts.virtual_size,
+        allocation: facts.actual_size,
+        physical: if facts.is_block_device { facts.virtual_size } else { length },
+    })
+}
+
 pub fn disks(definition: &Element) -> Vec<DiskFacts> {
     domain::disks(definition).map(disk_facts).collect()
+}
+
+/// Disks that a device model's jobs work on.
+pub async fn mark_jobs(qmp: &Qmp, disks: &mut [DiskFacts]) -> Result<()> {
+    for found in job::all(qmp).await? {
+        if found.is_concluded() || found.status == "null" {
+            continue;
+        }
+        let is_ours = found.id.starts_with("virtsnap-");
+        for disk in &mut *disks {
+            // Which disk somebody else's job works on is not told, so none may be touched.
+            if !is_ours || found.id == job::id("merge", &disk.target) {
+                disk.block_job = true;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is at a path; nothing is opened.

@@ -17,7 +17,7 @@ use virtsnap_engine::facts::{
 use virtsnap_engine::ports::Subject;
 use virtsnap_xml::element::Element;
 
-use crate::blocks::{job, nodes};
+use crate::blocks::nodes;
 use crate::client_jobs::Merged;
 use crate::hypervisor::Qemu;
 use crate::image::QemuImg;
@@ -156,17 +156,5 @@ async fn mark_jobs(instance: &Instance, disks: &mut [DiskFacts]) -> Result<()> {
     for disk in disks.iter_mut().filter(|disk| client.contains(&disk.target)) {
         disk.block_job = true;
     }
-    for found in job::all(&instance.qmp).await? {
-        if found.is_concluded() || found.status == "null" {
-            continue;
-        }
-        let is_ours = found.id.starts_with("virtsnap-");
-        for disk in &mut *disks {
-            // Which disk somebody else's job works on is not told, so none may be touched.
-            if !is_ours || found.id == job::id("merge", &disk.target) {
-                disk.block_job = true;
-            }
-        }
-    }
-    Ok(())
+    survey::mark_jobs(&instance.qmp, disks).await
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
+use virtsnap_block::survey;
 use virtsnap_engine::domain::BlockJobKind;
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::facts::Format;
 use virtsnap_engine::inspect::{
     BlockJob, BlockStats, CpuTimes, DiskStats, ImageSize, MemoryStat, Screenshot, VcpuTime,
 };
@@ -22,7 +22,7 @@ use crate::events::alias_of;
 use crate::hypervisor::Qemu;
 use crate::image::header;
 use crate::instance::Instance;
-use crate::setup::{devices, disk_image};
+use crate::setup::devices;
 
 /// Of `sysconf(_SC_CLK_TCK)`, which is 100 on every Linux that QEMU runs on.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
@@ -128,22 +128,13 @@ impl Qemu {
 
     /// `allocation` is what QEMU has written to, where it runs; else what the host has allocated.
     pub(crate) async fn size_of_image(&self, domain: &Element, target: &str) -> Result<ImageSize> {
-        let disk = devices(domain, "disk")
-            .find(|disk| disk.child("target").and_then(|t| t.attr("dev")) == Some(target));
-        let Some((_, image, format)) = disk.and_then(disk_image) else {
-            let message = format!("disk '{target}' has no image on this host");
-            return Err(Error::new(Condition::InvalidArgument, message));
-        };
-        let facts = self.image_tool().info(&image, &Format::from(format.as_str())).await?;
-        let length = fs::metadata(&image).map_err(|err| failed("look at", &image, err))?.len();
-        let physical = if facts.is_block_device { facts.virtual_size } else { length };
-        let running = virtsnap_xml::domain::uuid(domain).and_then(|uuid| self.instance(uuid));
-        let highest = match running {
-            Some(instance) => highest_write(&instance, target).await?,
-            None => None,
-        };
-        let allocation = highest.unwrap_or(facts.actual_size);
-        Ok(ImageSize { virtual_size: facts.virtual_size, allocation, physical })
+        let mut size = survey::size(&self.image_tool(), domain, target).await?;
+        if let Some(instance) = virtsnap_xml::domain::uuid(domain).and_then(|u| self.instance(u))
+            && let Some(highest) = highest_write(&instance, target).await?
+        {
+            size.allocation = highest;
+        }
+        Ok(size)
     }
 
     pub(crate) async fn running_block_job(

@@ -16,9 +16,8 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use virtsnap_block::drives::{self, Drive};
 use virtsnap_block::image::{QemuImg, blocking, system};
-use virtsnap_block::qmp::Qmp;
 use virtsnap_block::survey::{self, Images};
-use virtsnap_block::{job, merge, place};
+use virtsnap_block::{merge, place};
 use virtsnap_engine::domain::{ShutOffReason, State};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{
@@ -55,7 +54,7 @@ impl Xen {
             sealed = self::sealed(&drives);
             mark_bypassed(live, &drives, &mut disks);
             if let Some(qmp) = &qmp {
-                mark_jobs(qmp, &mut disks).await?;
+                survey::mark_jobs(qmp, &mut disks).await?;
             }
         }
         survey::gather(&self.image_tool(), subject, &disks, &mut images).await?;
@@ -245,22 +244,6 @@ fn sealed(drives: &[Drive]) -> BTreeSet<PathBuf> {
         .filter(|(drive, at, layer)| !drive.can_delete_in(*at) || twice(&layer.image))
         .map(|(_, _, layer)| layer.image.clone())
         .collect()
-}
-
-async fn mark_jobs(qmp: &Qmp, disks: &mut [DiskFacts]) -> Result<()> {
-    for found in job::all(qmp).await? {
-        if found.is_concluded() || found.status == "null" {
-            continue;
-        }
-        let is_ours = found.id.starts_with("virtsnap-");
-        for disk in &mut *disks {
-            // Which disk somebody else's job works on is not told, so none may be touched.
-            if !is_ours || found.id == job::id("merge", &disk.target) {
-                disk.block_job = true;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

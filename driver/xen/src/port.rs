@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use virtsnap_block::image::{blocking, system};
+use virtsnap_block::image::blocking;
 use virtsnap_block::{merge, place, survey};
 use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
 use virtsnap_engine::error::{Condition, Error, Result};
@@ -13,7 +13,6 @@ use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect, Node};
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
-use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
 use crate::context::Info;
@@ -210,18 +209,7 @@ impl Inspect for Xen {
     }
 
     async fn image_size(&self, domain: &Element, target: &str) -> Result<ImageSize> {
-        let image = domain::disk(domain, target).and_then(|disk| {
-            Some((PathBuf::from(disk.path()?), Format::from(disk.format().unwrap_or("raw"))))
-        });
-        let (image, format) = image.ok_or_else(|| {
-            let what = format!("disk '{target}' has no image on this host");
-            Error::new(Condition::InvalidArgument, what)
-        })?;
-        let facts = self.image_tool().info(&image, &format).await?;
-        let length = std::fs::metadata(&image).map_err(|err| system("look at", &image, err))?.len();
-        let physical = if facts.is_block_device { facts.virtual_size } else { length };
-        let (virtual_size, allocation) = (facts.virtual_size, facts.actual_size);
-        Ok(ImageSize { virtual_size, allocation, physical })
+        survey::size(&self.image_tool(), domain, target).await
     }
 
     async fn image_snapshots(
