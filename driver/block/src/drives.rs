@@ -14,7 +14,7 @@ use virtsnap_engine::facts::{Format, ImageFacts};
 
 use crate::graph::Graph;
 use crate::image::is_same;
-use crate::nodes::{self, Node};
+use crate::nodes::{self, Node, Open};
 use crate::qmp::{Qmp, QmpError};
 use crate::survey::{Images, is_still_there};
 
@@ -61,6 +61,12 @@ impl Layer {
 
     pub fn has_name(&self) -> bool {
         !self.node.starts_with('#')
+    }
+}
+
+impl From<&Layer> for Open {
+    fn from(layer: &Layer) -> Self {
+        Self { image: layer.image.clone(), node: layer.node.clone() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! (SIGSEGV) while a `block-stream` that has closed images is over and its job not yet dismissed.
 //! Until then the block graph tells who stands on whom.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use virtsnap_engine::error::Result;
 
 use crate::image::info::ImageInfo;
+use crate::image::is_same;
 use crate::job::{self, Job};
 use crate::qmp::{Qmp, QmpError};
 
@@ -21,6 +22,21 @@ const DELETION: &str = "virtsnap-delete";
 /// Streams are dismissed by whoever has begun them, at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// An image that the device model has open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    pub image: PathBuf,
+    /// The node of its format.
+    pub node: String,
+}
+
+impl Open {
+    /// Is this the image, by whatever name?
+    pub fn is(&self, image: &Path) -> bool {
+        self.image == image || is_same(&self.image, image)
+    }
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]

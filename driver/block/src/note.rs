@@ -12,7 +12,9 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::Format::Qcow2;
 
-use crate::image::{QemuImg, failure, system};
+use crate::image::{QemuImg, failure, system, tag};
+use crate::nodes::{self, Open};
+use crate::qmp::Qmp;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Note {
@@ -21,10 +23,6 @@ pub struct Note {
 }
 
 impl Note {
-    pub fn new(tag: &str, images: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self { tag: tag.to_owned(), images: images.into_iter().collect() }
-    }
-
     pub fn from_bytes(bytes: &[u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(bytes)
     }
@@ -45,8 +43,21 @@ impl NoteFile {
         self.path.exists()
     }
 
-    pub fn write(&self, note: &Note) -> Result<()> {
-        let written = serde_json::to_vec(note)
+    /// Before these images get an internal snapshot: none of them has one of that tag.
+    pub async fn begin(&self, qmp: &Qmp, tag: &str, images: &[Open]) -> Result<()> {
+        tag::check(tag)?;
+        let taken = nodes::tagged(qmp, tag).await?;
+        if let Some(open) = images.iter().find(|open| taken.contains(&open.node)) {
+            let image = open.image.display();
+            let what = format!("image '{image}' already has an internal snapshot '{tag}'");
+            return Err(failure(Condition::OperationInvalid, what));
+        }
+        self.write(tag, images)
+    }
+
+    pub fn write(&self, tag: &str, images: &[Open]) -> Result<()> {
+        let images = images.iter().map(|open| open.image.clone()).collect();
+        let written = serde_json::to_vec(&Note { tag: tag.to_owned(), images })
             .map_err(io::Error::from)
             .and_then(|bytes| write_durably(&self.path, &bytes));
         written.map_err(|err| system("write", &self.path, err))
@@ -71,30 +82,35 @@ impl NoteFile {
     /// have none then.
     pub async fn settle(&self, tool: &QemuImg, tag: &str) -> Result<bool> {
         let Some(note) = self.read(tag)? else { return Ok(false) };
-        let mut with = Vec::new();
         for image in &note.images {
-            if tool.tagged(image, &Qcow2, tag).await?.is_some() {
-                with.push(image);
+            if tool.tagged(image, &Qcow2, tag).await?.is_none() {
+                self.take_back(tool, tag).await?;
+                return Ok(false);
             }
         }
-        if with.len() == note.images.len() {
-            return Ok(true);
+        Ok(true)
+    }
+
+    /// Of a QEMU that is gone: none of the images keeps its internal snapshot.
+    pub async fn take_back(&self, tool: &QemuImg, tag: &str) -> Result<()> {
+        for image in self.read(tag)?.map(|note| note.images).unwrap_or_default() {
+            tool.delete_snapshot(&image, &Qcow2, tag).await?;
         }
-        for image in with {
-            tool.delete_snapshot(image, &Qcow2, tag).await?;
-        }
-        Ok(false)
+        Ok(())
     }
 
     pub fn forget(&self) {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let removed =
-            fs::remove_file(&self.path).and_then(|()| fs::File::open(directory)?.sync_all());
-        match removed {
-            Ok(()) => {}
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => tracing::warn!(file = %self.path.display(), %err, "a note stays behind"),
-        }
+        forget(&self.path);
+    }
+}
+
+/// Removes a note, durably; none is done.
+pub fn forget(path: &Path) {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    match fs::remove_file(path).and_then(|()| fs::File::open(directory)?.sync_all()) {
+        Ok(()) => {}
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+        Err(err) => tracing::warn!(file = %path.display(), %err, "a note stays behind"),
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
+use virtsnap_block::note;
 use virtsnap_engine::domain::{
     Active, PausedReason, Restore, RunningReason, Save, SaveImage, ShutOffReason, State,
 };
@@ -238,27 +239,12 @@ impl Note {
     }
 
     fn write(&self, file: &Path) -> Result<()> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(directory)?;
-            let mut note = tempfile::NamedTempFile::new_in(directory)?;
-            note.write_all(file.as_os_str().as_bytes())?;
-            note.as_file().sync_all()?;
-            note.persist(&self.path).map_err(|err| err.error)?;
-            fs::File::open(directory)?.sync_all()
-        };
-        write().map_err(|err| system("write", &self.path, err))
+        note::write_durably(&self.path, file.as_os_str().as_bytes())
+            .map_err(|err| system("write", &self.path, err))
     }
 
     fn forget(&self) {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let removed =
-            fs::remove_file(&self.path).and_then(|()| fs::File::open(directory)?.sync_all());
-        match removed {
-            Ok(()) => {}
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => tracing::warn!(file = %self.path.display(), %err, "a note stays behind"),
-        }
+        note::forget(&self.path);
     }
 
     fn all(qemu: &Qemu) -> Vec<(Uuid, PathBuf)> {

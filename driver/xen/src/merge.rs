@@ -12,12 +12,13 @@ use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 use virtsnap_block::drives::{self, Drive, Layer, Reopen};
-use virtsnap_block::image::{in_use, is_gone};
+use virtsnap_block::image::in_use;
 use virtsnap_block::job;
-use virtsnap_block::merge::{self, LiveDisk, Merge, Open};
+use virtsnap_block::merge::{self, LiveDisk, Merge};
+use virtsnap_block::nodes::Open;
 use virtsnap_block::qmp::Qmp;
 use virtsnap_block::throttle::{self, Limits};
-use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus, Event};
+use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{Format, Target};
 use virtsnap_engine::merging::Merging;
@@ -65,9 +66,6 @@ impl Xen {
         tag: &str,
     ) -> Result<()> {
         let Some(disk) = self.disk_with(domain, None, image).await? else {
-            if is_gone(image) {
-                return Ok(());
-            }
             return self.image_tool().delete_snapshot(image, &Format::Qcow2, tag).await;
         };
         let drive = disk.drive().await?;
@@ -169,11 +167,6 @@ impl Disk<'_> {
         self.xen.stand_on(&self.instance, &[source]).await
     }
 
-    fn source(&self) -> Option<PathBuf> {
-        let live = self.instance.live();
-        domain::disk(&live, &self.target)?.path().map(PathBuf::from)
-    }
-
     /// As libxl has it of a disk that can be written to.
     fn passes_discards(&self) -> bool {
         let live = self.instance.live();
@@ -211,8 +204,7 @@ impl LiveDisk for Disk<'_> {
         if let Some(top) = drive.top().filter(|top| self.source().is_none_or(|s| !top.is(&s))) {
             self.stand_on(top).await?;
         }
-        let open = |layer: Layer| Open { image: layer.image, node: layer.node };
-        Ok(drive.layers.into_iter().map(open).collect())
+        Ok(drive.layers.iter().map(Open::from).collect())
     }
 
     /// The device model is root's.
@@ -264,10 +256,12 @@ impl LiveDisk for Disk<'_> {
         drives::sweep(&self.qmp).await
     }
 
-    fn tell(&self, kind: BlockJobKind, status: BlockJobStatus) -> Result<()> {
-        let source = self.source().unwrap_or_default().to_string_lossy().into_owned();
-        let event = Event::BlockJob { target: self.target.clone(), source, kind, status };
+    fn source(&self) -> Option<PathBuf> {
+        let live = self.instance.live();
+        domain::disk(&live, &self.target)?.path().map(PathBuf::from)
+    }
+
+    fn tell(&self, event: Event) {
         self.xen.shared.tell(&self.instance, event);
-        Ok(())
     }
 }

@@ -16,10 +16,10 @@ use uuid::Uuid;
 use virtsnap_block::drives::{self, Drive, Layer};
 use virtsnap_block::image::{
     blocking, claim, failure, fill, format_of, header, in_use, remove_durably, storage_driver,
-    system, tag, was_written,
+    system, tag, were_written,
 };
-use virtsnap_block::nodes;
-use virtsnap_block::note::{Note, NoteFile};
+use virtsnap_block::nodes::{self, Open};
+use virtsnap_block::note::NoteFile;
 use virtsnap_block::qmp::{Qmp, QmpError};
 use virtsnap_engine::domain::{PausedReason, RunningReason};
 use virtsnap_engine::error::{Condition, Error, Result};
@@ -265,23 +265,15 @@ impl Xen {
         let live = instance.live();
         let mut actions = Vec::new();
         if !internal.is_empty() {
-            tag::check(tag)?;
-            let tagged = nodes::tagged(qmp, tag).await?;
-            let mut images = Vec::new();
-            for target in internal {
-                let top = top(drives, &live, target)?;
-                if tagged.contains(&top.node) {
-                    let image = top.image.display();
-                    let what = format!("image '{image}' already has an internal snapshot '{tag}'");
-                    return Err(failure(Condition::OperationInvalid, what));
-                }
-                images.push(top.image.clone());
-                actions.push(json!({
+            let tops = internal.iter().map(|target| top(drives, &live, target).map(Open::from));
+            let tops: Vec<Open> = tops.collect::<Result<_>>()?;
+            self.note(instance.uuid).begin(qmp, tag, &tops).await?;
+            actions.extend(tops.iter().map(|top| {
+                json!({
                     "type": "blockdev-snapshot-internal-sync",
                     "data": { "device": top.node, "name": tag }
-                }));
-            }
-            self.note(instance.uuid).write(&Note::new(tag, images))?;
+                })
+            }));
         }
         for (target, overlay) in overlays {
             actions.push(json!({
@@ -350,12 +342,7 @@ impl Xen {
     /// overlay that was written to says yes; if none was, no write is lost without them.
     async fn has_switched(&self, domain: Uuid, disks: &[(Target, PathBuf)]) -> Result<bool> {
         let Some(qmp) = self.monitor_of(domain).await? else {
-            for (_, overlay) in disks {
-                if was_written(&self.image_tool(), overlay).await? {
-                    return Ok(true);
-                }
-            }
-            return Ok(false);
+            return were_written(&self.image_tool(), disks).await;
         };
         let drives = drives::query(&qmp).await?;
         let is_open = |overlay: &PathBuf| drives.iter().any(|drive| drive.depth(overlay).is_some());

@@ -7,13 +7,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use uuid::Uuid;
-use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus};
+use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus, Event};
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::Finish;
 use virtsnap_engine::ports::MergeError;
 
 use super::*;
-use crate::merge::{LiveDisk, Merge, MergeLimits, Open, repoint};
+use crate::merge::{LiveDisk, Merge, MergeLimits, repoint};
 use crate::testing::{base, holds, tool, write};
 use crate::throttle::{self, Limits};
 
@@ -148,8 +148,7 @@ impl LiveDisk for Model {
             Some(begun) => begun.follow(&self.qmp).await?,
             None => self.drive().await,
         };
-        let open = |layer: Layer| Open { image: layer.image, node: layer.node };
-        Ok(drive.layers.into_iter().map(open).collect())
+        Ok(drive.layers.iter().map(Open::from).collect())
     }
 
     fn lend(&self, _image: &Path) -> Result<()> {
@@ -186,9 +185,13 @@ impl LiveDisk for Model {
         sweep(&self.qmp).await
     }
 
-    fn tell(&self, kind: BlockJobKind, status: BlockJobStatus) -> Result<()> {
+    fn source(&self) -> Option<PathBuf> {
+        None
+    }
+
+    fn tell(&self, event: Event) {
+        let Event::BlockJob { kind, status, .. } = event else { panic!("{event:?}") };
         self.told.lock().unwrap().push((kind, status));
-        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use virtsnap_engine::facts::{Format, InternalSnapshot};
 use virtsnap_engine::ports::MergeError;
 
 use super::tool::{Patience, QemuImg, Watch};
-use super::{driver, failure, image_options, is_network, name, plain_path, system};
+use super::{driver, failure, image_options, is_gone, is_network, name, plain_path, system};
 
 impl QemuImg {
     /// A new internal snapshot. Refused if the tag is there: qemu-img itself would make a second one.
@@ -42,8 +42,11 @@ impl QemuImg {
         sync(path)
     }
 
-    /// Every internal snapshot of that tag goes; none is done.
+    /// Every internal snapshot of that tag goes; none is done, and so is an image that is gone.
     pub async fn delete_snapshot(&self, path: &Path, format: &Format, tag: &str) -> Result<()> {
+        if is_gone(path) {
+            return Ok(());
+        }
         let mut deleted = false;
         // `-d` goes by name only, and takes the first one of that name.
         while self.tagged(path, format, tag).await?.is_some() {

@@ -30,10 +30,10 @@ use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::facts::Format;
+use virtsnap_engine::facts::{Format, Target};
 use virtsnap_xml::domain::{Nbd, Server};
 
 /// An error about one file. To a client it is the driver's, as where libvirt makes an overlay.
@@ -162,8 +162,18 @@ pub fn in_use(image: &Path, target: &str, what: &str) -> Error {
     )
 }
 
+/// The guest has written to one of these overlays of its disks.
+pub async fn were_written(tool: &QemuImg, overlays: &[(Target, PathBuf)]) -> Result<bool> {
+    for (_, overlay) in overlays {
+        if was_written(tool, overlay).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The guest has written to this overlay. One that is gone has nothing.
-pub async fn was_written(tool: &QemuImg, overlay: &Path) -> Result<bool> {
+async fn was_written(tool: &QemuImg, overlay: &Path) -> Result<bool> {
     let path = overlay.to_owned();
     let pristine = blocking(move || {
         let read = |err| system("read", &path, err);

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use tokio::time::Instant;
-use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus};
+use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus, Event};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::MergeError;
 
@@ -62,7 +62,7 @@ impl Merge<'_> {
             match job.status.as_str() {
                 "ready" if !is_completing && ending.is_none() && !self.merging.is_stopped() => {
                     kind = BlockJobKind::ActiveCommit;
-                    tell(disk, kind, BlockJobStatus::Ready)?;
+                    tell(disk, kind, BlockJobStatus::Ready);
                     job::complete(qmp, act.id).await.map_err(asked_of_job)?;
                     is_completing = true;
                 }
@@ -180,7 +180,7 @@ impl Merge<'_> {
             (Err(_), Some(_)) => BlockJobStatus::Canceled,
             (Err(_), None) => BlockJobStatus::Failed,
         };
-        tell(disk, kind, status)?;
+        tell(disk, kind, status);
         if outcome.is_err() {
             disk.sweep().await.map_err(MergeError::InDoubt)?;
         }
@@ -195,12 +195,9 @@ impl Merge<'_> {
     }
 }
 
-fn tell<D: LiveDisk>(
-    disk: &D,
-    kind: BlockJobKind,
-    status: BlockJobStatus,
-) -> Result<(), MergeError> {
-    disk.tell(kind, status).map_err(MergeError::InDoubt)
+fn tell<D: LiveDisk>(disk: &D, kind: BlockJobKind, status: BlockJobStatus) {
+    let source = disk.source().unwrap_or_default().to_string_lossy().into_owned();
+    disk.tell(Event::BlockJob { target: disk.target().to_owned(), source, kind, status });
 }
 
 /// QEMU was asked to begin.

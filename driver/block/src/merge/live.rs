@@ -7,31 +7,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus};
+use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 use virtsnap_engine::ports::MergeError;
 
 use super::drive::{Act, asked};
 use super::{Merge, files};
-use crate::image::{QemuImg, claim, failure, format_of, in_use, is_gone, is_same};
+use crate::image::{QemuImg, claim, failure, format_of, in_use, is_gone};
 use crate::job;
+use crate::nodes::Open;
 use crate::qmp::Qmp;
-
-/// An image that the device model has open under a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Open {
-    pub image: PathBuf,
-    /// The node of its format.
-    pub node: String,
-}
-
-impl Open {
-    /// Is this the image, by whatever name?
-    pub fn is(&self, image: &Path) -> bool {
-        self.image == image || is_same(&self.image, image)
-    }
-}
 
 /// A disk of a running guest, as a merge needs it.
 pub trait LiveDisk: Sync {
@@ -66,7 +52,9 @@ pub trait LiveDisk: Sync {
     fn let_go(&self) -> impl Future<Output = Result<()>> + Send;
     /// Takes from the device model the nodes of images that are merged away.
     fn sweep(&self) -> impl Future<Output = Result<()>> + Send;
-    fn tell(&self, kind: BlockJobKind, status: BlockJobStatus) -> Result<()>;
+    /// The image that the guest stands on, as far as it is noted.
+    fn source(&self) -> Option<PathBuf>;
+    fn tell(&self, event: Event);
 }
 
 impl Merge<'_> {

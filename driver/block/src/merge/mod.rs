@@ -22,7 +22,7 @@ use virtsnap_engine::plan::Finish;
 use virtsnap_engine::ports::MergeError;
 
 pub use files::{forget_commits, weigh};
-pub use live::{LiveDisk, Open, repoint};
+pub use live::{LiveDisk, repoint};
 
 use crate::image::{QemuImg, failure};
 

@@ -11,6 +11,7 @@ pub(crate) use virtsnap_block::{graph, job};
 
 use std::path::{Path, PathBuf};
 
+use virtsnap_block::nodes::Open;
 use virtsnap_engine::facts::{Format, Target};
 
 /// One image of a chain with the names of its two nodes.
@@ -23,6 +24,12 @@ pub struct Layer {
     pub format: String,
     pub is_block_device: bool,
     pub number: u32,
+}
+
+impl From<&Layer> for Open {
+    fn from(layer: &Layer) -> Self {
+        Self { image: layer.image.clone(), node: layer.format_node() }
+    }
 }
 
 /// The number of a variable store, whose nodes are `libvirt-pflash1-format` and `…-storage`.

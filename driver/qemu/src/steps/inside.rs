@@ -1,15 +1,16 @@
 //! Internal snapshots of single images.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use uuid::Uuid;
+use virtsnap_block::nodes::Open;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::Format::Qcow2;
 
 use crate::blocks::{Chain, Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{failure, is_gone};
+use crate::image::failure;
 use crate::instance::Instance;
 
 impl Qemu {
@@ -22,9 +23,6 @@ impl Qemu {
         let instance = self.instance(domain);
         let used = instance.as_ref().and_then(|i| Some((i, i.layer_of(image)?)));
         let Some((instance, (target, layer))) = used else {
-            if is_gone(image) {
-                return Ok(());
-            }
             return self.image_tool().delete_snapshot(image, &Qcow2, tag).await;
         };
         let chain = instance.chain(&target).ok_or_else(|| nodes::no_disk(&target))?;
@@ -71,20 +69,20 @@ pub(super) async fn tagged(instance: &Instance, tag: &str) -> Result<Vec<String>
 }
 
 /// The active layers of these disks, each once.
-pub(super) fn active(instance: &Instance, targets: &[String]) -> Result<Vec<(Layer, PathBuf)>> {
-    let mut layers: Vec<(Layer, PathBuf)> = Vec::new();
+pub(super) fn active(instance: &Instance, targets: &[String]) -> Result<Vec<Open>> {
+    let mut layers: Vec<Open> = Vec::new();
     for target in targets {
         let chain = instance.chain(target).ok_or_else(|| nodes::no_disk(target))?;
-        let layer = chain.layers.first().cloned().ok_or_else(|| nodes::no_disk(target))?;
+        let layer = chain.layers.first().ok_or_else(|| nodes::no_disk(target))?;
         if layer.format != "qcow2" {
             return Err(failure(
                 Condition::ConfigUnsupported,
                 format!("disk '{target}' is {}: internal snapshots need qcow2", layer.format),
             ));
         }
-        if layers.iter().all(|(other, _)| *other != layer) {
-            let image = layer.image.clone();
-            layers.push((layer, image));
+        let open = Open::from(layer);
+        if !layers.contains(&open) {
+            layers.push(open);
         }
     }
     Ok(layers)

@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use virtsnap_block::merge::{self, LiveDisk, Merge, Open};
-use virtsnap_engine::domain::{BlockJobKind, BlockJobStatus, Event};
+use virtsnap_block::merge::{self, LiveDisk, Merge};
+use virtsnap_block::nodes::Open;
+use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::Result;
 use virtsnap_engine::facts::{Format, Target};
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::Finish;
 use virtsnap_engine::ports::MergeError;
 
-use crate::blocks::{Chain, Layer, nodes, throttle};
+use crate::blocks::{Chain, nodes, throttle};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
 use crate::instance::Instance;
@@ -66,10 +67,6 @@ impl Disk<'_> {
     fn chain(&self) -> Result<Chain> {
         self.instance.chain(&self.target).ok_or_else(|| nodes::no_disk(&self.target))
     }
-
-    fn active(&self) -> Result<PathBuf> {
-        nodes::active_image(&self.instance, &self.target)
-    }
 }
 
 impl LiveDisk for Disk<'_> {
@@ -87,8 +84,7 @@ impl LiveDisk for Disk<'_> {
 
     async fn follow(&self) -> Result<Vec<Open>> {
         let chain = nodes::follow(&self.instance, &self.target, &[]).await?;
-        let open = |layer: &Layer| Open { image: layer.image.clone(), node: layer.format_node() };
-        Ok(chain.layers.iter().map(open).collect())
+        Ok(chain.layers.iter().map(Open::from).collect())
     }
 
     fn lend(&self, image: &Path) -> Result<()> {
@@ -115,11 +111,11 @@ impl LiveDisk for Disk<'_> {
         nodes::sweep(&self.instance).await
     }
 
-    fn tell(&self, kind: BlockJobKind, status: BlockJobStatus) -> Result<()> {
-        let source = self.active()?.to_string_lossy().into_owned();
-        let event = Event::BlockJob { target: self.target.clone(), source, kind, status };
-        let instance = &self.instance;
-        self.qemu.shared.events.emit(instance.uuid, &instance.name, instance.id, event);
-        Ok(())
+    fn source(&self) -> Option<PathBuf> {
+        nodes::active_image(&self.instance, &self.target).ok()
+    }
+
+    fn tell(&self, event: Event) {
+        self.qemu.shared.tell(&self.instance, event);
     }
 }

@@ -4,17 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use uuid::Uuid;
-use virtsnap_block::note::Note;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::{Format, Target};
 use virtsnap_engine::ports::PivotError;
 
 use super::inside::{active, tagged};
-use super::vmstate::images;
 use crate::blocks::{Layer, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, tag, was_written};
+use crate::image::{claim, failure, were_written};
 use crate::instance::Instance;
 
 impl Qemu {
@@ -63,13 +61,15 @@ impl Qemu {
         let instance = self.running(domain).map_err(PivotError::Refused)?;
         let (mut actions, mut switched) = (Vec::new(), Vec::new());
         if !internal.is_empty() {
-            let layers = self.mark_internal(&instance, internal, tag).await;
-            for layer in layers.map_err(PivotError::Refused)? {
-                actions.push(json!({
+            let layers = active(&instance, internal).map_err(PivotError::Refused)?;
+            let begun = self.note(domain).begin(&instance.qmp, tag, &layers).await;
+            begun.map_err(PivotError::Refused)?;
+            actions.extend(layers.iter().map(|layer| {
+                json!({
                     "type": "blockdev-snapshot-internal-sync",
-                    "data": { "device": layer.format_node(), "name": tag }
-                }));
-            }
+                    "data": { "device": layer.node, "name": tag }
+                })
+            }));
         }
         for (target, overlay) in disks {
             let pair = top_and_overlay(&instance, target, overlay).await;
@@ -99,25 +99,6 @@ impl Qemu {
         Ok(())
     }
 
-    /// Notes which images are to get an internal snapshot; none of them has one of that tag.
-    async fn mark_internal(
-        &self,
-        instance: &Instance,
-        internal: &[Target],
-        tag: &str,
-    ) -> Result<Vec<Layer>> {
-        tag::check(tag)?;
-        let layers = active(instance, internal)?;
-        let taken = tagged(instance, tag).await?;
-        if let Some((_, image)) = layers.iter().find(|(l, _)| taken.contains(&l.format_node())) {
-            let image = image.display();
-            let what = format!("image '{image}' already has an internal snapshot '{tag}'");
-            return Err(failure(Condition::OperationInvalid, what));
-        }
-        self.note(instance.uuid).write(&Note::new(tag, images(&layers)))?;
-        Ok(layers.into_iter().map(|(layer, _)| layer).collect())
-    }
-
     /// QEMU takes all of a transaction back if one part fails; but if it dies in it, some images
     /// may have the internal snapshot and others not. These have none then.
     pub(super) async fn has_snapshot(
@@ -133,7 +114,7 @@ impl Qemu {
         if let Some(instance) = self.instance(domain) {
             let tagged = tagged(&instance, tag).await?;
             let layers = active(&instance, internal)?;
-            let all = layers.iter().all(|(layer, _)| tagged.contains(&layer.format_node()));
+            let all = layers.iter().all(|layer| tagged.contains(&layer.node));
             return Ok(all && self.has_switched(domain, overlays).await?);
         }
         self.note(domain).settle(&self.image_tool(), tag).await
@@ -147,13 +128,7 @@ impl Qemu {
         disks: &[(Target, PathBuf)],
     ) -> Result<bool> {
         let Some(instance) = self.instance(domain) else {
-            let tool = self.image_tool();
-            for (_, overlay) in disks {
-                if was_written(&tool, overlay).await? {
-                    return Ok(true);
-                }
-            }
-            return Ok(false);
+            return were_written(&self.image_tool(), disks).await;
         };
         let mut all = true;
         for (target, overlay) in disks {

@@ -6,11 +6,12 @@
 //! is for the case that QEMU dies with the job: then the files are all that can be asked. The note
 //! stays until facts are asked again, when the operation is over.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 use uuid::Uuid;
-use virtsnap_block::note::{Note, NoteFile};
+use virtsnap_block::nodes::Open;
+use virtsnap_block::note::NoteFile;
 use virtsnap_engine::domain::{
     Event, PausedReason, RunningReason, ShutOffReason, State, Suspended, VmStateIn,
 };
@@ -24,7 +25,7 @@ use super::overlays::detach;
 use crate::blocks::{Layer, job, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure, tag};
+use crate::image::{claim, failure};
 use crate::instance::Instance;
 use crate::migration;
 
@@ -40,17 +41,10 @@ impl Qemu {
         disks: &[Target],
     ) -> Result<(), PivotError> {
         let refused = PivotError::Refused;
-        tag::check(tag).map_err(refused)?;
         let instance = self.running(domain).map_err(refused)?;
         migration::leave_inactive(&instance).await.map_err(refused)?;
         let layers = active(&instance, disks).map_err(refused)?;
-        let taken = tagged(&instance, tag).await.map_err(refused)?;
-        if let Some((layer, _)) = layers.iter().find(|(l, _)| taken.contains(&l.format_node())) {
-            let image = layer.image.display();
-            let what = format!("image '{image}' already has an internal snapshot '{tag}'");
-            return Err(refused(failure(Condition::OperationInvalid, what)));
-        }
-        self.note(domain).write(&Note::new(tag, images(&layers))).map_err(refused)?;
+        self.note(domain).begin(&instance.qmp, tag, &layers).await.map_err(refused)?;
         let memory = self.attach_vm_state(&instance, vmstate).await.map_err(refused)?;
         {
             let mut inner = instance.lock();
@@ -82,9 +76,10 @@ impl Qemu {
     ) -> Result<()> {
         let instance = self.running(domain)?;
         let taken = tagged(&instance, tag).await?;
-        for (layer, image) in active(&instance, disks)? {
-            if taken.contains(&layer.format_node()) {
-                claim::mark_foreign_tag(&self.config().state_dir, domain, &image, tag).await?;
+        for layer in active(&instance, disks)? {
+            if taken.contains(&layer.node) {
+                let image = &layer.image;
+                claim::mark_foreign_tag(&self.config().state_dir, domain, image, tag).await?;
             }
         }
         let saved = self.save_vm_state(domain, tag, vmstate, disks).await;
@@ -105,7 +100,7 @@ impl Qemu {
                     job::dismiss(&instance.qmp, SAVE).await?;
                 }
                 detach_vm_state(&instance, vmstate).await?;
-                active(&instance, disks)?.into_iter().map(|(_, image)| image).collect()
+                active(&instance, disks)?.into_iter().map(|layer| layer.image).collect()
             }
             // Without a note the job was never begun.
             None => note.map(|note| note.images).unwrap_or_default(),
@@ -122,16 +117,16 @@ impl Qemu {
     }
 
     /// The node that the memory goes into or comes from.
-    async fn attach_vm_state(&self, instance: &Instance, vmstate: &VmStateIn) -> Result<Layer> {
+    async fn attach_vm_state(&self, instance: &Instance, vmstate: &VmStateIn) -> Result<Open> {
         let none = || failure(Condition::Internal, "there is no image for the memory");
         match vmstate {
             VmStateIn::Disk(target) => {
                 let layers = active(instance, std::slice::from_ref(target))?;
-                Ok(layers.into_iter().next().ok_or_else(none)?.0)
+                layers.into_iter().next().ok_or_else(none)
             }
             VmStateIn::Image(image) => {
                 self.lend(instance, image, Use::Own)?;
-                attach_vm_state_image(instance, image).await
+                Ok(Open::from(&attach_vm_state_image(instance, image).await?))
             }
         }
     }
@@ -163,23 +158,14 @@ impl Qemu {
             let tagged = tagged(&instance, tag).await?;
             let layers = active(&instance, disks)?;
             // QEMU itself takes back what a failed job did.
-            let all = layers.iter().all(|(layer, _)| tagged.contains(&layer.format_node()));
+            let all = layers.iter().all(|layer| tagged.contains(&layer.node));
             return Ok(all && has_memory);
         }
-        let Some(note) = self.note(domain).read(tag)? else { return Ok(false) };
-        let mut with = Vec::new();
-        for image in &note.images {
-            if tool.tagged(image, &Qcow2, tag).await?.is_some() {
-                with.push(image);
-            }
+        if !has_memory {
+            self.note(domain).take_back(&tool, tag).await?;
+            return Ok(false);
         }
-        let all = has_memory && with.len() == note.images.len();
-        if !all {
-            for image in with {
-                tool.delete_snapshot(image, &Qcow2, tag).await?;
-            }
-        }
-        Ok(all)
+        self.note(domain).settle(&tool, tag).await
     }
 
     /// The concluded job stays on QEMU's list: it says to whoever asks that this happened.
@@ -195,7 +181,7 @@ impl Qemu {
         migration::leave_inactive(&instance).await.map_err(refused)?;
         let layers = active(&instance, disks).map_err(refused)?;
         let tagged = tagged(&instance, tag).await.map_err(refused)?;
-        if let Some((layer, _)) = layers.iter().find(|(l, _)| !tagged.contains(&l.format_node())) {
+        if let Some(layer) = layers.iter().find(|layer| !tagged.contains(&layer.node)) {
             let image = layer.image.display();
             let what = format!("image '{image}' does not have an internal snapshot '{tag}'");
             return Err(refused(failure(Condition::OperationInvalid, what)));
@@ -204,7 +190,7 @@ impl Qemu {
             let what = "memory is loaded into a stopped guest only";
             return Err(refused(failure(Condition::OperationInvalid, what)));
         }
-        self.note(domain).write(&Note::new(tag, images(&layers))).map_err(refused)?;
+        self.note(domain).write(tag, &layers).map_err(refused)?;
         let memory = self.attach_vm_state(&instance, vmstate).await.map_err(refused)?;
         let done = run(&instance, ("snapshot-load", LOAD), tag, &memory, &layers).await?;
         let loaded = self.loaded(&instance, &done).await;
@@ -338,19 +324,18 @@ async fn run(
     instance: &Instance,
     (command, id): (&str, &str),
     tag: &str,
-    memory: &Layer,
-    layers: &[(Layer, PathBuf)],
+    memory: &Open,
+    layers: &[Open],
 ) -> Result<job::Job, PivotError> {
     let refused = PivotError::Refused;
     let qmp = &instance.qmp;
     job::dismiss(qmp, id).await.map_err(|err| refused(err.into()))?;
-    let mut devices: Vec<String> = layers.iter().map(|(layer, _)| layer.format_node()).collect();
-    if !devices.contains(&memory.format_node()) {
+    let mut devices: Vec<&String> = layers.iter().map(|layer| &layer.node).collect();
+    if !devices.contains(&&memory.node) {
         // QEMU wants the memory's node among those it saves.
-        devices.push(memory.format_node());
+        devices.push(&memory.node);
     }
-    let arguments =
-        json!({ "job-id": id, "tag": tag, "vmstate": memory.format_node(), "devices": devices });
+    let arguments = json!({ "job-id": id, "tag": tag, "vmstate": memory.node, "devices": devices });
     match qmp.execute(command, arguments).await {
         Ok(_) => {}
         Err(err) if err.in_doubt() => return Err(PivotError::InDoubt(err.into())),
@@ -364,8 +349,4 @@ async fn run(
         }
         Err(err) => Err(PivotError::InDoubt(err.into())),
     }
-}
-
-pub(super) fn images(layers: &[(Layer, PathBuf)]) -> impl Iterator<Item = PathBuf> {
-    layers.iter().map(|(_, image)| image.clone())
 }
