@@ -124,18 +124,36 @@ impl Pauses {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CpuTimes {
     pub total: u64,
-    pub user: u64,
-    pub system: u64,
+    /// How the host's kernel parts it, where that is what runs the guest.
+    pub parts: Option<CpuParts>,
     /// Of each vCPU, where it can be told apart.
     pub vcpus: Vec<VcpuTime>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuParts {
+    pub user: u64,
+    pub system: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VcpuTime {
     pub number: u32,
+    pub state: VcpuState,
     pub nanoseconds: u64,
     /// The host's processor it last ran on.
     pub host_cpu: Option<u32>,
+    /// A bit for each of the host's processors it may run on, the lowest first; none: on all.
+    pub affinity: Option<Vec<u8>>,
+}
+
+/// virVcpuState.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VcpuState {
+    Offline,
+    Running,
+    /// It waits for something to do.
+    Blocked,
 }
 
 /// virDomainMemoryStatTags that a balloon driver fills; sizes in KiB.

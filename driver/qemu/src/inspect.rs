@@ -11,7 +11,8 @@ use virtsnap_block::survey;
 use virtsnap_engine::domain::BlockJobKind;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::inspect::{
-    BlockJob, BlockStats, CpuTimes, DiskStats, ImageSize, MemoryStat, Screenshot, VcpuTime,
+    BlockJob, BlockStats, CpuParts, CpuTimes, DiskStats, ImageSize, MemoryStat, Screenshot,
+    VcpuState, VcpuTime,
 };
 use virtsnap_xml::element::Element;
 
@@ -37,10 +38,17 @@ impl Qemu {
         for (number, thread) in instance.vcpu_threads() {
             if let Ok((user, system, cpu)) = stat_times(&format!("/proc/{pid}/task/{thread}/stat"))
             {
-                vcpus.push(VcpuTime { number, nanoseconds: user + system, host_cpu: cpu });
+                vcpus.push(VcpuTime {
+                    number,
+                    state: VcpuState::Running,
+                    nanoseconds: user + system,
+                    host_cpu: cpu,
+                    affinity: None,
+                });
             }
         }
-        Ok(CpuTimes { total: user + system, user, system, vcpus })
+        let parts = Some(CpuParts { user, system });
+        Ok(CpuTimes { total: user + system, parts, vcpus })
     }
 
     pub(crate) fn process_memory(&self, domain: Uuid) -> Result<u64> {

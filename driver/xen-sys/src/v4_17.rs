@@ -931,6 +931,18 @@ pub struct libxl_domain_config {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct libxl_vcpuinfo {
+    pub vcpuid: u32,
+    pub cpu: u32,
+    pub online: bool,
+    pub blocked: bool,
+    pub running: bool,
+    pub vcpu_time: u64,
+    pub cpumap: libxl_bitmap,
+    pub cpumap_soft: libxl_bitmap,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct libxl_physinfo {
     pub threads_per_core: u32,
     pub cores_per_socket: u32,
@@ -1190,6 +1202,14 @@ pub struct Libxl {
     ) -> *mut libxl_dominfo,
     pub libxl_dominfo_list_free:
         unsafe extern "C" fn(list: *mut libxl_dominfo, nb_domain: ::core::ffi::c_int),
+    pub libxl_list_vcpu: unsafe extern "C" fn(
+        ctx: *mut libxl_ctx,
+        domid: u32,
+        nb_vcpu: *mut ::core::ffi::c_int,
+        nr_cpus_out: *mut ::core::ffi::c_int,
+    ) -> *mut libxl_vcpuinfo,
+    pub libxl_vcpuinfo_list_free:
+        unsafe extern "C" fn(arg1: *mut libxl_vcpuinfo, nr_vcpus: ::core::ffi::c_int),
     pub libxl_userdata_store: unsafe extern "C" fn(
         ctx: *mut libxl_ctx,
         domid: u32,
@@ -1295,6 +1315,9 @@ impl Libxl {
         let libxl_list_domain = __library.get(b"libxl_list_domain\0").map(|sym| *sym)?;
         let libxl_dominfo_list_free =
             __library.get(b"libxl_dominfo_list_free\0").map(|sym| *sym)?;
+        let libxl_list_vcpu = __library.get(b"libxl_list_vcpu\0").map(|sym| *sym)?;
+        let libxl_vcpuinfo_list_free =
+            __library.get(b"libxl_vcpuinfo_list_free\0").map(|sym| *sym)?;
         let libxl_userdata_store = __library.get(b"libxl_userdata_store\0").map(|sym| *sym)?;
         let libxl_userdata_retrieve =
             __library.get(b"libxl_userdata_retrieve\0").map(|sym| *sym)?;
@@ -1341,6 +1364,8 @@ impl Libxl {
             libxl_domain_info,
             libxl_list_domain,
             libxl_dominfo_list_free,
+            libxl_list_vcpu,
+            libxl_vcpuinfo_list_free,
             libxl_userdata_store,
             libxl_userdata_retrieve,
             libxl_get_physinfo,
@@ -1562,6 +1587,22 @@ impl Libxl {
         nb_domain: ::core::ffi::c_int,
     ) {
         (self.libxl_dominfo_list_free)(list, nb_domain)
+    }
+    pub unsafe fn libxl_list_vcpu(
+        &self,
+        ctx: *mut libxl_ctx,
+        domid: u32,
+        nb_vcpu: *mut ::core::ffi::c_int,
+        nr_cpus_out: *mut ::core::ffi::c_int,
+    ) -> *mut libxl_vcpuinfo {
+        (self.libxl_list_vcpu)(ctx, domid, nb_vcpu, nr_cpus_out)
+    }
+    pub unsafe fn libxl_vcpuinfo_list_free(
+        &self,
+        arg1: *mut libxl_vcpuinfo,
+        nr_vcpus: ::core::ffi::c_int,
+    ) {
+        (self.libxl_vcpuinfo_list_free)(arg1, nr_vcpus)
     }
     pub unsafe fn libxl_userdata_store(
         &self,

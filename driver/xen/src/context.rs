@@ -31,7 +31,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
-use virtsnap_engine::inspect::Node;
+use virtsnap_engine::inspect::{Node, VcpuState, VcpuTime};
 use virtsnap_xen_sys::v4_17 as xl;
 
 use crate::guest::Guest;
@@ -254,6 +254,24 @@ impl Context {
                 0 | xl::ERROR_DOMAIN_NOTFOUND => Ok(told),
                 _ => Err(self.failed(mark, &format!("cannot ask for domain {id}"))),
             }
+        }
+    }
+
+    /// Those that the guest has, also the ones it has not brought up. Blocks shortly.
+    pub fn vcpus(&self, id: u32) -> Result<Vec<VcpuTime>> {
+        let (lib, ctx, mark) = (&self.inner.lib, self.inner.ctx, self.inner.log.mark());
+        let (mut count, mut host) = (0, 0);
+        // SAFETY: the list has `count` entries, whose maps are as long as they say, and is given
+        // back to libxl once it is read.
+        unsafe {
+            let list = lib.libxl_list_vcpu(ctx, id, &raw mut count, &raw mut host);
+            if list.is_null() {
+                return Err(self.failed(mark, &format!("cannot list the vCPUs of domain {id}")));
+            }
+            let entries = std::slice::from_raw_parts(list, usize::try_from(count).unwrap_or(0));
+            let vcpus = entries.iter().map(|vcpu| vcpu_of(vcpu)).collect();
+            lib.libxl_vcpuinfo_list_free(list, count);
+            Ok(vcpus)
         }
     }
 
@@ -861,6 +879,29 @@ fn info_of(info: &xl::libxl_dominfo) -> Info {
             xl::LIBXL_DOMAIN_TYPE_HVM => Some(Guest::Hvm),
             _ => None,
         },
+    }
+}
+
+/// SAFETY: its map has as many bytes as it says.
+unsafe fn vcpu_of(vcpu: &xl::libxl_vcpuinfo) -> VcpuTime {
+    let map = &vcpu.cpumap;
+    let affinity = (!map.map.is_null()).then(|| {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts(map.map, usize::try_from(map.size).unwrap_or(0)) }
+            .to_vec()
+    });
+    let state = match (vcpu.online, vcpu.running, vcpu.blocked) {
+        (false, ..) => VcpuState::Offline,
+        (true, false, true) => VcpuState::Blocked,
+        // What is neither waits for a processor, or for its guest to be unpaused.
+        (true, ..) => VcpuState::Running,
+    };
+    VcpuTime {
+        number: vcpu.vcpuid,
+        state,
+        nanoseconds: vcpu.vcpu_time,
+        host_cpu: (state != VcpuState::Offline).then_some(vcpu.cpu),
+        affinity,
     }
 }
 

@@ -191,7 +191,8 @@ impl Inspect for Xen {
 
     fn cpu_times(&self, domain: Uuid) -> Result<CpuTimes> {
         let total = self.info(domain)?.cpu_time;
-        Ok(CpuTimes { total, ..CpuTimes::default() })
+        let vcpus = self.shared.context.vcpus(self.running(domain)?.id)?;
+        Ok(CpuTimes { total, parts: None, vcpus })
     }
 
     /// All of its memory: Xen takes none away behind its back.

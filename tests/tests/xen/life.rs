@@ -19,6 +19,19 @@ fn a_pv_guest_lives_as_virsh_says() {
     let told = vm.virsh("dominfo {}");
     assert!(told.contains("OS Type:        linux"), "{told}");
     assert!(told.contains("Max memory:     98304 KiB"), "{told}");
+    let told = vm.virsh("vcpuinfo {}");
+    let value = |name: &str| {
+        let line = told.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} {told}")).trim().to_owned()
+    };
+    assert_eq!(["VCPU:", "CPU:", "CPU Affinity:"].map(value), ["0", "0", "y"], "{told}");
+    assert!(["running", "blocked"].contains(&value("State:").as_str()), "{told}");
+    assert!(value("CPU time:").trim_end_matches('s').parse::<f64>().unwrap() > 0.0, "{told}");
+    assert_eq!(vm.virsh("vcpucount {} --live").trim(), "1");
+    let told = vm.virsh("domstats {} --cpu-total --vcpu");
+    assert!(told.contains("vcpu.0.time=") && !told.contains("cpu.user"), "{told}");
+    let told = vm.refused("nodecpustats");
+    assert!(told.contains("not supported"), "{told}");
     let id: u32 = vm.virsh("domid {}").trim().parse().unwrap();
     let xml = vm.virsh("dumpxml {}");
     assert!(xml.contains(&format!("<domain type='xen' id='{id}'")), "{xml}");

@@ -2,7 +2,7 @@
 
 use virtsnap_engine::domain::{PausedReason, State};
 use virtsnap_engine::error::{Condition, Error};
-use virtsnap_engine::inspect::Inspect;
+use virtsnap_engine::inspect::{Inspect, VcpuTime};
 use virtsnap_rpc::remote::*;
 use virtsnap_rpc::xdr::Opaque;
 
@@ -140,7 +140,6 @@ pub(super) async fn vcpus<H: Inspect>(
     cx: Context<'_, H>,
     args: DomainGetVcpusArgs,
 ) -> Outcome<DomainGetVcpusRet> {
-    const RUNNING: i32 = 1;
     let domain = cx.domain(&args.dom)?;
     let domains = &cx.daemon.domains;
     let active = domains.running(&domain)?;
@@ -148,28 +147,37 @@ pub(super) async fn vcpus<H: Inspect>(
     let wanted = super::lists::at_most(args.max_info)
         .min(MAX_VCPUS)
         .min(usize::try_from(size(&active.live).vcpus).unwrap_or(0));
-    let map_len = super::lists::at_most(args.map_len);
-    let map = all_cpus(map_len)?;
-    let info: Vec<VcpuInfo> = times
-        .vcpus
-        .iter()
-        .take(wanted)
+    let all = all_cpus(&cx, super::lists::at_most(args.map_len)).await?;
+    let listed: Vec<_> = times.vcpus.iter().take(wanted).collect();
+    let cpumaps = listed.iter().flat_map(|vcpu| cpu_map_of(vcpu, &all)).collect();
+    let info: Vec<VcpuInfo> = listed
+        .into_iter()
         .map(|vcpu| VcpuInfo {
             number: vcpu.number,
-            state: RUNNING,
+            state: numbers::vcpu_state(vcpu.state),
             cpu_time: vcpu.nanoseconds,
             cpu: vcpu.host_cpu.and_then(|cpu| i32::try_from(cpu).ok()).unwrap_or(-1),
         })
         .collect();
-    let cpumaps = Opaque(map.repeat(info.len()));
-    Ok(DomainGetVcpusRet { info: info.into(), cpumaps })
+    Ok(DomainGetVcpusRet { info: info.into(), cpumaps: Opaque(cpumaps) })
 }
 
-/// A bit map of `len` bytes with every online processor: nothing here is pinned.
-pub(super) fn all_cpus(len: usize) -> Outcome<Vec<u8>> {
+/// In as many bytes as `all` has, which are those of a vCPU that is not pinned.
+pub(super) fn cpu_map_of(vcpu: &VcpuTime, all: &[u8]) -> Vec<u8> {
+    let mut map = vcpu.affinity.clone().unwrap_or_else(|| all.to_vec());
+    map.resize(all.len(), 0);
+    map
+}
+
+/// A bit map of `len` bytes with every online processor.
+pub(super) async fn all_cpus<H: Inspect>(cx: &Context<'_, H>, len: usize) -> Outcome<Vec<u8>> {
     const LONGEST: usize = 2048;
     let mut map = vec![0u8; len.min(LONGEST)];
-    for cpu in crate::host::cpu_map()?.online {
+    let online = match cx.daemon.domains.hypervisor.node().await? {
+        Some(node) => (0..node.cpus).collect(),
+        None => crate::host::cpu_map()?.online,
+    };
+    for cpu in online {
         let (byte, bit) = (cpu / 8, cpu % 8);
         if let Some(byte) = usize::try_from(byte).ok().and_then(|byte| map.get_mut(byte)) {
             *byte |= 1 << bit;

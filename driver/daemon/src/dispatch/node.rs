@@ -95,15 +95,25 @@ pub(super) async fn max_vcpus<H: Inspect>(
     Ok(ConnectGetMaxVcpusRet { max_vcpus: number(node.map_or(OF_QEMU, |node| node.max_vcpus)) })
 }
 
+/// Refused where the daemon's kernel is a guest itself, as dom0's is, and so the wrong one to ask.
+pub(super) async fn is_the_host<H: Inspect>(cx: &Context<'_, H>, what: &str) -> Outcome<()> {
+    match cx.daemon.domains.hypervisor.node().await? {
+        Some(_) => Err(super::unsupported(what)),
+        None => Ok(()),
+    }
+}
+
 pub(super) async fn cpu_map<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     args: NodeGetCpuMapArgs,
 ) -> Outcome<NodeGetCpuMapRet> {
     flags::only::<H>(args.flags, 0, "nodeGetCPUMap")?;
+    is_the_host(&cx, "a map of the host's processors").await?;
     let map = host::cpu_map()?;
     let present = map.present.last().map_or(0, |last| last + 1);
     let bytes = usize::try_from(present.div_ceil(8)).unwrap_or(0);
-    let cpumap = if args.need_map == 0 { Vec::new() } else { super::info::all_cpus(bytes)? };
+    let cpumap =
+        if args.need_map == 0 { Vec::new() } else { super::info::all_cpus(&cx, bytes).await? };
     let online = if args.need_online == 0 { 0 } else { map.online.len() };
     let online = u32::try_from(online).unwrap_or(u32::MAX);
     Ok(NodeGetCpuMapRet { cpumap: Opaque(cpumap), online, ret: number(present) })
@@ -123,10 +133,11 @@ fn fetch<T>(all: Vec<T>, asked: i32) -> (Vec<T>, i32) {
 }
 
 pub(super) async fn cpu_stats<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     args: NodeGetCpuStatsArgs,
 ) -> Outcome<NodeGetCpuStatsRet> {
     flags::only::<H>(args.flags, 0, "nodeGetCPUStats")?;
+    is_the_host(&cx, "the use of the host's processors").await?;
     const ALL: i32 = -1;
     let cpu = match args.cpu_num {
         ALL => None,
@@ -148,7 +159,7 @@ pub(super) async fn cpu_stats<H: Inspect>(
 }
 
 pub(super) async fn memory_stats<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     args: NodeGetMemoryStatsArgs,
 ) -> Outcome<NodeGetMemoryStatsRet> {
     flags::only::<H>(args.flags, 0, "nodeGetMemoryStats")?;
@@ -156,8 +167,11 @@ pub(super) async fn memory_stats<H: Inspect>(
     let cell = |cell: i32| {
         Error::new(Condition::InvalidArgument, format!("the host has no NUMA cell {cell}"))
     };
-    let fields = match args.cell_num {
-        ALL => {
+    let node = cx.daemon.domains.hypervisor.node().await?;
+    let fields = match (node, args.cell_num) {
+        (Some(node), ALL) => vec![("total", node.memory_kib), ("free", node.free_kib)],
+        (Some(_), _) => return Err(super::unsupported("the memory of a NUMA cell")),
+        (None, ALL) => {
             let memory = host::memory()?;
             vec![
                 ("total", memory.total),
@@ -166,7 +180,7 @@ pub(super) async fn memory_stats<H: Inspect>(
                 ("cached", memory.cached),
             ]
         }
-        number => {
+        (None, number) => {
             let known = u32::try_from(number).map_err(|_| cell(number))?;
             let memory = host::cell_memory(known)?.ok_or_else(|| cell(number))?;
             vec![("total", memory.total), ("free", memory.free)]
@@ -190,11 +204,19 @@ pub(super) async fn free_memory<H: Inspect>(
 }
 
 pub(super) async fn cells_free_memory<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     args: NodeGetCellsFreeMemoryArgs,
 ) -> Outcome<NodeGetCellsFreeMemoryRet> {
     let start = u32::try_from(args.start_cell).unwrap_or(0);
     let mut free = Vec::new();
+    match cx.daemon.domains.hypervisor.node().await? {
+        Some(node) if node.nodes <= 1 && start == 0 && args.maxcells > 0 => {
+            let cells = vec![node.free_kib.saturating_mul(1024)].into();
+            return Ok(NodeGetCellsFreeMemoryRet { cells });
+        }
+        Some(_) => return Err(super::unsupported("the memory of a NUMA cell")),
+        None => {}
+    }
     let from_start = host::cells().into_iter().filter(|cell| *cell >= start);
     for cell in from_start.take(super::lists::at_most(args.maxcells)) {
         let kib = host::cell_memory(cell)?.map_or(0, |memory| memory.free);
@@ -204,10 +226,11 @@ pub(super) async fn cells_free_memory<H: Inspect>(
 }
 
 pub(super) async fn free_pages<H: Inspect>(
-    _: Context<'_, H>,
+    cx: Context<'_, H>,
     args: NodeGetFreePagesArgs,
 ) -> Outcome<NodeGetFreePagesRet> {
     flags::only::<H>(args.flags, 0, "nodeGetFreePages")?;
+    is_the_host(&cx, "counting the host's pages").await?;
     let mut counts = Vec::new();
     let start = u32::try_from(args.start_cell).unwrap_or(0);
     for cell in host::cells().into_iter().filter(|cell| *cell >= start) {

@@ -1,10 +1,19 @@
 //! States and reasons as libvirt numbers them (virDomainState and its reasons).
 
 use virtsnap_engine::domain::{PausedReason, RunningReason, ShutOffReason, State};
+use virtsnap_engine::inspect::VcpuState;
 
 pub(super) const RUNNING: i32 = 1;
 pub(super) const PAUSED: i32 = 3;
 pub(super) const SHUT_OFF: i32 = 5;
+
+pub(super) fn vcpu_state(state: VcpuState) -> i32 {
+    match state {
+        VcpuState::Offline => 0,
+        VcpuState::Running => 1,
+        VcpuState::Blocked => 2,
+    }
+}
 
 /// (state, reason)
 pub(super) fn state(state: State) -> (i32, i32) {

@@ -68,8 +68,10 @@ async fn of_domain<H: Inspect>(cx: &Context<'_, H>, of: &Domain, wanted: u32) ->
         && let Ok(times) = domains.hypervisor.cpu_times(of.uuid)
     {
         params.push(TypedParam::new("cpu.time", times.total));
-        params.push(TypedParam::new("cpu.user", times.user));
-        params.push(TypedParam::new("cpu.system", times.system));
+        if let Some(parts) = times.parts {
+            params.push(TypedParam::new("cpu.user", parts.user));
+            params.push(TypedParam::new("cpu.system", parts.system));
+        }
     }
     if wanted & BALLOON != 0 {
         balloon(cx, of, &mut params).await;
@@ -116,9 +118,9 @@ fn vcpus<H: Inspect>(cx: &Context<'_, H>, of: &Domain, state: State, params: &mu
     }
     let Ok(times) = domains.hypervisor.cpu_times(of.uuid) else { return };
     for vcpu in &times.vcpus {
-        const RUNNING: i32 = 1;
         let number = vcpu.number;
-        params.push(TypedParam::new(format!("vcpu.{number}.state"), RUNNING));
+        let state = numbers::vcpu_state(vcpu.state);
+        params.push(TypedParam::new(format!("vcpu.{number}.state"), state));
         params.push(TypedParam::new(format!("vcpu.{number}.time"), vcpu.nanoseconds));
     }
 }
@@ -289,7 +291,10 @@ pub(super) async fn cpu<H: Inspect>(
         return Err(super::unsupported("a guest's time on each of the host's processors"));
     }
     let times = cx.daemon.domains.hypervisor.cpu_times(domain.uuid)?;
-    let all = [("cpu_time", times.total), ("user_time", times.user), ("system_time", times.system)];
+    let mut all = vec![("cpu_time", times.total)];
+    if let Some(parts) = times.parts {
+        all.extend([("user_time", parts.user), ("system_time", parts.system)]);
+    }
     let count = i32::try_from(all.len()).unwrap_or(i32::MAX);
     let most = usize::try_from(args.nparams).unwrap_or(0);
     let params = all.into_iter().take(most).map(|(field, value)| TypedParam::new(field, value));
