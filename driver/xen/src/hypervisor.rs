@@ -14,6 +14,7 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
 
 use crate::context::{Context, Ended};
+use crate::device_model::OfHost;
 use crate::host::Host;
 use crate::instance::Instance;
 
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) config: XenConfig,
     pub(crate) context: Context,
     pub(crate) host: Host,
+    pub(crate) device_model: OfHost,
     pub(crate) events: Arc<dyn EventSink>,
     instances: Mutex<BTreeMap<Uuid, Arc<Instance>>>,
     /// Domains that are being started.
@@ -85,6 +87,7 @@ impl Xen {
             config,
             context,
             host,
+            device_model: OfHost::default(),
             events,
             instances: Mutex::default(),
             starting: Mutex::default(),

@@ -5,6 +5,7 @@
 //! - [`context`]: libxl itself;
 //! - [`hypervisor`]: the driver behind the engine's port; [`instance`]: one running domain;
 //! - `facts`: what a plan is made from; `merge`: layers merged and snapshots deleted;
+//! - `device_model`, `capabilities`: what guests can have here;
 //! - `start`, `life`, `reconnect`: a domain's way from its definition to its end;
 //! - `save_image`: memory in a file, in xl's format; `saving`: on its way there;
 //! - `steps`: the acts of a plan.
@@ -15,6 +16,7 @@ mod capabilities;
 pub mod complete;
 pub mod config;
 pub mod context;
+mod device_model;
 mod facts;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -9,15 +9,16 @@ use virtsnap_block::{merge, place, survey};
 use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, Format, InternalSnapshot, PathKind, Place, Room};
-use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect, Node};
+use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect, Node, Platform};
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
 use virtsnap_xml::element::Element;
 
+use crate::capabilities::Offer;
 use crate::context::Info;
 use crate::hypervisor::Xen;
-use crate::{capabilities, complete, save_image};
+use crate::{complete, save_image};
 
 impl Hypervisor for Xen {
     fn complete(&self, domain: Element) -> Result<Element> {
@@ -29,8 +30,7 @@ impl Hypervisor for Xen {
     }
 
     async fn capabilities(&self) -> Result<Element> {
-        let context = self.shared.context.clone();
-        blocking(move || Ok(capabilities::of(&context.host_info()?))).await
+        Ok(self.offer().await?.capabilities())
     }
 
     async fn reconnect(&self) -> Result<Vec<Active>> {
@@ -189,6 +189,10 @@ impl Inspect for Xen {
         blocking(move || Ok(Some(context.host_info()?.node))).await
     }
 
+    async fn domain_capabilities(&self, platform: &Platform) -> Result<Element> {
+        self.offer().await?.domain_capabilities(platform)
+    }
+
     fn cpu_times(&self, domain: Uuid) -> Result<CpuTimes> {
         let total = self.info(domain)?.cpu_time;
         let vcpus = self.shared.context.vcpus(self.running(domain)?.id)?;
@@ -229,6 +233,12 @@ impl Inspect for Xen {
 }
 
 impl Xen {
+    async fn offer(&self) -> Result<Offer> {
+        let context = self.shared.context.clone();
+        let host = blocking(move || context.host_info()).await?;
+        Ok(Offer::new(host, self.shared.device_model.get().await))
+    }
+
     fn info(&self, domain: Uuid) -> Result<Info> {
         let instance = self.running(domain)?;
         let gone = || Error::new(Condition::OperationInvalid, "domain is not running");

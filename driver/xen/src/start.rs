@@ -20,6 +20,7 @@ use virtsnap_xml::element::Element;
 
 use crate::complete::{self, Runtime};
 use crate::config::{self, to_libxl};
+use crate::device_model;
 use crate::hypervisor::{Shared, Xen};
 use crate::instance::{Instance, Owner, Status, directory};
 use crate::save_image::{self, Head};
@@ -154,6 +155,7 @@ impl Shared {
         let channels = dir.join("channel");
         let mut live = live_form(definition, channels.clone())?;
         let config = to_libxl(&live, &self.host)?;
+        device_model::check(&live, name, &self.device_model).await?;
         Status::starting(uuid, name, &live).write(&dir)?;
         let made = async {
             blocking(move || {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use virtsnap_tests::host;
 use virtsnap_tests::virsh::Virsh;
-use virtsnap_tests::xen::{XenGuest, XenHost, XenSpec};
+use virtsnap_tests::xen::{Kind, XenGuest, XenHost, XenSpec};
 
 use crate::lent;
 
@@ -34,6 +34,39 @@ fn a_connection_is_of_xen_and_of_nothing_else() {
         let refused = other.run("list");
         assert!(!refused.success && refused.stderr.contains(told), "{scheme}: {}", refused.stderr);
     }
+}
+
+/// What is offered is there, and a guest that cannot be started is refused before it is made.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn what_a_guest_can_have_is_told() {
+    let host = lent!();
+    let [pv, hvm] = ["xenpv", "xenfv"]
+        .map(|machine| host.virsh.ok(&format!("domcapabilities --machine {machine}")));
+    let within = |text: &str, tag: &str| -> Vec<String> {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        let parts = text.split(&open).skip(1);
+        parts.map(|part| part.split(&close).next().unwrap().to_owned()).collect()
+    };
+    let loader = hvm.split("<loader").nth(1).and_then(|rest| rest.split("<enum").next()).unwrap();
+    let files = [within(&hvm, "path"), within(loader, "value")].concat();
+    assert!(files.len() >= 2, "{hvm}");
+    for file in files {
+        host.ok(&format!("test -f {file}"));
+    }
+    assert!(hvm.contains("<value>ide</value>") && !pv.contains("<value>ide</value>"), "{pv}");
+    assert!(pv.contains("<value>xen</value>") && pv.contains("<loader supported='no'/>"), "{pv}");
+
+    let vm = host.define(XenSpec::new("vm").kind(Kind::Hvm));
+    let without = vm.virsh("dumpxml {}").replace("<acpi/>", "");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), without).unwrap();
+    host.virsh.ok(&format!("define {}", file.path().display()));
+    // Debian's device model is of those that cannot do without.
+    let told = vm.refused("start {}");
+    assert!(told.contains("-no-acpi") && told.contains("add <acpi/>"), "{told}");
+    assert_eq!(vm.state(), "shut off");
+    assert!(host.virsh.ok("capabilities").contains("<acpi default='on' toggle='no'/>"));
 }
 
 fn off(host: &XenHost) -> XenGuest<'_> {

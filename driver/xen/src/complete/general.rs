@@ -11,7 +11,7 @@ use super::{bad, checked_number, set_default, unsupported};
 use crate::guest::Guest;
 
 /// What Xen counts vcpus and sizes by is narrower than what XML can say.
-const MOST_VCPUS: u32 = 4096;
+pub(crate) const MOST_VCPUS: u32 = 4096;
 const MOST_KIB: u64 = 1 << 40;
 
 pub(super) fn complete(root: &mut Element) -> Result<Guest> {

@@ -33,6 +33,7 @@ use virtsnap_xml::element::Element;
 use crate::host::Host;
 
 pub use abi::abi_difference;
+pub(crate) use general::MOST_VCPUS;
 pub use live::{Runtime, live, with_id};
 
 /// The persistent form of a definition, as `virsh dumpxml --inactive` shows it.

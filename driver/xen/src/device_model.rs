@@ -1,0 +1,157 @@
+//! The program that libxl starts as a guest's device model, and what it can.
+//!
+//! libxl has its path compiled in and tells nobody. So it is looked for where distributions have it;
+//! where there are two, it is not known which one is meant. What it can is what its `-help` lists.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use tokio::process::Command;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use virtsnap_block::child::confine_tool;
+use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_xml::domain;
+use virtsnap_xml::element::Element;
+
+use crate::guest::Guest;
+
+/// Debian's, and that of a Xen which brings its own.
+const PLACES: [&str; 6] = [
+    "/usr/libexec/xen-qemu-system-i386",
+    "/usr/lib/xen-4.17/bin/qemu-system-i386",
+    "/usr/lib/xen/bin/qemu-system-i386",
+    "/usr/libexec/xen/bin/qemu-system-i386",
+    "/usr/local/lib/xen/bin/qemu-system-i386",
+    "/usr/local/libexec/xen/bin/qemu-system-i386",
+];
+
+/// What it takes to say what it can.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeviceModel {
+    pub(crate) path: PathBuf,
+    help: String,
+}
+
+/// That of this host, asked once for as long as it is the same file.
+#[derive(Debug, Default)]
+pub(crate) struct OfHost(Mutex<Option<(SystemTime, DeviceModel)>>);
+
+impl OfHost {
+    /// None: nobody knows which it is, or it does not tell.
+    pub(crate) async fn get(&self) -> Option<DeviceModel> {
+        let mut found = PLACES.map(PathBuf::from).into_iter().filter(|path| path.is_file());
+        let (Some(path), None) = (found.next(), found.next()) else { return None };
+        let made = std::fs::metadata(&path).and_then(|meta| meta.modified()).ok()?;
+        let mut known = self.0.lock().await;
+        match known.as_ref() {
+            Some((then, model)) if *then == made && model.path == path => {}
+            _ => *known = Some((made, DeviceModel::ask(path).await?)),
+        }
+        known.as_ref().map(|(_, model)| model.clone())
+    }
+}
+
+impl DeviceModel {
+    async fn ask(path: PathBuf) -> Option<Self> {
+        let mut run = Command::new(&path);
+        run.arg("-help").env("LC_ALL", "C").current_dir("/");
+        run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        confine_tool(run.as_std_mut());
+        let told = timeout(PATIENCE, run.output()).await.ok()?.ok()?;
+        let help = String::from_utf8_lossy(&told.stdout).into_owned();
+        let model = Self { path, help };
+        // Something else, or a form that we do not know.
+        model.has("name").then_some(model)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn told(path: PathBuf, help: &str) -> Self {
+        Self { path, help: help.to_owned() }
+    }
+
+    /// It has an option of that name.
+    pub(crate) fn has(&self, option: &str) -> bool {
+        let mut options = self.help.lines().filter_map(|line| line.strip_prefix('-'));
+        options.any(|line| line.split([' ', '[', '=']).next() == Some(option))
+    }
+
+    /// libxl starts that of a guest without ACPI with an option that QEMU 9 has no more.
+    pub(crate) fn can_do_without_acpi(&self) -> bool {
+        self.has("no-acpi")
+    }
+}
+
+/// Refuses a guest whose device model would end before it begins.
+pub(crate) async fn check(live: &Element, name: &str, of_host: &OfHost) -> Result<()> {
+    let has_acpi = live.at(&["features", "acpi"]).is_some();
+    if has_acpi || Guest::of(live) != Some(Guest::Hvm) {
+        return Ok(());
+    }
+    let model = match domain::emulator(live) {
+        Some(path) => DeviceModel::ask(path.into()).await,
+        None => of_host.get().await,
+    };
+    match model {
+        Some(model) if !model.can_do_without_acpi() => Err(without_acpi(&model.path, name)),
+        _ => Ok(()),
+    }
+}
+
+fn without_acpi(model: &Path, name: &str) -> Error {
+    let model = model.display();
+    Error::new(
+        Condition::ConfigUnsupported,
+        format!(
+            "domain '{name}' has no ACPI, and the device model '{model}' cannot do without: it knows \
+             no -no-acpi, which libxl gives it then; add <acpi/> to the domain's <features>"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const OLD: &str = "-name string1[,process=string2]\n                set it\n\
+                       -no-acpi        disable ACPI\n-spice [port=port]\n-vnc <display> use it\n";
+
+    fn program(directory: &Path, help: &str) -> PathBuf {
+        let path = directory.join("model");
+        fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{help}END\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn hvm(features: &str, emulator: &Path) -> Element {
+        let emulator = emulator.display();
+        let text = format!(
+            "<domain><os><type>hvm</type></os><features>{features}</features>\
+             <devices><emulator>{emulator}</emulator></devices></domain>"
+        );
+        Element::parse(&text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_guest_without_acpi_needs_a_device_model_that_can() {
+        let home = tempfile::tempdir().unwrap();
+        let model = program(home.path(), OLD);
+        check(&hvm("", &model), "vm", &OfHost::default()).await.unwrap();
+        let told = DeviceModel::ask(model).await.unwrap();
+        assert!(told.has("spice") && told.has("vnc") && !told.has("sdl"));
+        let model = program(home.path(), &OLD.replace("-no-acpi  ", "-no-hpet  "));
+        check(&hvm("<acpi/>", &model), "vm", &OfHost::default()).await.unwrap();
+        let refused = check(&hvm("<pae/>", &model), "vm", &OfHost::default()).await.unwrap_err();
+        assert!(refused.message.contains("<acpi/>"), "{}", refused.message);
+        // What does not tell is not judged.
+        for what in [program(home.path(), "usage: model\n"), home.path().join("none")] {
+            check(&hvm("", &what), "vm", &OfHost::default()).await.unwrap();
+        }
+    }
+}
