@@ -73,13 +73,15 @@ fn user_of(
     }
 }
 
-/// None: a file system that does not say, or one that is gone: whoever writes will hear of it.
+/// Of a directory that is yet to be made, what the nearest one above it has. None: a file system
+/// that does not say, or one that is gone: whoever writes will hear of it.
 pub async fn room(directory: &Path) -> Option<Room> {
     let directory = directory.to_owned();
     let asked = blocking(move || {
-        let fail = |err| system("look at", &directory, err);
-        let room = rustix::fs::statvfs(&directory).map_err(|err| fail(err.into()))?;
-        let meta = fs::metadata(&directory).map_err(fail)?;
+        let there = directory.ancestors().find(|path| path.exists()).unwrap_or(&directory);
+        let fail = |err| system("look at", there, err);
+        let room = rustix::fs::statvfs(there).map_err(|err| fail(err.into()))?;
+        let meta = fs::metadata(there).map_err(fail)?;
         Ok((room, meta.dev()))
     });
     let (room, file_system) = asked.await.ok()?;
@@ -104,4 +106,17 @@ async fn is_blank(tool: &QemuImg, path: &Path, format: &Format) -> Result<bool> 
         read().map_err(|err| system("read", &path, err))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_that_is_yet_to_be_made_has_the_room_above_it() {
+        let home = tempfile::tempdir().unwrap();
+        let there = room(home.path()).await.unwrap();
+        let later = room(&home.path().join("not/yet")).await.unwrap();
+        assert_eq!(later.file_system, there.file_system);
+    }
 }

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use virtsnap_engine::options::Meanwhile;
 use virtsnap_qemu::hypervisor::MergeLimits;
 use virtsnap_store::Store;
+use virtsnap_xen::hypervisor::SNAPSHOTS;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -120,6 +121,8 @@ pub(crate) struct Guests {
     /// On Xen: the host's bridge behind each network that definitions name; none: as libvirt makes
     /// its default network.
     pub(crate) network_bridges: Option<BTreeMap<String, String>>,
+    /// On Xen: what of a domain's snapshots stands beside no image, by the domain's uuid.
+    pub(crate) snapshot_dir: PathBuf,
 }
 
 /// The file as written.
@@ -149,6 +152,7 @@ struct File {
     /// Whether a running guest goes on while a snapshot puts its memory into a file.
     live_memory: Option<bool>,
     network_bridges: Option<BTreeMap<String, String>>,
+    snapshot_dir: Option<PathBuf>,
 }
 
 impl File {
@@ -162,7 +166,10 @@ impl File {
             ("sandbox", self.sandbox.is_some()),
             ("freeze_seconds", self.freeze_seconds.is_some()),
         ];
-        let of_xen = [("network_bridges", self.network_bridges.is_some())];
+        let of_xen = [
+            ("network_bridges", self.network_bridges.is_some()),
+            ("snapshot_dir", self.snapshot_dir.is_some()),
+        ];
         let foreign = match hypervisor {
             Hypervisor::Qemu => &of_xen[..],
             Hypervisor::Xen => &of_qemu[..],
@@ -253,6 +260,7 @@ impl Config {
                     Some(false) => Meanwhile::StandsStill,
                 },
                 network_bridges: file.network_bridges,
+                snapshot_dir: file.snapshot_dir.unwrap_or_else(|| SNAPSHOTS.into()),
             },
             max_clients: file.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS),
             log: file.log.unwrap_or_else(|| "info".to_owned()),
@@ -264,6 +272,7 @@ impl Config {
             ("run_dir", Some(&config.run_dir)),
             ("state_dir", Some(&config.state_dir)),
             ("emulator", config.guests.emulator.as_ref()),
+            ("snapshot_dir", Some(&config.guests.snapshot_dir)),
         ] {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {
                 return Err(ConfigError::Relative { what, path: path.clone() });
@@ -280,7 +289,7 @@ impl Config {
         let store = Store::open(&self.state_dir)?;
         Ok(match self.hypervisor {
             Hypervisor::Qemu => store,
-            Hypervisor::Xen => store.informing(),
+            Hypervisor::Xen => store.informing().with_strays_in(&self.guests.snapshot_dir),
         })
     }
 
@@ -395,6 +404,13 @@ mod tests {
         let found = config(Mode::System, &format!("{XEN}{bridges}"), &[]).unwrap();
         assert_eq!(found.guests.network_bridges.unwrap()["default"], "virbr0");
         assert!(config(Mode::System, bridges, &[]).unwrap_err().contains("network_bridges"));
+        assert_eq!(found.guests.snapshot_dir, Path::new("/var/lib/xen/snapshots"));
+        let place = "snapshot_dir = '/srv/snapshots'";
+        let found = config(Mode::System, &format!("{XEN}{place}"), &[]).unwrap();
+        assert_eq!(found.guests.snapshot_dir, Path::new("/srv/snapshots"));
+        assert!(config(Mode::System, place, &[]).unwrap_err().contains("snapshot_dir"));
+        let relative = config(Mode::System, &format!("{XEN}snapshot_dir = 'x'"), &[]);
+        assert!(relative.unwrap_err().contains("absolute"));
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn xen_settings(config: &Config) -> XenConfig {
         config.state_dir.join("log"),
     );
     settings.merges = config.guests.merges;
+    settings.snapshot_dir.clone_from(&config.guests.snapshot_dir);
     if let Some(bridges) = &config.guests.network_bridges {
         settings.network_bridges.clone_from(bridges);
     }

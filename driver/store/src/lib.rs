@@ -79,6 +79,8 @@ pub struct Store {
     disk: Disk,
     domains: PathBuf,
     informs: bool,
+    /// Has a directory for each domain, by its uuid, in which strays are, too.
+    strays: Option<PathBuf>,
     /// Each domain has a lock of its own: the disk is slow.
     shelves: Mutex<BTreeMap<Uuid, Arc<Mutex<Shelf>>>>,
     _lock: RootLock,
@@ -149,6 +151,12 @@ impl Store {
         Self { informs: true, ..self }
     }
 
+    /// [`Store::strays`] are looked for there as well, in a directory named by the domain's uuid.
+    #[must_use]
+    pub fn with_strays_in(self, directory: &Path) -> Self {
+        Self { strays: Some(directory.to_owned()), ..self }
+    }
+
     fn open_on(disk: Disk, root: &Path) -> Result<Self> {
         disk.make_directories(root).map_err(failed("make the directory", root))?;
         let lock = lock_root(root)?;
@@ -157,7 +165,7 @@ impl Store {
         let domains = root.join("domains");
         disk.make_directory(&domains).map_err(failed("make the directory", &domains))?;
         let shelves = Mutex::default();
-        let store = Self { disk, domains, informs: false, shelves, _lock: lock };
+        let store = Self { disk, domains, informs: false, strays: None, shelves, _lock: lock };
         store.finish_forgetting()?;
         let cleaned = store.disk.remove_leftovers(&store.domains);
         cleaned.map_err(failed("clean up", &store.domains))?;
@@ -223,7 +231,8 @@ impl Store {
     /// What somebody put among the moments of a domain for snapshots that are none of them, and in
     /// which file; nothing, unless the store is [`Store::informing`].
     pub fn strays(&self, domain: Uuid) -> Result<Vec<(PathBuf, Information)>> {
-        hold(&*self.shelf(domain)?).strays()
+        let elsewhere = self.strays.as_ref().map(|all| all.join(domain.to_string()));
+        hold(&*self.shelf(domain)?).strays(elsewhere)
     }
 
     /// One of them is a moment now. If it is not the file beside that moment's record, it goes.

@@ -308,14 +308,17 @@ impl Shelf {
     }
 
     /// What somebody put here for snapshots that are none of ours, and in which file.
-    pub(crate) fn strays(&self) -> Result<Vec<(PathBuf, Information)>> {
+    pub(crate) fn strays(&self, elsewhere: Option<PathBuf>) -> Result<Vec<(PathBuf, Information)>> {
         if !self.informs {
             return Ok(Vec::new());
         }
-        let directory = self.directory.join(MOMENTS);
-        let found = files(&directory).map_err(failed("read the directory", &directory))?;
+        let mut found = Vec::new();
+        for directory in [self.directory.join(MOMENTS)].into_iter().chain(elsewhere) {
+            let files = files(&directory).map_err(failed("read the directory", &directory))?;
+            found.extend(files.into_iter().filter(|path| self.is_stray(path)));
+        }
         let mut strays = Vec::new();
-        for path in found.into_iter().filter(|path| self.is_stray(path)) {
+        for path in found {
             match read_information(&path) {
                 Ok(stray) if self.files.contains_key(&stray.name) => {
                     tracing::warn!("'{}' says it is of '{}' too", path.display(), stray.name);

@@ -220,6 +220,7 @@ fn what_somebody_put_there_for_other_snapshots_is_told() {
     fs::create_dir(moments.join("snapshotdata-directory.xl")).unwrap();
 
     let stray = moments.join("snapshotdata-before.xl");
+    let store = store.with_strays_in(&home.path().join("elsewhere"));
     let found = store.strays(SHOP).unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((&found[0].0, found[0].1.name.as_str()), (&stray, "before update"));
@@ -228,6 +229,14 @@ fn what_somebody_put_there_for_other_snapshots_is_told() {
     store.took_in(SHOP, &stray).unwrap();
     assert!(!stray.exists() && moments.join("snapshotdata-before update.xl").exists());
     assert_eq!(store.strays(SHOP).unwrap(), []);
+    let elsewhere = home.path().join("elsewhere").join(SHOP.to_string());
+    fs::create_dir_all(&elsewhere).unwrap();
+    let another = elsewhere.join("snapshotdata-before update.xl");
+    fs::write(&another, INFORMATION.replace("before", "after")).unwrap();
+    let found = store.strays(SHOP).unwrap();
+    assert_eq!((found.len(), &found[0].0), (1, &another), "by its place, it is none of ours");
+    store.took_in(SHOP, &another).unwrap();
+    assert!(!another.exists());
     store.took_in(SHOP, &moments.join("snapshotdata-before update.xl")).unwrap();
     assert!(moments.join("snapshotdata-before update.xl").exists(), "that is ours");
     drop(store);

@@ -38,7 +38,7 @@ impl XenConfig {
         Self {
             run_dir,
             state_dir,
-            snapshot_dir: PathBuf::from("/var/lib/xen/snapshots"),
+            snapshot_dir: SNAPSHOTS.into(),
             log_dir,
             qemu_img: PathBuf::from("/usr/bin/qemu-img"),
             merges: MergeLimits::default(),
@@ -46,6 +46,9 @@ impl XenConfig {
         }
     }
 }
+
+/// Where Xen's users have what they keep of snapshots, when nobody says otherwise.
+pub const SNAPSHOTS: &str = "/var/lib/xen/snapshots";
 
 /// Where libvirt's Xen driver has the sockets of channels that it named for one run of a guest.
 pub const LIBVIRTS_CHANNELS: &str = "/var/lib/libvirt/libxl/channel";
