@@ -183,6 +183,7 @@ fn read_children(
         }
         if let Some(name) = line.strip_prefix('^') {
             let group = groups.iter().find(|group| group.name == name);
+            debug_assert!(group.is_some(), "the table has no group '{name}'");
             parent.children.extend(group.map(|group| group.children.clone()).unwrap_or_default());
             at += 1;
             continue;

@@ -4,6 +4,7 @@
 //! asks of the [`ports`].
 //!
 //! - [`domain`]: the words for what a domain is and does, shared by all crates above `xml`;
+//! - [`definition`]: what every driver checks and fills in alike when a domain is defined;
 //! - [`error`]: the one error type that crosses a port;
 //! - [`options`]: what a caller may choose;
 //! - [`facts`]: what a backend reports before a plan is made;
@@ -23,6 +24,7 @@
 
 pub mod blockjob;
 pub mod book;
+pub mod definition;
 pub mod domain;
 pub mod error;
 pub mod execute;

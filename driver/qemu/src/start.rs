@@ -34,7 +34,7 @@ use virtsnap_xml::element::Element;
 
 use crate::argv::{self, CommandLine, LaunchContext};
 use crate::blocks::{Chain, FLASH, Layer};
-use crate::complete::vocabulary;
+use crate::complete::VOCABULARY;
 use crate::confine::{Owner, failed};
 use crate::events::{self, Gate};
 use crate::hypervisor::{Qemu, Shared};
@@ -88,7 +88,7 @@ impl Qemu {
     ) -> Result<Active> {
         if start.from == StartFrom::Boot {
             // A definition that came from elsewhere was stored without being understood.
-            vocabulary::check(&definition)?;
+            VOCABULARY.check(&definition)?;
         }
         let saved = match &start.from {
             StartFrom::Memory { file } => Some(open_saved(file.clone()).await?),

@@ -228,7 +228,7 @@ fn no_text_of_a_definition_becomes_an_option_of_its_own() {
             let Some(place) = spoil(&mut changed, EVIL, &mut { nth }, "") else { break };
             let times = tried.entry(place.clone()).or_default();
             *times += 1;
-            if *times > FEW || crate::complete::vocabulary::check(&changed).is_err() {
+            if *times > FEW || crate::complete::VOCABULARY.check(&changed).is_err() {
                 continue;
             }
             let Ok(command) = command_line(&changed, &chains(&live), &context()) else { continue };

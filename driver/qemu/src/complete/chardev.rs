@@ -3,10 +3,12 @@
 //! The first console of a guest is, in libvirt, another name for its first serial port. It is
 //! written out as a copy of it.
 
+use virtsnap_engine::definition::{bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain::parse_number;
 use virtsnap_xml::element::Element;
 
-use super::draft::{Draft, bad, checked_number, number_of, parse_number, set_default, unsupported};
+use super::draft::{Draft, number_of};
 
 /// ISA has room for that many serial ports.
 const ISA_PORTS: u32 = 4;

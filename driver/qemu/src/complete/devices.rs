@@ -1,12 +1,12 @@
 //! Defaults of each device by itself: models, kinds, and the devices a PC always has.
 
 use uuid::Uuid;
+use virtsnap_engine::definition::{self, bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
-use virtsnap_xml::domain::normal_mac;
 use virtsnap_xml::domain::scaled_bytes;
 use virtsnap_xml::element::{Element, Node};
 
-use super::draft::{Draft, bad, checked_number, number_of, set_default, unsupported};
+use super::draft::{Draft, number_of};
 use super::{disks, displays, memory};
 
 /// Puts disks and controllers in the order in which libvirt keeps them, and drops what only a
@@ -257,14 +257,7 @@ fn interface(interface: &mut Element, rtl8139: bool) -> Result<()> {
         }
         None => interface.remove_children("source"),
     }
-    let mac = interface.child_or_insert("mac");
-    let address = match mac.attr("address") {
-        Some(address) => {
-            normal_mac(address).ok_or_else(|| bad(format!("'{address}' is not a MAC address")))?
-        }
-        None => generated_mac(),
-    };
-    mac.set_attr("address", address);
+    definition::mac(interface, generated_mac)?;
     let default = if rtl8139 { "rtl8139" } else { "e1000" };
     let model = interface.child_or_insert("model");
     set_default(model, "type", default);

@@ -1,10 +1,12 @@
 //! Disks: their order, bus, format and place on a drive controller.
 
+use virtsnap_engine::definition::{bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain::disk_index;
 use virtsnap_xml::domain::{Nbd, disks_in_order, forget_chain, settle_source};
 use virtsnap_xml::element::Element;
 
-use super::draft::{Draft, bad, checked_number, disk_index, number_of, set_default, unsupported};
+use super::draft::{Draft, number_of};
 
 pub(super) fn complete(disk: &mut Element, q35: bool) -> Result<()> {
     set_default(disk, "type", "file");

@@ -1,9 +1,10 @@
 //! Displays: VNC and SPICE servers, and the screens they show.
 
+use virtsnap_engine::definition::{bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::{Element, Node};
 
-use super::draft::{Draft, bad, checked_number, set_default, unsupported};
+use super::draft::Draft;
 
 /// What libvirt gives an emulated VGA, in KiB.
 const VIDEO_MEMORY: &str = "16384";

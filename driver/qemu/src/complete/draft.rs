@@ -4,10 +4,8 @@
 //! and a device is added by pushing it. Controllers and disks are the exception: libvirt sorts
 //! them as it reads them, and so do we.
 
-use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use virtsnap_xml::domain::parse_number;
 use virtsnap_xml::element::{Element, Node};
-
-pub(super) use virtsnap_xml::domain::{disk_index, parse_number};
 
 use super::host::Host;
 
@@ -129,31 +127,4 @@ impl<'a> Draft<'a> {
 
 pub(super) fn number_of(element: &Element, attribute: &str) -> Option<u32> {
     parse_number(element.attr(attribute)?)
-}
-
-/// The attribute as a number; what is not a number is refused.
-pub(super) fn checked_number(element: &Element, attribute: &str) -> Result<Option<u32>> {
-    match element.attr(attribute) {
-        None => Ok(None),
-        Some(text) => parse_number(text).map(Some).ok_or_else(|| {
-            let name = element.name();
-            bad(format!("the attribute {attribute} of <{name}> is '{text}', not a number"))
-        }),
-    }
-}
-
-/// The definition contradicts itself or says nonsense.
-pub(super) fn bad(message: impl Into<String>) -> Error {
-    Error::new(Condition::XmlError, message).from_origin(Origin::Domain)
-}
-
-/// The definition asks for what this driver or this QEMU does not have.
-pub(super) fn unsupported(message: impl Into<String>) -> Error {
-    Error::new(Condition::ConfigUnsupported, message)
-}
-
-pub(super) fn set_default(element: &mut Element, attribute: &str, value: &str) {
-    if element.attr(attribute).is_none() {
-        element.set_attr(attribute, value);
-    }
 }

@@ -3,10 +3,11 @@
 //! The first description of the host that fits is taken, and what was found is written down, so
 //! that a later host with other descriptions starts the same guest.
 
+use virtsnap_engine::definition::{set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
 
-use super::draft::{Draft, set_default, unsupported};
+use super::draft::Draft;
 use super::host::Firmware;
 
 pub(super) fn complete(draft: &mut Draft<'_>) -> Result<()> {

@@ -1,11 +1,12 @@
 //! Defaults of everything that is not a device: vcpus, machine, features, cpu, clock.
 
 use uuid::Uuid;
+use virtsnap_engine::definition::{self, bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::domain;
 use virtsnap_xml::element::{Element, Node};
 
-use super::draft::{Draft, bad, checked_number, set_default, unsupported};
+use super::draft::Draft;
 use super::memory::{self, ranges};
 
 const QEMU_NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
@@ -36,19 +37,7 @@ pub(super) fn complete(draft: &mut Draft<'_>, hotplugged: u64) -> Result<()> {
 }
 
 fn identity(root: &mut Element) -> Result<()> {
-    let name = root.child_text("name").unwrap_or_default();
-    if name.is_empty() {
-        return Err(bad("the domain has no name"));
-    }
-    if name.contains('/') || name.contains('\n') {
-        return Err(bad(format!("the name '{name}' of a domain cannot contain '/' or a newline")));
-    }
-    let uuid = match root.child_text("uuid").filter(|text| !text.trim().is_empty()) {
-        Some(text) => Uuid::try_parse(text.trim())
-            .map_err(|_| bad(format!("the domain's uuid '{text}' is malformed")))?,
-        None => Uuid::new_v4(),
-    };
-    root.child_or_insert("uuid").set_text(uuid.to_string());
+    definition::identity(root)?;
     if let Some(genid) = root.child_mut("genid") {
         let text = genid.text();
         let id = match text.trim() {
@@ -58,35 +47,12 @@ fn identity(root: &mut Element) -> Result<()> {
         };
         genid.set_text(id.to_string());
     }
-    for optional in ["title", "description"] {
-        if root.child_text(optional).is_some_and(|text| text.is_empty()) {
-            root.remove_children(optional);
-        }
-    }
     Ok(())
 }
 
 fn vcpus(root: &mut Element) -> Result<()> {
     let vcpu = root.child_or_insert("vcpu");
-    let text = vcpu.text();
-    let count: u32 = match text.trim() {
-        "" => 1,
-        text => text.parse().map_err(|_| bad(format!("<vcpu> is '{text}', not a number")))?,
-    };
-    if count == 0 {
-        return Err(bad("<vcpu> is zero"));
-    }
-    vcpu.set_text(count.to_string());
-    set_default(vcpu, "placement", "static");
-    match checked_number(vcpu, "current")? {
-        Some(current) if current == 0 || current > count => {
-            return Err(bad(format!("{current} of {count} vcpus cannot be online")));
-        }
-        Some(current) if current == count => {
-            vcpu.remove_attr("current");
-        }
-        _ => {}
-    }
+    definition::vcpus(vcpu)?;
     if let Some(set) = vcpu.attr("cpuset").map(ranges).transpose()? {
         vcpu.set_attr("cpuset", set);
     }

@@ -6,13 +6,15 @@
 
 use std::path::PathBuf;
 
+use virtsnap_engine::definition::{set_default, unsupported};
 use virtsnap_engine::error::{Condition, Error, Result};
+use virtsnap_xml::domain::disk_index;
 use virtsnap_xml::element::Element;
 
-use super::draft::{disk_index, number_of, set_default, unsupported};
+use super::VOCABULARY;
+use super::draft::number_of;
 use super::general::is_q35;
 use super::ports::{DISPLAY_PORTS, Ports, WEBSOCKET_PORTS};
-use super::vocabulary;
 
 /// What a start has to give to a guest.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ pub fn live(config: &Element, id: i32, runtime: &Runtime<'_>) -> Result<Element>
             }
         }
     }
-    vocabulary::arrange(&mut live);
+    VOCABULARY.arrange(&mut live);
     Ok(live)
 }
 

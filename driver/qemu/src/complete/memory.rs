@@ -1,9 +1,8 @@
 //! How much memory a guest has, and how its NUMA cells share it.
 
+use virtsnap_engine::definition::{bad, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
-
-use super::draft::{bad, set_default, unsupported};
 
 /// `hotplugged` is what memory devices have of it, in KiB: it comes on top of the NUMA cells.
 pub(super) fn complete(root: &mut Element, hotplugged: u64) -> Result<()> {

@@ -1,6 +1,6 @@
 //! From what a client wrote to what libvirt would have made of it.
 //!
-//! [`complete`] is define time: what is not understood is refused by its path (`vocabulary`),
+//! [`complete`] is define time: what is not understood is refused by its path (`VOCABULARY`),
 //! then defaults are filled in and addresses given out in the order in which libvirt's QEMU
 //! driver does it, because that order decides the guest ABI: canonical machine, implicit devices,
 //! each device's defaults, controllers that follow from disks and channels, virtio-serial ports,
@@ -31,10 +31,12 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod usb;
-pub(crate) mod vocabulary;
+
+use std::sync::LazyLock;
 
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
+use virtsnap_xml::vocabulary::Vocabulary;
 
 pub use abi::abi_difference;
 pub use host::{Devices, Firmware, Host};
@@ -44,10 +46,14 @@ pub use ports::{DISPLAY_PORTS, HostPorts, Ports, WEBSOCKET_PORTS};
 
 use draft::Draft;
 
+/// What we understand of the domain XML.
+pub(crate) static VOCABULARY: LazyLock<Vocabulary> =
+    LazyLock::new(|| Vocabulary::read(include_str!("vocabulary.txt")));
+
 /// The persistent form of a definition, as `virsh dumpxml --inactive` shows it.
 pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
-    vocabulary::check(&domain)?;
-    vocabulary::arrange(&mut domain);
+    VOCABULARY.check(&domain)?;
+    VOCABULARY.arrange(&mut domain);
     let mut draft = Draft::new(domain, host);
     devices::normalise(&mut draft)?;
     let hotplugged = devices::memory(&mut draft)?;
@@ -64,6 +70,6 @@ pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
     pci::assign(&mut draft)?;
     usb::assign(&mut draft)?;
     let mut domain = draft.finish();
-    vocabulary::arrange(&mut domain);
+    VOCABULARY.arrange(&mut domain);
     Ok(domain)
 }

@@ -4,10 +4,11 @@
 //! make them; only the places that belong to the chipset are written down in it. The second
 //! writes addresses. In both, devices come in the fixed order of [`ORDER`].
 
+use virtsnap_engine::definition::{bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
 
-use super::draft::{Draft, bad, checked_number, number_of, unsupported};
+use super::draft::{Draft, number_of};
 use super::slots::{Address, Buses, Connect};
 
 /// A bus number above this is refused before anything is allocated for it.
@@ -399,7 +400,7 @@ fn mark_multifunction(draft: &mut Draft<'_>) {
             && addresses.iter().any(shared)
             && let Some(address) = device.child_mut("address")
         {
-            super::draft::set_default(address, "multifunction", "on");
+            set_default(address, "multifunction", "on");
         }
     }
 }
@@ -425,7 +426,7 @@ fn controller_defaults(draft: &mut Draft<'_>) -> Result<()> {
             "pcie-expander-bus" => "pxb-pcie",
             _ => continue,
         };
-        super::draft::set_default(controller.child_or_insert("model"), "name", device);
+        set_default(controller.child_or_insert("model"), "name", device);
         let port = match model.as_str() {
             "pcie-root-port" => Some((u32::from(address.slot) << 3) + u32::from(address.function)),
             "pcie-switch-downstream-port" => Some(u32::from(address.slot)),
@@ -439,7 +440,7 @@ fn controller_defaults(draft: &mut Draft<'_>) -> Result<()> {
                 )));
             }
             let target = controller.child_or_insert("target");
-            super::draft::set_default(target, "chassisNr", &index.to_string());
+            set_default(target, "chassisNr", &index.to_string());
         }
         if model.ends_with("-expander-bus") {
             expander_number(draft, at)?;
@@ -447,7 +448,7 @@ fn controller_defaults(draft: &mut Draft<'_>) -> Result<()> {
         }
         if let Some(port) = port {
             let target = controller.child_or_insert("target");
-            super::draft::set_default(target, "chassis", &index.to_string());
+            set_default(target, "chassis", &index.to_string());
             let port = checked_number(target, "port")?.unwrap_or(port);
             target.set_attr("port", format!("0x{port:x}"));
         }

@@ -1,9 +1,8 @@
 //! PCI buses, what they accept, and which functions of their slots are taken. Pure bookkeeping.
 
+use virtsnap_engine::definition::{bad, checked_number, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
-
-use super::draft::{bad, checked_number, unsupported};
 
 const SLOTS: usize = 32;
 const FUNCTIONS: u8 = 8;

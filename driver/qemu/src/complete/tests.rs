@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use std::collections::BTreeMap;
 
+use virtsnap_engine::error::{Condition, Error};
 use virtsnap_engine::facts::Target;
 
 use super::*;
@@ -157,6 +158,17 @@ fn the_live_form_is_libvirtds() {
 
 /// libvirt takes a port that it refuses when it reads the definition again, because the port's type
 /// is filled in after the ports are looked at.
+#[test]
+fn what_is_unknown_is_not_supported() {
+    let condition = |text| {
+        let unknown = VOCABULARY.check(&Element::parse(text).unwrap()).unwrap_err();
+        Error::from(unknown).condition
+    };
+    let element = "<domain><devices><disk><foo/></disk></devices></domain>";
+    assert_eq!(condition(element), Condition::ConfigUnsupported);
+    assert_eq!(condition("<network/>"), Condition::XmlError);
+}
+
 #[test]
 fn what_is_completed_is_not_refused_the_second_time() {
     let serial = |port: u32| format!("<serial type='pty'><target port='{port}'/></serial>");

@@ -1,9 +1,11 @@
 //! USB addresses: a port for each device, and hubs where the controllers have too few.
 
+use virtsnap_engine::definition::{bad, checked_number, unsupported};
 use virtsnap_engine::error::Result;
+use virtsnap_xml::domain::parse_number;
 use virtsnap_xml::element::Element;
 
-use super::draft::{Draft, bad, checked_number, number_of, parse_number, unsupported};
+use super::draft::{Draft, number_of};
 
 const HUB_PORTS: usize = 8;
 /// A port path has at most that many parts.

@@ -3,10 +3,10 @@
 //! A paravirtual guest has one console, made by Xen. Of an emulated guest the first console is, in
 //! libvirt, another name for its first serial port, and is written out as a copy of it.
 
+use virtsnap_engine::definition::{bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
 
-use super::{bad, checked_number, set_default, unsupported};
 use crate::guest::Guest;
 use crate::host::Host;
 

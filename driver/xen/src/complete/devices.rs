@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 
 use uuid::Uuid;
+use virtsnap_engine::definition::{self, bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
-use virtsnap_xml::domain::normal_mac;
 use virtsnap_xml::element::Element;
 
-use super::{bad, checked_number, set_default, unsupported};
 use crate::guest::Guest;
 
 /// What libvirt gives a display, in KiB.
@@ -58,9 +57,11 @@ fn controllers(devices: &mut Element) -> Result<()> {
         };
         controller.set_attr("index", index.to_string());
         for limit in ["maxEventChannels", "maxGrantFrames"] {
-            if checked_number(controller, limit)?.is_some() && kind != "xenbus" {
+            let Some(most) = checked_number(controller, limit)? else { continue };
+            if kind != "xenbus" {
                 return Err(bad(format!("{limit} is of the controller 'xenbus', not of '{kind}'")));
             }
+            controller.set_attr(limit, most.to_string());
         }
         if !seen.insert((kind.clone(), index)) {
             return Err(bad(format!("there are two {kind} controllers with index {index}")));
@@ -92,14 +93,7 @@ fn interface(interface: &mut Element, guest: Guest) -> Result<()> {
     {
         return Err(bad(format!("an <interface> of type {kind} needs a source {needed}")));
     }
-    let mac = interface.child_or_insert("mac");
-    let address = match mac.attr("address") {
-        Some(address) => {
-            normal_mac(address).ok_or_else(|| bad(format!("'{address}' is not a MAC address")))?
-        }
-        None => generated_mac(),
-    };
-    mac.set_attr("address", address);
+    definition::mac(interface, generated_mac)?;
     if kind == "network" && interface.child("script").is_some() {
         return Err(unsupported(
             "an <interface> of type network has no <script>: use the types bridge or ethernet",
@@ -117,8 +111,10 @@ fn interface(interface: &mut Element, guest: Guest) -> Result<()> {
             text.parse().map_err(|_| bad(format!("'{text}' is not an IP address")))?;
         ip.set_attr("family", if address.is_ipv4() { "ipv4" } else { "ipv6" });
     }
-    for limit in interface.children("bandwidth").flat_map(Element::elements) {
-        checked_number(limit, "average")?;
+    for limit in interface.children_mut("bandwidth").flat_map(Element::elements_mut) {
+        if let Some(average) = checked_number(limit, "average")? {
+            limit.set_attr("average", average.to_string());
+        }
     }
     match interface.child("model").map(|model| model.attr("type").unwrap_or_default()) {
         Some("") => Err(bad("an interface's <model> has no type")),

@@ -4,11 +4,10 @@
 
 use std::collections::BTreeSet;
 
+use virtsnap_engine::definition::{bad, checked_number, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::domain::{disk_index, disks_in_order, forget_chain, settle_source};
 use virtsnap_xml::element::Element;
-
-use super::{bad, checked_number, set_default, unsupported};
 
 /// Buses with controllers that can be named, and how many disks one controller has.
 const EMULATED: [(&str, u32); 2] = [("scsi", 7), ("ide", 4)];

@@ -2,12 +2,11 @@
 
 use std::num::NonZeroU16;
 
-use uuid::Uuid;
+use virtsnap_engine::definition::{self, bad, set_default, unsupported};
 use virtsnap_engine::error::Result;
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use super::{bad, checked_number, set_default, unsupported};
 use crate::guest::Guest;
 
 /// What Xen counts vcpus and sizes by is narrower than what XML can say.
@@ -17,7 +16,7 @@ const MOST_KIB: u64 = 1 << 40;
 pub(super) fn complete(root: &mut Element) -> Result<Guest> {
     root.remove_attr("id");
     root.set_attr("type", "xen");
-    identity(root)?;
+    definition::identity(root)?;
     memory(root)?;
     vcpus(root)?;
     let guest = machine(root)?;
@@ -26,28 +25,6 @@ pub(super) fn complete(root: &mut Element) -> Result<Guest> {
     lifecycle(root)?;
     namespaces(root);
     Ok(guest)
-}
-
-fn identity(root: &mut Element) -> Result<()> {
-    let name = root.child_text("name").unwrap_or_default();
-    if name.is_empty() {
-        return Err(bad("the domain has no name"));
-    }
-    if name.contains(['/', '\n']) {
-        return Err(bad(format!("the name '{name}' of a domain cannot contain '/' or a newline")));
-    }
-    let uuid = match root.child_text("uuid").filter(|text| !text.trim().is_empty()) {
-        Some(text) => Uuid::try_parse(text.trim())
-            .map_err(|_| bad(format!("the domain's uuid '{text}' is malformed")))?,
-        None => Uuid::new_v4(),
-    };
-    root.child_or_insert("uuid").set_text(uuid.to_string());
-    for optional in ["title", "description"] {
-        if root.child_text(optional).is_some_and(|text| text.is_empty()) {
-            root.remove_children(optional);
-        }
-    }
-    Ok(())
 }
 
 fn memory(root: &mut Element) -> Result<()> {
@@ -71,25 +48,9 @@ fn memory(root: &mut Element) -> Result<()> {
 }
 
 fn vcpus(root: &mut Element) -> Result<()> {
-    let vcpu = root.child_or_insert("vcpu");
-    let text = vcpu.text();
-    let count: u32 = match text.trim() {
-        "" => 1,
-        text => text.parse().map_err(|_| bad(format!("<vcpu> is '{text}', not a number")))?,
-    };
-    if count == 0 || count > MOST_VCPUS {
+    let count = definition::vcpus(root.child_or_insert("vcpu"))?;
+    if count > MOST_VCPUS {
         return Err(bad(format!("a guest cannot have {count} vcpus")));
-    }
-    vcpu.set_text(count.to_string());
-    set_default(vcpu, "placement", "static");
-    match checked_number(vcpu, "current")? {
-        Some(current) if current == 0 || current > count => {
-            return Err(bad(format!("{current} of {count} vcpus cannot be online")));
-        }
-        Some(current) if current == count => {
-            vcpu.remove_attr("current");
-        }
-        _ => {}
     }
     if let Some(shares) = root.at(&["cputune", "shares"]) {
         let text = shares.text();

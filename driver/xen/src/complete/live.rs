@@ -6,11 +6,12 @@
 
 use std::path::PathBuf;
 
+use virtsnap_engine::definition::set_default;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::domain;
 use virtsnap_xml::element::Element;
 
-use super::{set_default, vocabulary};
+use super::VOCABULARY;
 use crate::guest::Guest;
 
 /// Where libvirt and xl let displays listen when nothing is said.
@@ -59,7 +60,7 @@ pub fn live(config: &Element, runtime: &Runtime<'_>) -> Result<Element> {
             channel_path(channel, nth, runtime);
         }
     }
-    vocabulary::arrange(&mut live);
+    VOCABULARY.arrange(&mut live);
     Ok(live)
 }
 
@@ -74,7 +75,7 @@ pub fn with_id(live: &mut Element, id: u32) {
             set_default(target, "dev", &format!("vif{id}.{nth}{suffix}"));
         }
     }
-    vocabulary::arrange(live);
+    VOCABULARY.arrange(live);
 }
 
 fn name(device: &mut Element, alias: String) {

@@ -1,6 +1,6 @@
 //! From what a client wrote to what libvirt's Xen driver would have made of it.
 //!
-//! [`complete`] is define time: what is not understood is refused by its path (`vocabulary`), then
+//! [`complete`] is define time: what is not understood is refused by its path (`VOCABULARY`), then
 //! defaults are filled in. There is little of the guest's machine to decide: Xen knows disks by
 //! their names and has no addresses to give out. A paravirtual guest always has a console, every
 //! guest a mouse, a keyboard, a balloon and the bus of Xen itself. Completing a completed
@@ -25,10 +25,12 @@ mod general;
 mod live;
 #[cfg(test)]
 mod tests;
-mod vocabulary;
 
-use virtsnap_engine::error::{Condition, Error, Origin, Result};
+use std::sync::LazyLock;
+
+use virtsnap_engine::error::Result;
 use virtsnap_xml::element::Element;
+use virtsnap_xml::vocabulary::Vocabulary;
 
 use crate::host::Host;
 
@@ -36,10 +38,14 @@ pub use abi::abi_difference;
 pub(crate) use general::MOST_VCPUS;
 pub use live::{Runtime, live, with_id};
 
+/// What we understand of the domain XML.
+static VOCABULARY: LazyLock<Vocabulary> =
+    LazyLock::new(|| Vocabulary::read(include_str!("vocabulary.txt")));
+
 /// The persistent form of a definition, as `virsh dumpxml --inactive` shows it.
 pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
-    vocabulary::check(&domain)?;
-    vocabulary::arrange(&mut domain);
+    VOCABULARY.check(&domain)?;
+    VOCABULARY.arrange(&mut domain);
     let guest = general::complete(&mut domain)?;
     let mut devices = domain.take_child("devices").unwrap_or_else(|| Element::new("devices"));
     disks::complete(&mut devices)?;
@@ -47,31 +53,6 @@ pub fn complete(mut domain: Element, host: &Host) -> Result<Element> {
     console::complete(&mut devices, guest, host)?;
     disks::controllers(&mut devices);
     domain.push(devices);
-    vocabulary::arrange(&mut domain);
+    VOCABULARY.arrange(&mut domain);
     Ok(domain)
-}
-
-/// The definition contradicts itself or says nonsense.
-fn bad(message: impl Into<String>) -> Error {
-    Error::new(Condition::XmlError, message).from_origin(Origin::Domain)
-}
-
-/// The definition asks for what this driver or Xen does not have.
-fn unsupported(message: impl Into<String>) -> Error {
-    Error::new(Condition::ConfigUnsupported, message)
-}
-
-fn set_default(element: &mut Element, attribute: &str, value: &str) {
-    if element.attr(attribute).is_none() {
-        element.set_attr(attribute, value);
-    }
-}
-
-/// The attribute as a number; what is not a number is refused.
-fn checked_number(element: &Element, attribute: &str) -> Result<Option<u32>> {
-    let Some(text) = element.attr(attribute) else { return Ok(None) };
-    text.trim().parse().map(Some).map_err(|_| {
-        let name = element.name();
-        bad(format!("the attribute {attribute} of <{name}> is '{text}', not a number"))
-    })
 }

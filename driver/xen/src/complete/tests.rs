@@ -76,7 +76,7 @@ fn nonsense_is_an_error_in_the_xml() {
     let cases = [
         (Element::parse("<domain type='xen'><name>a</name></domain>").unwrap(), "<memory>"),
         (domain("", "", ""), "no <type>"),
-        (domain("<type>hvm</type>", "<vcpu>0</vcpu>", ""), "0 vcpus"),
+        (domain("<type>hvm</type>", "<vcpu>0</vcpu>", ""), "is zero"),
         (domain("<type>hvm</type>", "<vcpu current='3'>2</vcpu>", ""), "3 of 2"),
         (domain("<type>hvm</type>", "<cputune><shares>0</shares></cputune>", ""), "weight"),
         (pv("<disk><target dev='xvda'/></disk>"), "no source file"),
