@@ -90,6 +90,29 @@ pub struct Start {
     pub from: StartFrom,
 }
 
+impl Start {
+    /// No memory is loaded.
+    pub fn boots(&self) -> bool {
+        matches!(self.from, StartFrom::Boot | StartFrom::BootSnapshot)
+    }
+
+    /// Why it is paused, where its vCPUs are left stopped.
+    pub fn paused_by(&self) -> PausedReason {
+        if self.boots() { PausedReason::User } else { PausedReason::FromSnapshot }
+    }
+
+    /// What is told of it. A guest that boots on the disks of a snapshot is one that boots, to all
+    /// but these.
+    pub fn started(&self) -> Started {
+        if self.from == StartFrom::Boot { Started::Booted } else { Started::FromSnapshot }
+    }
+
+    /// What is told of the vCPUs' being left stopped.
+    pub fn suspended(&self) -> Suspended {
+        if self.from == StartFrom::Boot { Suspended::Paused } else { Suspended::FromSnapshot }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartFrom {
     /// Cold boot on a user's request (event detail "booted").

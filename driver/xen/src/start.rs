@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use virtsnap_block::image::{blocking, system};
+use virtsnap_block::image::{blocking, remove_durably, system};
 use virtsnap_engine::domain::{
     Active, Event, PausedReason, Restore, Resumed, RunningReason, ShutOffReason, Start, StartFrom,
-    Started, State, Suspended,
+    Started, State,
 };
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_xml::domain;
@@ -46,7 +46,7 @@ impl Xen {
     pub(crate) async fn release_held(&self, uuid: Uuid, start: &Start) -> Result<()> {
         let instance = self.running(uuid)?;
         match instance.state() {
-            State::Paused(reason) if reason == paused_by(start) => {
+            State::Paused(reason) if reason == start.paused_by() => {
                 self.shared.let_run(&instance, start).await
             }
             _ => Ok(()),
@@ -125,7 +125,7 @@ impl Shared {
             match &how {
                 How::Start(start) => self.let_run(&instance, start).await,
                 How::Hold(start) => {
-                    instance.update(|inner| inner.state = State::Paused(paused_by(start)))
+                    instance.update(|inner| inner.state = State::Paused(start.paused_by()))
                 }
                 How::Restore(restore) => self.run_restored(&instance, restore).await,
             }
@@ -211,26 +211,23 @@ impl Shared {
     /// The last part: the vCPUs. Events in libvirt's order, which differs between a boot (resumed,
     /// started) and loaded memory (started, resumed).
     pub(crate) async fn let_run(&self, instance: &Instance, start: &Start) -> Result<()> {
-        let is_boot = start.from == StartFrom::Boot;
-        let loads = loads(start);
-        let started = if is_boot { Started::Booted } else { Started::FromSnapshot };
+        let started = Event::Started(start.started());
         if start.paused {
-            let suspended = if is_boot { Suspended::Paused } else { Suspended::FromSnapshot };
-            instance.update(|inner| inner.state = State::Paused(paused_by(start)))?;
-            self.tell(instance, Event::Started(started));
-            self.tell(instance, Event::Suspended(suspended));
+            instance.update(|inner| inner.state = State::Paused(start.paused_by()))?;
+            self.tell(instance, started);
+            self.tell(instance, Event::Suspended(start.suspended()));
             return Ok(());
         }
-        let (reason, resumed) = match loads {
-            true => (RunningReason::FromSnapshot, Resumed::FromSnapshot),
-            false => (RunningReason::Booted, Resumed::Unpaused),
+        let reason = match start.boots() {
+            true => RunningReason::Booted,
+            false => RunningReason::FromSnapshot,
         };
         // Noted before: whoever finds it must not take it for a start that was broken off.
         instance.update(|inner| inner.state = State::Running(reason))?;
         self.context.unpause(instance.id).await?;
-        let events = match loads {
-            true => [Event::Started(started), Event::Resumed(resumed)],
-            false => [Event::Resumed(resumed), Event::Started(started)],
+        let events = match start.boots() {
+            true => [Event::Resumed(Resumed::Unpaused), started],
+            false => [started, Event::Resumed(Resumed::FromSnapshot)],
         };
         for event in events {
             self.tell(instance, event);
@@ -240,14 +237,7 @@ impl Shared {
 
     async fn run_restored(&self, instance: &Instance, restore: &Restore) -> Result<()> {
         if restore.discard {
-            let file = restore.file.clone();
-            blocking(move || {
-                let directory = file.parent().unwrap_or(Path::new("/"));
-                std::fs::remove_file(&file)
-                    .and_then(|()| File::open(directory)?.sync_all())
-                    .map_err(|err| system("remove", &file, err))
-            })
-            .await?;
+            remove_durably(&restore.file).await?;
         }
         self.tell(instance, Event::Started(Started::Restored));
         match restore.suspended {
@@ -265,14 +255,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-fn loads(start: &Start) -> bool {
-    matches!(start.from, StartFrom::Memory { .. })
-}
-
-fn paused_by(start: &Start) -> PausedReason {
-    if loads(start) { PausedReason::FromSnapshot } else { PausedReason::User }
 }
 
 /// Refuses memory that cannot be loaded before there is a domain.
