@@ -33,6 +33,7 @@ mod hotplug;
 pub mod hypervisor;
 mod inspect;
 pub mod instance;
+mod launch;
 mod lent;
 mod life;
 mod log;

@@ -13,7 +13,7 @@ use virtsnap_engine::error::Result;
 use crate::argv::CommandLine;
 use crate::confine::failed;
 use crate::hypervisor::QemuConfig;
-use crate::start::private_file;
+use crate::launch::private_file;
 
 /// Of QEMU's words more than that is not told.
 const LAST_WORDS: u64 = 4096;

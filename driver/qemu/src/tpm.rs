@@ -15,8 +15,8 @@ use virtsnap_engine::error::{Condition, Error, Result};
 use crate::argv::Swtpm;
 use crate::confine::failed;
 use crate::hypervisor::QemuConfig;
+use crate::launch::private_file;
 use crate::process::Process;
-use crate::start::private_file;
 use crate::system::Detached;
 
 const SOCKET_DEADLINE: Duration = Duration::from_secs(15);
