@@ -5,7 +5,7 @@
 //! found on its disk. The guest with an agent (`tests/agent-guest`) prints `WROTE n` instead, for
 //! the lines of a log on a mounted file system. It all is in a file, which is where we read it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host;
 
@@ -34,6 +34,10 @@ pub struct Console {
 impl Console {
     pub fn new(guest: &str, file: PathBuf) -> Self {
         Self { guest: guest.to_owned(), file, boot: 180, patience: 60 }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.file
     }
 
     fn text(&self) -> String {

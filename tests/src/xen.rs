@@ -85,6 +85,11 @@ impl XenHost {
         Outcome { success, stdout: stdout.to_owned(), stderr }
     }
 
+    /// The port of its shell, for who asks it in another way than [`Self::run`].
+    pub fn shell(&self) -> u16 {
+        self.shell
+    }
+
     fn ask(&self, script: &str) -> io::Result<Vec<u8>> {
         let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, self.shell))?;
         line.set_read_timeout(Some(DEADLINE))?;

@@ -19,7 +19,7 @@ def _deliver():
         libvirt.virEventRunDefaultImpl()
 
 
-def wait(what, attempt, seconds=120):
+def wait(what, attempt, seconds=300):
     """What `attempt` finds, once it does."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,15 +1,18 @@
 #!/usr/bin/python3
 """The calls that management software makes, in its order and with its flags.
 
-consumers.py URI CONSUMER GUEST DIRECTORY: GUEST is defined, and runs where its consumer expects so.
+consumers.py URI CONSUMER GUEST DIRECTORY [CONSOLE SHELL]: GUEST is defined, and runs where its consumer
+expects so. What it says is in CONSOLE; DIRECTORY is another host's if the port SHELL runs scripts there.
 Each function is one consumer; what it comes from is in the feature table (K-01 to K-13).
 """
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import xml.etree.ElementTree as tree
 
 import libvirt
 
@@ -27,14 +30,27 @@ def path(name):
     return os.path.join(DIRECTORY, name)
 
 
+CONSOLE, SHELL = sys.argv[5:7] if len(sys.argv) > 5 else (path(GUEST + ".console"), None)
+
+
+def exists(file):
+    if not SHELL:
+        return os.path.exists(file)
+    with socket.create_connection(("127.0.0.1", int(SHELL))) as host:
+        host.sendall(f"[ -e '{file}' ]\0".encode())
+        answer = b"".join(iter(lambda: host.recv(4096), b""))
+    assert answer in (b"\0" + b"0", b"\0" + b"1"), answer
+    return answer.endswith(b"0")
+
+
 def counts():
-    text = open(path(GUEST + ".console"), errors="replace").read()
+    text = open(CONSOLE, errors="replace").read()
     assert "MISMATCH" not in text, text
     return [int(line.split()[1]) for line in text.splitlines() if line.startswith("MATCH ")]
 
 
 def boots():
-    text = open(path(GUEST + ".console"), errors="replace").read()
+    text = open(CONSOLE, errors="replace").read()
     return sum(line.startswith("START") for line in text.splitlines())
 
 
@@ -60,15 +76,17 @@ def boots_to(first, last, call, *arguments):
     booted = boots()
     call(*arguments)
     wait("a boot", lambda: boots() > booted, 180)
-    text = open(path(GUEST + ".console"), errors="replace").read()
+    text = open(CONSOLE, errors="replace").read()
     found = [int(line.split()[1]) for line in text.splitlines() if line.startswith("START")][-1]
     assert first <= found <= last + 1, (first, last, found)
 
 
+def disks():
+    return tree.fromstring(dom.XMLDesc(0)).iter("disk")
+
+
 def source(target="vda"):
-    import xml.etree.ElementTree as tree
-    root = tree.fromstring(dom.XMLDesc(0))
-    for disk in root.iter("disk"):
+    for disk in disks():
         if disk.find("target").get("dev") == target:
             return disk.find("source").get("file")
     raise AssertionError(target)
@@ -114,6 +132,7 @@ def virt_manager():
         refused(VIR_ERR_NO_DOMAIN_SNAPSHOT, dom.snapshotLookupByName, name)
         return dom.snapshotCreateXML(xml(name, f"<description>{name} it is</description>{inside}"), flags)
 
+    disk = next(disks()).find("target").get("dev")
     first = count_on()
     create("snapshot1")
     assert refresh() == [("snapshot1", 1)]
@@ -143,18 +162,18 @@ def virt_manager():
     memory = path(f"{GUEST}-mem.snapshot2")
     first = count_on()
     create("snapshot2", f"<memory snapshot='external' file='{memory}'/>"
-           "<disks><disk name='vda' snapshot='external'/></disks>")
+           f"<disks><disk name='{disk}' snapshot='external'/></disks>")
     last = count_on(3)
-    assert os.path.exists(memory) and refresh() == [("snapshot1", 0), ("snapshot2", 1)]
+    assert exists(memory) and refresh() == [("snapshot1", 0), ("snapshot2", 1)]
     runs_from(first, last, dom.revertToSnapshot, dom.snapshotLookupByName("snapshot2"), 0)
     dom.destroy()
-    create("snapshot3", "<disks><disk name='vda' snapshot='external'/></disks>",
+    create("snapshot3", f"<disks><disk name='{disk}' snapshot='external'/></disks>",
            VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     dom.revertToSnapshot(dom.snapshotLookupByName("snapshot3"), 0)
     assert not dom.isActive()
     for name in ["snapshot3", "snapshot2"]:
         dom.snapshotLookupByName(name).delete(0)
-    assert not os.path.exists(memory)
+    assert not exists(memory)
     assert refresh() == [("snapshot1", 1)]
     flags = VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     dom.undefineFlags(flags | VIR_DOMAIN_UNDEFINE_NVRAM)
@@ -233,7 +252,7 @@ def nova():
             raise AssertionError("the guest has no agent")
         except libvirt.libvirtError:
             # "Unable to create quiesced VM snapshot, attempting again with quiescing disabled."
-            assert source("vdb") == before and os.path.exists(new)
+            assert source("vdb") == before and exists(new)
             dom.snapshotCreateXML(text, flags)
 
     before, made = first, []
@@ -259,7 +278,7 @@ def nova():
     dom.blockRebase("vdb", None, 0, 0)
     wait_for_job("vdb")
     assert chain(source("vdb")) == 1
-    assert all(os.path.exists(file) for file in made), "whose files they are, removes them"
+    assert all(exists(file) for file in made), "whose files they are, removes them"
     last = count_on()
     dom.destroy()
     boots_to(last, last + 2, dom.create)
@@ -310,7 +329,7 @@ def vdsm():
 
 def vagrant():
     """snapshot save, restore and delete; save of a name that is there deletes it first."""
-    def exists(name):
+    def is_taken(name):
         try:
             dom.snapshotLookupByName(name)
             return True
@@ -319,7 +338,7 @@ def vagrant():
             return False
 
     def save(name):
-        if exists(name):
+        if is_taken(name):
             dom.snapshotLookupByName(name).delete(0)
         text = f"<description>Snapshot of vagrant sandbox {name}</description>"
         dom.snapshotCreateXML(xml(name, text), 0)
@@ -337,7 +356,7 @@ def vagrant():
     dom.destroy()
     runs_from(first, last, restore, "push_1")
     dom.snapshotLookupByName("push_1").delete(0)
-    assert not exists("push_1")
+    assert not is_taken("push_1")
 
 
 def cloudstack():
@@ -407,7 +426,7 @@ def backup():
     # The other way: with metadata, which goes at once; then the same commit.
     snapshot = dom.snapshotCreateXML(xml("other", inside), VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     snapshot.delete(VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-    assert source() == overlay and names() == [] and os.path.exists(overlay)
+    assert source() == overlay and names() == [] and exists(overlay)
     events.clear()
     dom.blockCommit("vda", base, overlay, 0, VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
     wait("the job to be ready", lambda: ready in events)
@@ -437,13 +456,13 @@ def test_lab():
     count_on(3)
     dom.destroy()
     snapshot.delete(VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-    assert names() == [] and os.path.exists(new)
+    assert names() == [] and exists(new)
     flags = VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
     snapshot = dom.snapshotCreateXML(record, flags)
     assert dom.snapshotCurrent().getName() == "empty"
     force = VIR_DOMAIN_SNAPSHOT_REVERT_FORCE | VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
     boots_to(at, at + 1, dom.revertToSnapshot, snapshot, force)
-    assert os.path.exists(new), "it is the user's"
+    assert exists(new), "it is the user's"
 
 
 {

@@ -2,6 +2,7 @@
 //! virtsnapd in its dom0, and runs these outside, with this machine's unmodified virsh.
 //!
 //! - [`calls`]: what clients ask of the daemon and of snapshots, mostly of a guest that is off.
+//! - [`consumers`]: management software, by its own calls.
 //! - [`life`]: domains come and go; [`beside_xl`]: those that xl started; [`files_for_xl`]: what xl's
 //!   users read of our snapshots, and we of theirs.
 //! - [`snapshots`]: taken and reverted to; [`merges`]: deleted.
@@ -16,6 +17,7 @@
 mod backends;
 mod beside_xl;
 mod calls;
+mod consumers;
 mod files_for_xl;
 mod killed;
 mod life;
