@@ -152,13 +152,10 @@ impl Head {
             serde_json::from_slice(text).map_err(|err| Damage::Malformed(err.to_string()))?;
         let ours = config.as_object_mut().and_then(|config| config.remove("virtsnap"));
         let ours = ours.unwrap_or_default();
-        Ok(Self {
-            config,
-            definition: ours["definition"].as_str().map(str::to_owned),
-            // What xl saves runs when it is restored.
-            was_running: ours["running"].as_bool().unwrap_or(true),
-            room,
-        })
+        let definition = ours["definition"].as_str().map(str::to_owned);
+        // What xl saves runs when it is restored.
+        let was_running = definition.is_none() || ours["running"].as_bool().unwrap_or(true);
+        Ok(Self { config, definition, was_running, room })
     }
 
     /// The definition; of a file of xl's, what its configuration tells.
