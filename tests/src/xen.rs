@@ -5,6 +5,8 @@
 //! virtsnapd that has just been started. Whatever computes in there takes long (it is emulated), so
 //! virsh runs on this side, and what guests say on their consoles is read through a shared directory.
 
+mod disks;
+
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -159,9 +161,8 @@ impl XenHost {
     #[track_caller]
     pub fn define(&self, spec: XenSpec) -> XenGuest<'_> {
         let guest = self.with_images(spec);
-        let file = self.share.join(format!("{}.xml", guest.spec.name));
-        std::fs::write(&file, guest.spec.xml()).expect("the directory is ours");
-        self.virsh.ok(&format!("define {}", file.display()));
+        let file = self.file(&format!("{}.xml", guest.spec.name), &guest.spec.xml());
+        self.virsh.ok(&format!("define {file}"));
         guest
     }
 
@@ -186,6 +187,14 @@ impl XenHost {
         let mut console = Console::new(&spec.name, log);
         (console.boot, console.patience) = (600, 300);
         XenGuest { host: self, spec, console }
+    }
+
+    /// A file for virsh, on this side; its path.
+    #[track_caller]
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let file = self.share.join(name);
+        std::fs::write(&file, text).expect("the directory is ours");
+        file.display().to_string()
     }
 
     /// Defines and starts, and waits until the guest counts.
@@ -378,6 +387,22 @@ impl XenGuest<'_> {
     #[track_caller]
     pub fn refused(&self, line: &str) -> String {
         self.host.virsh.fails(&line.replace("{}", &self.spec.name))
+    }
+
+    /// A line of `virtsnap`, likewise.
+    #[track_caller]
+    pub fn virtsnap(&self, line: &str) -> String {
+        let outcome = self.host.virsh.virtsnap(&line.replace("{}", &self.spec.name));
+        assert!(outcome.success, "virtsnap {line}\n{}{}", outcome.stdout, outcome.stderr);
+        outcome.stdout
+    }
+
+    /// The same; must fail, gives the complaint.
+    #[track_caller]
+    pub fn virtsnap_refused(&self, line: &str) -> String {
+        let outcome = self.host.virsh.virtsnap(&line.replace("{}", &self.spec.name));
+        assert!(!outcome.success, "virtsnap {line} should have failed:\n{}", outcome.stdout);
+        outcome.stderr
     }
 
     /// `running`, `paused`, `shut off`, …

@@ -22,6 +22,7 @@ mod files_for_xl;
 mod killed;
 mod life;
 mod merges;
+mod options;
 mod snapshots;
 
 use std::ops::Range;
