@@ -5,65 +5,93 @@ use std::path::Path;
 
 use super::XenGuest;
 
+/// Where a disk is, of a guest in its state.
+struct Place {
+    file: String,
+    /// The device model's own name of the disk, where one runs.
+    device: Option<String>,
+}
+
+/// What an image is tells its first bytes.
+const IO: &str = "io() {
+    case $(head -c 3 \"$1\" | tr -d '\\0') in QFI) format=qcow2 ;; QED) format=qed ;; *) format=raw ;; esac
+    qemu-io $3 -f $format -c \"$2\" \"$1\"
+}";
+
 impl XenGuest<'_> {
     /// Fills 64 KiB at `mib` with a byte.
     #[track_caller]
     pub fn write(&self, target: &str, mib: u64, pattern: u8) {
-        self.io(target, &format!("write -P {pattern} {mib}M 64k"));
-        assert!(self.holds(target, mib, pattern), "{target}: {pattern} did not reach the disk");
+        let (place, command) = (self.place(target), format!("write -P {pattern} {mib}M 64k"));
+        self.io_at(&place, &command);
+        assert!(self.reads(&place, mib, pattern), "{target}: {pattern} did not reach the disk");
     }
 
     /// Whether the guest reads that byte, all 64 KiB of it.
     #[track_caller]
     pub fn holds(&self, target: &str, mib: u64, pattern: u8) -> bool {
-        if self.state() != "shut off" {
+        let place = self.place(target);
+        if place.device.is_some() {
             // What the device model still keeps of qcow2's tables reaches the file.
-            self.live_io(target, "flush");
+            self.io_at(&place, "flush");
         }
-        let file = self.source(target);
-        let format = self.format(&file);
-        // It ends with an error where the pattern is another one.
-        let said = self.host.run(&format!(
-            "qemu-io -r -U -f {format} -c 'read -P {pattern} {mib}M 64k' {file}"
-        ));
-        assert!(said.stdout.contains("read 65536/65536 bytes"), "{target}: {}", said.stdout);
-        !said.stdout.contains("Pattern verification failed")
+        self.reads(&place, mib, pattern)
     }
 
     /// One command of qemu-io on what a disk uses now.
     #[track_caller]
     pub fn io(&self, target: &str, command: &str) {
-        if self.state() != "shut off" {
-            return self.live_io(target, command);
-        }
-        let file = self.source(target);
-        let format = self.format(&file);
-        self.host.ok(&format!("qemu-io -f {format} -c '{command}' {file}"));
-    }
-
-    /// The same inside the device model; what it says there is in its log.
-    #[track_caller]
-    fn live_io(&self, target: &str, command: &str) {
-        let (name, file) = (&self.spec.name, self.source(target));
-        let said = self.host.ok(&format!(
-            "device=$(xl qemu-monitor-command {name} 'info block' |
-                awk 'index($0, \" {file} (\") {{ its = 1 }} its && /Attached to/ {{ print $3; exit }}')
-            xl qemu-monitor-command {name} \"qemu-io -d $device \\\"{command}\\\"\""
-        ));
-        assert!(said.trim().is_empty(), "{command} on {target}: {said}");
+        self.io_at(&self.place(target), command);
     }
 
     #[track_caller]
-    fn format(&self, file: &str) -> String {
-        let told = self.host.ok(&format!("qemu-img info -U {file}"));
-        let format = told.lines().find_map(|line| line.strip_prefix("file format: "));
-        format.expect("an image has a format").to_owned()
+    fn reads(&self, place: &Place, mib: u64, pattern: u8) -> bool {
+        let file = &place.file;
+        // It ends with an error where the pattern is another one.
+        let said =
+            self.host.run(&format!("{IO}; io '{file}' 'read -P {pattern} {mib}M 64k' '-r -U'"));
+        assert!(said.stdout.contains("read 65536/65536 bytes"), "{file}: {}", said.stdout);
+        !said.stdout.contains("Pattern verification failed")
+    }
+
+    /// Inside the device model where one runs; what it says there is in its log.
+    #[track_caller]
+    fn io_at(&self, place: &Place, command: &str) {
+        let Some(device) = &place.device else {
+            self.host.ok(&format!("{IO}; io '{}' '{command}'", place.file));
+            return;
+        };
+        let to = |command: &str| {
+            format!("qemu-monitor-command {{}} --hmp 'qemu-io -d {device} \"{command}\"'")
+        };
+        let said = self.virsh(&format!("{}; {}", to(command), to("flush")));
+        assert!(said.trim().is_empty(), "{command}: {said}");
+    }
+
+    /// By one call: each takes its time.
+    #[track_caller]
+    fn place(&self, target: &str) -> Place {
+        let lines = "domstate {}; domblklist {}; qemu-monitor-command {} --hmp 'info block'";
+        let told = self.host.virsh.run(&lines.replace("{}", &self.spec.name)).stdout;
+        let (listed, blocks) = told.split_once("---\n").unwrap_or_else(|| panic!("{told}"));
+        let (disks, blocks) = blocks.split_once("\n\n").unwrap_or((blocks, ""));
+        let disks: Vec<_> = disks.lines().filter_map(|line| line.trim().split_once(' ')).collect();
+        let nth = disks.iter().position(|(name, _)| *name == target);
+        let nth = nth.unwrap_or_else(|| panic!("no {target} in\n{told}"));
+        let mut devices = blocks.lines().filter_map(|line| line.split_once("Attached to:"));
+        let is_off = listed.starts_with("shut off");
+        let device = (!is_off).then(|| {
+            let (_, device) = devices.nth(nth).unwrap_or_else(|| panic!("no device in\n{told}"));
+            device.trim().to_owned()
+        });
+        Place { file: disks[nth].1.trim().to_owned(), device }
     }
 
     /// Files of a disk's chain, the one in use first.
     #[track_caller]
     pub fn chain(&self, target: &str) -> Vec<String> {
-        let listed = self.host.ok(&format!("qemu-img info -U --backing-chain {}", self.source(target)));
+        let listed =
+            self.host.ok(&format!("qemu-img info -U --backing-chain {}", self.source(target)));
         listed.lines().filter_map(|line| line.strip_prefix("image: ")).map(str::to_owned).collect()
     }
 

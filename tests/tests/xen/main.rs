@@ -19,10 +19,13 @@ mod beside_xl;
 mod calls;
 mod consumers;
 mod files_for_xl;
+mod hazards;
+mod kept;
 mod killed;
 mod life;
 mod merges;
 mod options;
+mod refused;
 mod snapshots;
 
 use std::ops::Range;

@@ -64,7 +64,7 @@ fn a_revert_may_give_up_what_came_after() {
 
 #[test]
 #[ignore = "needs a Xen host: make test-xen"]
-fn a_snapshot_need_not_become_current() {
+fn a_snapshot_may_stay_aside() {
     let host = lent!();
     let vm = standing(&host, &["qcow2"]);
     vm.virtsnap("create {} main --disk-only");
@@ -105,7 +105,9 @@ fn deletes_upwards(vm: &XenGuest<'_>, start: bool) {
     if start {
         vm.virsh("start {} --paused");
     }
-    vm.virtsnap("create {} one --disk-only --disk xvda,on-delete=overlay --disk xvdb,on-delete=base");
+    vm.virtsnap(
+        "create {} one --disk-only --disk xvda,on-delete=overlay --disk xvdb,on-delete=base",
+    );
     let xml = vm.virsh("snapshot-dumpxml {} one");
     assert!(xml.contains("<on_delete keep='overlay'/>"), "{xml}");
     let first = vm.source("xvda");
@@ -149,22 +151,24 @@ fn deletes_upwards(vm: &XenGuest<'_>, start: bool) {
 /// What is cheaper: a small overlay goes down, a large one takes what little is below.
 #[test]
 #[ignore = "needs a Xen host: make test-xen"]
-fn a_merge_goes_where_less_is_copied() {
+fn a_merge_goes_the_cheaper_way() {
     let host = lent!();
     let vm = host.define(XenSpec::new("vm").disks(&["qcow2"]));
+    // There is no difference worth a thought in less.
+    host.ok(&format!("qemu-img resize -q {} 32M", vm.disk("xvda").display()));
     vm.virtsnap("create {} one --disk-only");
     let small = vm.source("xvda");
     vm.write("xvda", 1, 1);
     vm.virtsnap("create {} two --disk-only");
     let large = vm.source("xvda");
-    vm.io("xvda", "write -P 2 2M 5M");
+    vm.io("xvda", "write -P 2 8M 20M");
     vm.virsh("start {} --paused");
     vm.virsh("snapshot-delete {} two");
     assert_eq!(vm.source("xvda"), large);
     assert!(!vm.exists(&small));
-    assert!(vm.holds("xvda", 1, 1) && vm.holds("xvda", 6, 2));
+    assert!(vm.holds("xvda", 1, 1) && vm.holds("xvda", 25, 2));
     // The lowest file is the user's: it is what is left, whatever it costs.
     vm.virsh("snapshot-delete {} one");
     assert_eq!(vm.source("xvda"), vm.disk("xvda").to_str().unwrap());
-    assert!(vm.holds("xvda", 1, 1) && vm.holds("xvda", 6, 2));
+    assert!(vm.holds("xvda", 1, 1) && vm.holds("xvda", 25, 2));
 }

@@ -85,6 +85,8 @@ fn disks_alone_go_back_too() {
     vm.virsh("snapshot-create-as {} empty");
     vm.virsh("start {}");
     vm.booted(Mark::start());
+    let told = vm.refused("snapshot-create-as {} quiet --disk-only --quiesce");
+    assert!(told.contains("agent"), "{told}");
     let running = take(&vm, "running --disk-only");
     let running = running..vm.count_on(3);
     vm.virsh("shutdown {}");
