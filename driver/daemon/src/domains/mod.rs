@@ -22,4 +22,4 @@ pub(crate) use definition::View;
 pub(crate) use job::{Figures, Operation};
 pub(crate) use life::{Domains, Nvram, Tpm, Undefine};
 pub(crate) use save::Saving;
-pub(crate) use table::{Domain, Table};
+pub(crate) use table::{Domain, Table, renamed};

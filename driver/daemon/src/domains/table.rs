@@ -242,16 +242,8 @@ impl Table {
         tracing::info!(domain = name, %uuid, "it runs, and was not known");
     }
 
-    /// A snapshot holds a definition of the domain, which has its name.
     pub(crate) fn rename_in_moments(&self, domain: &Domain, name: &str) {
-        let moments = domain.book().moments.clone();
-        let write = moments.iter().cloned().map(|mut moment| {
-            let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
-            definitions.for_each(|domain| domain.child_or_insert("name").set_text(name));
-            moment
-        });
-        let current = moments.current().map(str::to_owned);
-        let change = MomentChange { write: write.collect(), forget: Vec::new(), current };
+        let change = renamed(&domain.book().moments, name);
         if change.write.is_empty() {
             return;
         }
@@ -268,6 +260,17 @@ impl Table {
     fn write(&self) -> RwLockWriteGuard<'_, Known> {
         self.domains.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A snapshot holds a definition of the domain, which has its name.
+pub(crate) fn renamed(moments: &MomentList, name: &str) -> MomentChange {
+    let write = moments.iter().cloned().map(|mut moment| {
+        let definitions = moment.domain.iter_mut().chain(&mut moment.inactive_domain);
+        definitions.for_each(|domain| domain.child_or_insert("name").set_text(name));
+        moment
+    });
+    let current = moments.current().map(str::to_owned);
+    MomentChange { write: write.collect(), forget: Vec::new(), current }
 }
 
 impl EventSink for Table {

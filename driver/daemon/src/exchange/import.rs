@@ -25,8 +25,8 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Location, Memory};
 
 use super::{Exchange, Libvirt, Moved, Report, check_off, failed, read, xml_files};
-use crate::config::Config;
-use crate::domains::definition;
+use crate::config::{Config, Hypervisor};
+use crate::domains::{definition, renamed};
 
 /// True if everything that was asked for is in the store now. `complete` is the hypervisor's
 /// check of a definition.
@@ -110,30 +110,52 @@ impl Source<'_> {
             current: list.current().map(str::to_owned),
         };
         moved.snapshots = list.len();
-        if old.is_some() {
-            store.forget(uuid)?;
+        match old.filter(|_| self.keeps_snapshots()) {
+            Some(old) => {
+                moved.snapshots = old.book.moments.len();
+                store.set_name(uuid, &name)?;
+                store.record(uuid, &renamed(&old.book.moments, &name))?;
+            }
+            None => {
+                if old.is_some() {
+                    store.forget(uuid)?;
+                }
+                store.set_name(uuid, &name)?;
+                for path in &unreadable {
+                    let bytes = fs::read(path).map_err(|err| failed("read", path, &err))?;
+                    store.keep_unreadable(uuid, path.file_name().unwrap_or_default(), &bytes)?;
+                }
+                store.record(uuid, &change)?;
+                store.set_owned(uuid, &owned)?;
+            }
         }
-        store.set_name(uuid, &name)?;
-        for path in &unreadable {
-            let bytes = fs::read(path).map_err(|err| failed("read", path, &err))?;
-            store.keep_unreadable(uuid, path.file_name().unwrap_or_default(), &bytes)?;
-        }
-        store.record(uuid, &change)?;
-        store.set_owned(uuid, &owned)?;
         store.set_config(uuid, &definition)?;
         store.set_autostart(uuid, self.libvirt.autostart(&name).exists())?;
         Ok(moved)
     }
 
+    /// libvirt's Xen driver knows none, so it cannot have others.
+    fn keeps_snapshots(&self) -> bool {
+        self.config.hypervisor == Hypervisor::Xen
+    }
+
+    /// Nothing is left of it but snapshots, which are for whoever brings its uuid back.
+    fn waits(&self, known: &StoredDomain) -> bool {
+        self.keeps_snapshots() && known.book.config.is_none()
+    }
+
     /// The domain of that uuid in the store, which is to be replaced.
     fn admit(&self, uuid: Uuid, name: &str) -> Result<Option<&StoredDomain>> {
         let refused = |why: String| Err(Error::new(Condition::OperationFailed, why));
-        if self.known.iter().any(|known| known.book.name == name && known.book.uuid != uuid) {
+        let is_taken = |known: &StoredDomain| {
+            known.book.name == name && known.book.uuid != uuid && !self.waits(known)
+        };
+        if self.known.iter().any(is_taken) {
             return refused("virtsnap has another domain of that name".to_owned());
         }
         let old = self.known.iter().find(|known| known.book.uuid == uuid);
         let Some(old) = old else { return Ok(None) };
-        if !self.exchange.replace {
+        if !self.exchange.replace && !self.waits(old) {
             return refused(
                 "virtsnap has it already: say --replace to forget what it knows of it".to_owned(),
             );

@@ -142,6 +142,28 @@ fn on_xen_definitions_are_moved_and_snapshots_stay() {
     assert!(export(&config, &fresh).unwrap());
     assert!(dir.path().join("etc2/vm.xml").exists());
     assert!(!dir.path().join("lib2").exists());
+
+    // The way back: for what has a definition here it must be said, snapshots stay in any case.
+    assert!(!import(&config, &fresh, Ok).unwrap());
+    let stored = |name: &str| {
+        let mut domains = config.open_store().unwrap().load().unwrap().domains;
+        let book = domains.pop().unwrap().book;
+        assert_eq!((domains.len(), book.name.as_str(), book.moments.len()), (0, name, 1));
+        assert!(book.config.is_some());
+        let of_then = book.moments.get("s").unwrap().domain.clone().unwrap();
+        assert_eq!(of_then.child_text("name").unwrap(), name);
+        book.uuid
+    };
+    assert!(import(&config, &Exchange { replace: true, ..fresh.clone() }, Ok).unwrap());
+    let uuid = stored("vm");
+    config.open_store().unwrap().remove_config(uuid).unwrap();
+    let exported = dir.path().join("etc2/vm.xml");
+    let definition = fs::read_to_string(&exported).unwrap();
+    fs::remove_file(&exported).unwrap();
+    let definition = definition.replace("<name>vm<", "<name>other<");
+    fs::write(dir.path().join("etc2/other.xml"), definition).unwrap();
+    assert!(import(&config, &fresh, Ok).unwrap(), "only its snapshots were here");
+    stored("other");
 }
 
 #[test]
