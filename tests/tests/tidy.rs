@@ -91,6 +91,7 @@ fn dependencies_point_one_way() {
                 "virtsnap-relaxng",
                 "virtsnap-rpc",
                 "virtsnap-store",
+                "virtsnap-xen",
                 "virtsnap-xml",
                 "virtsnapd",
             ],
