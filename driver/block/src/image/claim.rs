@@ -21,13 +21,13 @@
 //! Undo then compares the final name's with it. Where a file system numbers inodes anew at each
 //! mount, the comparison fails and the file stays: the safe side.
 //!
-//! A third marker (`…-committed`) says of an active layer that its base holds all of it, see
-//! [`mark_committed`]. A fourth (`…-reused`) says that the file was there before and is written by
-//! this plan: undo empties it, and leaves it where it is.
+//! Another marker (`…-reused`) says that the file was there before and is written by this plan:
+//! undo empties it, and leaves it where it is. What else is said beside an image is in
+//! [`super::marker`].
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,7 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::Format;
 
+use super::marker::write_marker;
 use super::tool::{Patience, QemuImg};
 use super::{blocking, copy, driver, failure, is_network, name, plain_path, system};
 
@@ -208,93 +209,11 @@ pub async fn remove(domain: Uuid, path: &Path) -> Result<()> {
     .await
 }
 
-/// Says durably that `base` holds all that the active layer `top` holds.
-///
-/// To be said while the guest's writes to the disk are held back, between the end of an active
-/// commit and its pivot. From then on the commit must not be made again from the files: the guest
-/// may have written to the base since, and `top` would overwrite that with old data.
-///
-/// It is said beside the image, or, of a device, in `state_dir`: what stands in `/dev` is gone with
-/// the next boot.
-pub async fn mark_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Path) -> Result<()> {
-    let (marker, directory) = lasting(state_dir, domain, top, "committed")?;
-    let base = name(base)?.to_owned();
-    blocking(move || write_marker(&marker, base.as_bytes(), &directory)).await
-}
-
-pub async fn is_committed(state_dir: &Path, domain: Uuid, top: &Path, base: &Path) -> Result<bool> {
-    let (marker, _) = lasting(state_dir, domain, top, "committed")?;
-    let base = name(base)?.to_owned();
-    blocking(move || match fs::read(&marker) {
-        Ok(said) => Ok(said == base.as_bytes()),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(err) => Err(system("read", &marker, err)),
-    })
-    .await
-}
-
-/// No commit of `top` is under way.
-pub async fn unmark_committed(state_dir: &Path, domain: Uuid, top: &Path) -> Result<()> {
-    let (marker, directory) = lasting(state_dir, domain, top, "committed")?;
-    blocking(move || match fs::symlink_metadata(&marker) {
-        Err(err) if gone(&err) => Ok(()),
-        _ => {
-            unlink(&marker)?;
-            sync_directory(&directory)
-        }
-    })
-    .await
-}
-
-/// A marker that outlives a boot of the host, and its directory.
-fn lasting(state_dir: &Path, domain: Uuid, image: &Path, what: &str) -> Result<(PathBuf, PathBuf)> {
-    if is_network(image) || image.starts_with("/dev") {
-        let name = format!("{domain}-{:016x}.{what}", hash(image.as_os_str().as_bytes()));
-        return Ok((state_dir.join(name), state_dir.to_owned()));
-    }
-    let claim = Claim::new(domain, image)?;
-    let marker = if what == "foreign" { claim.foreign } else { claim.committed };
-    Ok((marker, claim.directory))
-}
-
 /// Whether this plan has made the file, and not yet kept it.
 pub async fn is_claimed(domain: Uuid, path: &Path) -> Result<bool> {
     let claim = Claim::new(domain, path)?;
     let is_there = |marker: &Path| fs::symlink_metadata(marker).is_ok();
     blocking(move || Ok(is_there(&claim.file) || is_there(&claim.renamed))).await
-}
-
-/// Says that the tag was in the image before the step that was to make it.
-pub async fn mark_foreign_tag(
-    state_dir: &Path,
-    domain: Uuid,
-    image: &Path,
-    tag: &str,
-) -> Result<()> {
-    let (marker, directory) = lasting(state_dir, domain, image, "foreign")?;
-    let tag = tag.to_owned();
-    blocking(move || write_marker(&marker, tag.as_bytes(), &directory)).await
-}
-
-/// Whether that was said of the tag; it is said no more.
-pub async fn take_foreign_tag(
-    state_dir: &Path,
-    domain: Uuid,
-    image: &Path,
-    tag: &str,
-) -> Result<bool> {
-    let (marker, directory) = lasting(state_dir, domain, image, "foreign")?;
-    let tag = tag.to_owned();
-    blocking(move || match fs::read(&marker) {
-        Ok(said) => {
-            unlink(&marker)?;
-            sync_directory(&directory)?;
-            Ok(said == tag.as_bytes())
-        }
-        Err(err) if gone(&err) => Ok(false),
-        Err(err) => Err(system("read", &marker, err)),
-    })
-    .await
 }
 
 #[derive(Debug, Clone)]
@@ -306,8 +225,9 @@ pub(super) struct Claim {
     renamed: PathBuf,
     /// Of [`super::fill`].
     pub(super) filled: PathBuf,
-    committed: PathBuf,
-    foreign: PathBuf,
+    /// Of [`super::marker`].
+    pub(super) committed: PathBuf,
+    pub(super) foreign: PathBuf,
     reused: PathBuf,
 }
 
@@ -487,26 +407,13 @@ pub(super) fn sync_directory(path: &Path) -> Result<()> {
     }
 }
 
-/// Whole or not at all: what is half written was never renamed.
-pub(super) fn write_marker(path: &Path, text: &[u8], directory: &Path) -> Result<()> {
-    let fail = |err| system("write", path, err);
-    let mut file = tempfile::Builder::new()
-        .prefix(".virtsnap-marker.virtsnap-")
-        .tempfile_in(directory)
-        .map_err(fail)?;
-    file.write_all(text).map_err(fail)?;
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|err| fail(err.error))?;
-    sync_directory(directory)
-}
-
 /// A number made from a path, the same in every run and release.
 pub fn fingerprint(path: &Path) -> u64 {
     hash(path.as_os_str().as_bytes())
 }
 
 /// FNV-1a: the same in every run and release, as the names it makes are looked for after a crash.
-fn hash(bytes: &[u8]) -> u64 {
+pub(super) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })

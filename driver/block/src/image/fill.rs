@@ -15,7 +15,8 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::Format;
 
-use super::claim::{Claim, gone, new_overlay, shared_mode, sync_directory, write_marker};
+use super::claim::{Claim, gone, new_overlay, shared_mode, sync_directory};
+use super::marker::write_marker;
 use super::tool::{Patience, QemuImg};
 use super::{blocking, failure, identity, is_network, system};
 

@@ -3,6 +3,7 @@
 //! - [`info`]: facts of one image, and its backing chain;
 //! - [`edit`]: internal snapshots, commit, rebase, check;
 //! - [`claim`]: new files that can be told from everybody else's: create, copy, keep, remove;
+//! - [`marker`]: what is said durably beside an image, for whoever comes after a crash;
 //! - [`fill`]: overlays in places that a user prepared;
 //! - [`header`]: our own small reader of a qcow2 header, for files nobody vouches for;
 //! - [`copy`]: one layer byte for byte, by reflink where the file system can;
@@ -21,6 +22,7 @@ pub mod edit;
 pub mod fill;
 pub mod header;
 pub mod info;
+pub mod marker;
 pub mod tag;
 pub mod tool;
 

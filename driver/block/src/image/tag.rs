@@ -6,7 +6,7 @@ use uuid::Uuid;
 use virtsnap_engine::error::{Condition, Result};
 use virtsnap_engine::facts::Format::Qcow2;
 
-use super::{QemuImg, claim, failure, is_gone};
+use super::{QemuImg, failure, is_gone, marker};
 
 /// A new internal snapshot of that tag.
 pub async fn take(
@@ -19,7 +19,7 @@ pub async fn take(
     check(tag)?;
     if tool.tagged(image, &Qcow2, tag).await?.is_some() {
         // Undo comes next, and must not take it for ours.
-        claim::mark_foreign_tag(state_dir, domain, image, tag).await?;
+        marker::mark_foreign_tag(state_dir, domain, image, tag).await?;
     }
     tool.snapshot(image, &Qcow2, tag).await
 }
@@ -32,7 +32,7 @@ pub async fn undo(
     image: &Path,
     tag: &str,
 ) -> Result<()> {
-    if is_gone(image) || claim::take_foreign_tag(state_dir, domain, image, tag).await? {
+    if is_gone(image) || marker::take_foreign_tag(state_dir, domain, image, tag).await? {
         return Ok(());
     }
     tool.delete_snapshot(image, &Qcow2, tag).await

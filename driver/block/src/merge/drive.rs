@@ -15,7 +15,7 @@ use virtsnap_engine::ports::MergeError;
 use super::live::{LiveDisk, depth, follow};
 use super::pace::{Advice, Pace};
 use super::{Merge, aborted};
-use crate::image::claim;
+use crate::image::marker;
 use crate::job::{self, Job};
 use crate::qmp::QmpError;
 
@@ -117,7 +117,7 @@ impl Merge<'_> {
         }
         if let Some(base) = act.base.filter(|_| depth(&chain, act.top) == Some(0)) {
             *kind = BlockJobKind::ActiveCommit;
-            claim::mark_committed(self.state_dir, self.domain, act.top, base).await?;
+            marker::mark_committed(self.state_dir, self.domain, act.top, base).await?;
             disk.switch_to(base).await?;
         }
         Ok(())
@@ -169,7 +169,7 @@ impl Merge<'_> {
     ) -> Result<bool, MergeError> {
         let outcome = job::outcome(job, "the block job");
         if outcome.is_err() {
-            let unmarked = claim::unmark_committed(self.state_dir, self.domain, act.top).await;
+            let unmarked = marker::unmark_committed(self.state_dir, self.domain, act.top).await;
             unmarked.map_err(MergeError::InDoubt)?;
         }
         // The chain is noted before the job is forgotten.

@@ -17,7 +17,7 @@ use super::Merge;
 use crate::image::info::resolve;
 use crate::image::system;
 use crate::image::tool::Watch;
-use crate::image::{QemuImg, blocking, claim, failure, format_of, header, is_gone, is_network};
+use crate::image::{QemuImg, blocking, failure, format_of, header, is_gone, is_network, marker};
 use crate::survey::Images;
 
 /// A disk stands on no more images.
@@ -30,7 +30,7 @@ impl Merge<'_> {
         top: &Path,
         base: &Path,
     ) -> Result<(), MergeError> {
-        let is_committed = claim::is_committed(self.state_dir, self.domain, top, base).await;
+        let is_committed = marker::is_committed(self.state_dir, self.domain, top, base).await;
         // What a later step has removed was merged before.
         if is_gone(top) || is_committed.map_err(MergeError::InDoubt)? {
             return Ok(());
@@ -95,7 +95,7 @@ pub async fn weigh(merge: &Finish) -> u64 {
 /// No operation is under way: what markers say of active commits of these images is old.
 pub async fn forget_commits(state_dir: &Path, domain: Uuid, images: &Images) -> Result<()> {
     for path in images.keys().filter(|path| !is_network(path)) {
-        claim::unmark_committed(state_dir, domain, path).await?;
+        marker::unmark_committed(state_dir, domain, path).await?;
     }
     Ok(())
 }

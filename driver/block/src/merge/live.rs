@@ -14,7 +14,7 @@ use virtsnap_engine::ports::MergeError;
 
 use super::drive::{Act, asked};
 use super::{Merge, files};
-use crate::image::{QemuImg, claim, failure, format_of, in_use, is_gone};
+use crate::image::{QemuImg, failure, format_of, in_use, is_gone, marker};
 use crate::job;
 use crate::nodes::Open;
 use crate::qmp::Qmp;
@@ -115,7 +115,7 @@ impl Merge<'_> {
         else {
             return Err(not_in_chain(disk.target(), chain, top, base));
         };
-        claim::unmark_committed(self.state_dir, self.domain, top).await?;
+        marker::unmark_committed(self.state_dir, self.domain, top).await?;
         disk.lend(base)?;
         let mut arguments = json!({
             "job-id": id,

@@ -25,7 +25,7 @@ use super::overlays::detach;
 use crate::blocks::{Layer, job, nodes};
 use crate::confine::Use;
 use crate::hypervisor::Qemu;
-use crate::image::{claim, failure};
+use crate::image::{failure, marker};
 use crate::instance::Instance;
 use crate::migration;
 
@@ -79,7 +79,7 @@ impl Qemu {
         for layer in active(&instance, disks)? {
             if taken.contains(&layer.node) {
                 let image = &layer.image;
-                claim::mark_foreign_tag(&self.config().state_dir, domain, image, tag).await?;
+                marker::mark_foreign_tag(&self.config().state_dir, domain, image, tag).await?;
             }
         }
         let saved = self.save_vm_state(domain, tag, vmstate, disks).await;
@@ -106,7 +106,7 @@ impl Qemu {
             None => note.map(|note| note.images).unwrap_or_default(),
         };
         for image in images {
-            if !claim::take_foreign_tag(&self.config().state_dir, domain, &image, tag).await? {
+            if !marker::take_foreign_tag(&self.config().state_dir, domain, &image, tag).await? {
                 self.delete_snapshot(domain, &image, tag).await?;
             }
         }
