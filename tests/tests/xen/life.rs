@@ -63,6 +63,31 @@ fn a_pv_guest_lives_as_virsh_says() {
     assert!(host.virsh.lines("list --all --name").is_empty());
 }
 
+/// Undefined while it runs it leaves when it ends, also for a daemon that starts then; its snapshots
+/// are there again with its definition.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn snapshots_wait_for_a_domain_that_was_undefined() {
+    let mut host = lent!();
+    let vm = host.define(XenSpec::new("vm"));
+    vm.virsh("snapshot-create-as {} s --disk-only");
+    let definition = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(definition.path(), vm.virsh("dumpxml {}")).unwrap();
+    vm.virsh("start {}");
+    vm.virsh("undefine {}");
+    assert_eq!(vm.snapshots(), ["s"]);
+    vm.virsh("destroy {}");
+    assert!(host.virsh.lines("list --all --name").is_empty());
+    drop(vm);
+    host.kill();
+    host.start();
+    assert!(host.virsh.lines("list --all --name").is_empty());
+    host.virsh.ok(&format!("define {}", definition.path().display()));
+    let vm = host.guest(XenSpec::new("vm"));
+    assert_eq!(vm.snapshots(), ["s"]);
+    vm.virsh("undefine {} --snapshots-metadata");
+}
+
 /// Save and restore, with and without a file's name, also across the daemon.
 #[test]
 #[ignore = "needs a Xen host: make test-xen"]
