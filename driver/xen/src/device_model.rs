@@ -114,9 +114,6 @@ fn without_acpi(model: &Path, name: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     const OLD: &str = "-name string1[,process=string2]\n                set it\n\
@@ -124,8 +121,13 @@ mod tests {
 
     fn program(directory: &Path, help: &str) -> PathBuf {
         let path = directory.join("model");
-        fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{help}END\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // Written by another process: what one of ours has open for writing while another thread
+        // starts a program cannot be run ("Text file busy").
+        let script = format!("#!/bin/sh\ncat <<'END'\n{help}END\n");
+        let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let mut shell = std::process::Command::new("/bin/sh");
+        let written = shell.arg("-c").arg(write).arg(&path).arg(script).status().unwrap();
+        assert!(written.success());
         path
     }
 
