@@ -279,9 +279,9 @@ def nova():
     wait_for_job("vdb")
     assert chain(source("vdb")) == 1
     assert all(exists(file) for file in made), "whose files they are, removes them"
-    last = count_on()
+    at = count_on()
     dom.destroy()
-    boots_to(last, last + 2, dom.create)
+    boots_to(at, counts()[-1], dom.create)
 
 
 def vdsm():
@@ -435,7 +435,7 @@ def backup():
     assert source() == base
     at = count_on()
     dom.destroy()
-    boots_to(at, at + 2, dom.create)
+    boots_to(at, counts()[-1], dom.create)
     dom.destroy()
     # What was copied is the disk at the snapshot.
     os.replace(copy, base)
