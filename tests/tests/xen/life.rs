@@ -1,5 +1,8 @@
 //! Domains: defined, started, stopped in every way, and what is told of them.
 
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::sys;
 use virtsnap_tests::guest::Mark;
 use virtsnap_tests::xen::{Kind, XenSpec};
 
@@ -99,16 +102,39 @@ fn a_saved_guest_goes_on() {
     let (mark, last) = (vm.mark(), vm.last_match().unwrap());
     host.virsh.ok("restore /root/guests/vm.save");
     assert!(vm.next_match(mark) >= last);
+    vm.virsh("snapshot-create-as {} disks --disk-only");
+    let early = vm.count_on(2);
+    // No room is said before anything is written.
+    host.ok("mkdir -p /root/small && mount -t tmpfs -o size=8m tmpfs /root/small");
+    let told = vm.refused("snapshot-create-as {} full --memspec file=/root/small/memory");
+    let left = host.ok("ls /root/small; umount /root/small");
+    assert!(told.contains("/root/small") && told.contains("8 MiB are free"), "{told}");
+    assert_eq!((left, vm.state()), (String::new(), "running".to_owned()));
     vm.virsh("managedsave {}");
     assert_eq!(vm.state(), "shut off");
     let (mark, last) = (vm.mark(), vm.last_match().unwrap());
-    drop(vm);
+    // Its memory never meets other disks unasked, with the code on which clients offer FORCE; and
+    // a snapshot has it where that is wanted.
+    let connection = Connect::open(Some(&host.virsh.uri)).unwrap();
+    let domain = connection.lookup_domain_by_name("vm").unwrap();
+    let disks = Domain::lookup_snapshot_by_name(&domain, "disks", 0).unwrap();
+    let refused = disks.revert(0).unwrap_err();
+    assert_eq!(refused.code().to_raw(), sys::VIR_ERR_SNAPSHOT_REVERT_RISKY, "{refused:?}");
+    assert!(refused.message().contains("managed save"), "{refused:?}");
+    vm.virsh("snapshot-create-as {} saved --memspec snapshot=external");
+    drop((disks, domain, connection, vm));
     host.kill();
     host.start();
     let vm = host.guest(XenSpec::new("vm"));
     vm.virsh("start {}");
     assert!(vm.next_match(mark) >= last);
     assert!(vm.lines(mark).iter().all(|line| !line.starts_with("START")), "it booted");
+    let late = vm.count_on(3);
+    goes_back(&vm, "saved", &(early..late));
+    vm.virsh("managedsave {}");
+    vm.virsh("snapshot-revert {} disks --force");
+    assert_eq!(vm.state(), "shut off");
+    assert!(vm.virsh("dominfo {}").contains("Managed save:   no"));
     sound(&vm);
 }
 

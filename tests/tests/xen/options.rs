@@ -158,3 +158,30 @@ fn a_merge_goes_the_cheaper_way() {
     assert_eq!(vm.source("xvda"), vm.disk("xvda").to_str().unwrap());
     assert!(vm.holds("xvda", 1, 1) && vm.holds("xvda", 25, 2));
 }
+
+/// Where files go, and what is asked before a guest is given up, says the domain itself.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_policy_places_files_and_asks_before_a_guest_is_given_up() {
+    let host = lent!();
+    let vm = standing(&host, &["qcow2"]);
+    let set = |policy: &str| {
+        vm.virsh(&format!(
+            "metadata {{}} urn:virtsnap:policy:1 --key virtsnap --set \"<policy>{policy}</policy>\" \
+             --live --config"
+        ))
+    };
+    set("<create disks='internal'/>");
+    vm.virsh("snapshot-create-as {} inside --disk-only");
+    assert_eq!(vm.source("xvda"), vm.disk("xvda").to_str().unwrap());
+    assert_eq!(vm.inside(&vm.disk("xvda")), ["inside"]);
+    set("<revert confirm='restart'/>");
+    vm.write("xvda", 1, 1);
+    let told = vm.refused("snapshot-revert {} inside");
+    assert!(told.contains("policy"), "{told}");
+    assert!(vm.holds("xvda", 1, 1) && vm.state() == "paused", "nothing was touched");
+    // virsh repeats with FORCE what was refused as risky.
+    vm.virsh("snapshot-revert {} inside --force");
+    assert_eq!(vm.state(), "shut off");
+    assert!(vm.holds("xvda", 1, 0));
+}
