@@ -143,7 +143,7 @@ impl Xen {
 }
 
 /// For root alone, durably, with those above it.
-fn make_directory(directory: &Path) -> io::Result<()> {
+pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     for above in directory.ancestors().skip(1).take(2) {
         File::open(above)?.sync_all()?;

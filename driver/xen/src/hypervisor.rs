@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
-use virtsnap_block::image::QemuImg;
+use virtsnap_block::image::{QemuImg, system};
 pub use virtsnap_block::merge::MergeLimits;
 use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Result};
@@ -15,6 +15,7 @@ use virtsnap_engine::ports::EventSink;
 
 use crate::context::{Context, Ended};
 use crate::device_model::OfHost;
+use crate::facts::make_directory;
 use crate::host::Host;
 use crate::instance::Instance;
 
@@ -82,6 +83,9 @@ impl Xen {
     /// Connects to the hypervisor of this host, once in the life of a process.
     pub fn new(config: XenConfig, events: Arc<dyn EventSink>) -> Result<Self> {
         let (context, ended) = Context::open()?;
+        // What stands beside an image elsewhere is kept here of one on a device.
+        let directory = &config.state_dir;
+        make_directory(directory).map_err(|err| system("make", directory, err))?;
         let host = Host {
             bridges: config.network_bridges.clone(),
             channel_dirs: vec![config.run_dir.clone(), LIBVIRTS_CHANNELS.into()],
