@@ -132,3 +132,41 @@ fn a_vhd_image_has_snapshots_and_needs_a_device_model_that_reads_it() {
     host.ok(&format!("qemu-img convert -O raw {merged} /tmp/merged"));
     host.ok("qemu-io -f raw -c 'read -P 9 0 64k' /tmp/merged && rm /tmp/merged");
 }
+
+/// qcow2 on a device, and an overlay that is on one: a loop device stands for a volume of LVM's.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn an_image_and_its_overlay_are_on_devices() {
+    let host = lent!();
+    let made = host.ok(&format!(
+        "cd {GUESTS} && for file in below above; do truncate -s 16M $file; losetup -f --show $file; done"
+    ));
+    let [below, above] = made.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{made}") };
+    host.ok(&format!("qemu-img create -q -f qcow2 {below} 8M"));
+    let vm = host.guest(XenSpec::new("vm").disks(&["qcow2"]));
+    let file = format!("file='{}'", vm.disk("xvda").display());
+    let xml = vm.spec.xml().replace(&file, &format!("dev='{below}'"));
+    define(&host, &xml.replace("type='file'", "type='block'"));
+    vm.write("xvda", 1, 1);
+    vm.virsh("start {} --paused");
+    let spec = format!("--diskspec xvda,stype=block,file={above}");
+    vm.virsh(&format!("snapshot-create-as {{}} s --disk-only {spec}"));
+    assert_eq!((vm.source("xvda"), vm.opened()), (above.to_owned(), vec![above.to_owned()]));
+    assert!(vm.virsh("dumpxml {} --inactive").contains("<disk type='block'"));
+    vm.write("xvda", 2, 2);
+    let told = vm.refused(&format!("snapshot-create-as {{}} t --disk-only {spec}"));
+    assert!(told.contains("in use"), "{told}");
+    // Merged into the device below, while it is used.
+    vm.virsh("snapshot-delete {} s");
+    assert_eq!(vm.source("xvda"), below);
+    assert!(vm.holds("xvda", 1, 1) && vm.holds("xvda", 2, 2));
+    // Inside of what is on a device.
+    let inside = "--diskspec xvda,snapshot=internal";
+    vm.virsh(&format!("snapshot-create-as {{}} inside --disk-only {inside}"));
+    vm.write("xvda", 1, 3);
+    vm.virsh("snapshot-revert {} inside");
+    assert_eq!((vm.source("xvda"), vm.state()), (below.to_owned(), "shut off".to_owned()));
+    assert!(vm.holds("xvda", 1, 1));
+    assert!(vm.exists(above), "a device is never removed");
+    free_devices(&vm);
+}
