@@ -261,7 +261,7 @@ fn document() -> String {
          *yes*: a test on real QEMU shows it, and reads content back where there is any; what only\n\
          the simulated hypervisor or the planner's tests show says *simulated*. *differs*: done in\n\
          another way, or in part. *no*: not done.\n\n\
-         On Xen *yes* means a test on a real Xen host (`make test-xen`), or one of the daemon or the\n\
+         On Xen *yes* means a test on a real Xen host (`make test-xen-all`), or one of the daemon or the\n\
          store where only files have a part in it, and *not shown* that the code is the same as for\n\
          QEMU and nobody has tried it there.\n",
     );

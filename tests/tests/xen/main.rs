@@ -5,7 +5,8 @@
 //! - [`consumers`]: management software, by its own calls.
 //! - [`life`]: domains come and go; [`beside_xl`]: those that xl started; [`files_for_xl`]: what xl's
 //!   users read of our snapshots, and we of theirs.
-//! - [`kept`], [`refused`], [`hazards`], [`options`]: of guests that are off or stand still.
+//! - [`kept`], [`refused`], [`hazards`], [`options`]: of guests that are off or stand still; they and
+//!   [`consumers`] are of `make test-xen-all` alone.
 //! - [`snapshots`]: taken and reverted to; [`merges`]: deleted.
 //! - [`backends`]: disks on devices, disks of the kernel's, and of formats that not everybody reads.
 //! - [`killed`]: virtsnapd is killed inside operations (`make torture-xen` for more rounds).
