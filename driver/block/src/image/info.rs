@@ -111,8 +111,9 @@ async fn header_of(path: PathBuf) -> Result<Option<header::Header>> {
     .await
 }
 
-/// A header without a format for its backing file, as QEMU before 6.1 wrote them. Probing is
-/// harmless for a file that leads nowhere else, so only this is done.
+/// A header without a format for its backing file, as QEMU before 6.1 wrote them, and as all of qed
+/// are but those on raw images. Probing is harmless for a file that leads nowhere else, so only
+/// this is done.
 async fn backing_format_unsaid(path: &Path, facts: &ImageFacts) -> Result<Option<Format>> {
     let Some(backing) = facts.backing.clone() else { return Ok(None) };
     if !backing.is_absolute() {
@@ -122,12 +123,18 @@ async fn backing_format_unsaid(path: &Path, facts: &ImageFacts) -> Result<Option
         return Err(format_unsaid(path, &backing));
     }
     match header_of(backing.clone()).await? {
+        None if is_overlay(backing.clone()).await? => Err(format_unsaid(path, &backing)),
         None => Ok(Some(Format::Raw)),
         Some(header) if header.backing.is_none() && !header.has_data_file => {
             Ok(Some(Format::Qcow2))
         }
         Some(_) => Err(format_unsaid(path, &backing)),
     }
+}
+
+/// It has the mark of a format that can stand on another image. Gone: it has not.
+async fn is_overlay(path: PathBuf) -> Result<bool> {
+    blocking(move || Ok(header::overlay_format(&path).is_ok_and(|format| format.is_some()))).await
 }
 
 fn format_unsaid(image: &Path, backing: &Path) -> virtsnap_engine::error::Error {

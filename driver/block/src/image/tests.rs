@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use uuid::Uuid;
-use virtsnap_engine::facts::Format::{Qcow2, Raw};
+use virtsnap_engine::facts::Format;
+use virtsnap_engine::facts::Format::{Qcow2, Qed, Raw};
 use virtsnap_engine::merging::Merging;
 
 use crate::testing::{base, holds, tool, write};
@@ -191,6 +192,24 @@ async fn a_backing_file_that_is_no_file_is_not_opened() {
     assert!(err.message.contains("neither"), "{}", err.chain());
     forget_backing_format(&top);
     let err = tool.chain(&top, &Qcow2).await.unwrap_err();
+    assert!(err.message.contains("does not say the format"), "{}", err.chain());
+}
+
+/// Its header says no more of the format below it than that it is raw, or is to be looked for.
+#[tokio::test]
+async fn what_a_qed_image_stands_on_is_never_guessed() {
+    let Some(tool) = tool() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [root, middle, top] = ["root", "middle", "top"].map(|name| dir.path().join(name));
+    let qed = async |overlay: &Path, below: &Path, format: &Format| {
+        claim::create_overlay(&tool, DOMAIN, overlay, &Qed, below, format, 4 * MIB).await.unwrap();
+    };
+    base(&root).await;
+    qed(&middle, &root, &Qcow2).await;
+    let chain = tool.chain(&middle, &Qed).await.unwrap();
+    assert_eq!(chain[1].1.format, Qcow2);
+    qed(&top, &middle, &Qed).await;
+    let err = tool.chain(&top, &Qed).await.unwrap_err();
     assert!(err.message.contains("does not say the format"), "{}", err.chain());
 }
 

@@ -52,6 +52,7 @@ pub(super) fn plan_overlay(
         ));
     }
     let image = image_facts(facts_of, facts)?;
+    check_tellable(target, &format, image)?;
     let Some(backing) = facts_of.image().cloned() else {
         return unsupported(format!("disk '{target}' has no image to lay an overlay on"));
     };
@@ -93,6 +94,23 @@ pub(super) fn plan_overlay(
         plan.prepare.push(Step::AttachOverlay { disk, overlay, format });
     }
     Ok(overlay)
+}
+
+/// A header of qed tells no format of the image below it but raw, and to guess it from that image
+/// is safe only where it leads nowhere else.
+fn check_tellable(target: &str, format: &Format, below: &ImageFacts) -> Result<()> {
+    let is_plain = match below.format {
+        Format::Raw => true,
+        Format::Qcow2 => below.backing.is_none(),
+        _ => false,
+    };
+    if *format != Format::Qed || is_plain {
+        return Ok(());
+    }
+    unsupported(format!(
+        "disk '{target}': an overlay of format qed cannot tell the format of the image below it, \
+         unless that is raw or a qcow2 image that stands on no other; use qcow2"
+    ))
 }
 
 /// Refuses one more layer where as many as can be stand on each other already.
