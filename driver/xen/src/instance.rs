@@ -1,7 +1,7 @@
 //! One running domain as the daemon knows it: its number, its live definition, its state.
 //!
 //! Invariants: what must outlive the daemon is in the status file before the call that changed it
-//! returns; no lock is held over an await or while an event is told, but [`Instance::acting`].
+//! returns; no lock is held over an await or while an event is told, but `Instance::acting`.
 //!
 //! The status file is `RUN/UUID/status.json`, written aside and renamed. It needs no fsync: a host
 //! that loses it by a crash loses its domains too.
