@@ -1,8 +1,8 @@
 //! Layers merged: data down into the base, or up into the top; and names of backing files.
 //!
-//! - [`live`]: under a running guest, by jobs of its device model; [`drive`]: one job to its end;
-//!   [`pace`]: whether that gets anywhere;
-//! - [`files`]: by `qemu-img`, where no device model has them open.
+//! - `live`: under a running guest, by jobs of its device model; `drive`: one job to its end;
+//!   `pace`: whether that gets anywhere;
+//! - `files`: by `qemu-img`, where no device model has them open.
 //!
 //! A merge ends when it is told to, when it stalls, and when a guest writes faster. Until its job
 //! has concluded, or its process is gone, it is in doubt.
