@@ -43,15 +43,26 @@ def exists(file):
     return answer.endswith(b"0")
 
 
-def counts():
+def said(word):
+    """What follows the word in each line that begins with it."""
     text = open(CONSOLE, errors="replace").read()
     assert "MISMATCH" not in text, text
-    return [int(line.split()[1]) for line in text.splitlines() if line.startswith("MATCH ")]
+    lines = [line.split() for line in text[:text.rfind("\n") + 1].splitlines()]
+    return [words[1] for words in lines if len(words) > 1 and words[0] == word]
+
+
+def counts():
+    return [int(count) for count in said("MATCH")]
+
+
+def starts():
+    """What the guest found on its first disk at each boot. One that was stopped between its writes to
+    two disks left them one apart, and says so in a line of its own."""
+    return [int(count) for count in said("START") if count.isdigit()]
 
 
 def boots():
-    text = open(CONSOLE, errors="replace").read()
-    return sum(line.startswith("START") for line in text.splitlines())
+    return len(starts())
 
 
 def count_on(steps=2):
@@ -76,8 +87,7 @@ def boots_to(first, last, call, *arguments):
     booted = boots()
     call(*arguments)
     wait("a boot", lambda: boots() > booted, 180)
-    text = open(CONSOLE, errors="replace").read()
-    found = [int(line.split()[1]) for line in text.splitlines() if line.startswith("START")][-1]
+    found = starts()[-1]
     assert first <= found <= last + 1, (first, last, found)
 
 
