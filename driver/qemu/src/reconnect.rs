@@ -27,7 +27,7 @@ use crate::life::end_helper;
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::status::{ProcessRecord, Status};
-use crate::{setup, steps, transient};
+use crate::{setup, steps, stray, transient};
 
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
 /// QEMU's monitor is silent while a job saves or loads memory. To end it then would end a guest
@@ -242,11 +242,14 @@ async fn connect(process: &Process, dir: &Path, gate: &Gate, patience: Duration)
     }
 }
 
-/// The daemon died between starting a process and recording it: its vCPUs never ran.
+/// The daemon died between starting a program and recording it; no vCPU ran yet. Left alone, it
+/// would make its sockets where the next start looks for those of its own.
+///
+/// None is missed: one that was forked and is not yet executed holds the store's lock, and without
+/// that no daemon starts.
 async fn end_unrecorded(dir: &Path) {
-    let monitor = dir.join("qemu").join("monitor.sock");
-    if let Ok(qmp) = Qmp::connect(&monitor).await {
-        let _ = qmp.execute("quit", Value::Null).await;
-        let _ = timeout(KILL_DEADLINE, qmp.closed()).await;
+    for program in stray::programs_of(dir) {
+        tracing::warn!(pid = program.pid(), "its start was broken off unnoted: ending it");
+        kill(&program).await;
     }
 }

@@ -8,7 +8,6 @@
 //!
 //! The process is found by its command line, which names its monitor's socket.
 
-use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -168,28 +167,43 @@ fn remove(dir: &Path) {
 
 /// The QEMU whose monitor is in that directory, and the name of its guest.
 fn process_of(dir: &Path) -> Option<(Process, Option<String>)> {
-    let monitor = dir.join("qemu").join("monitor.sock");
-    // As QEMU's own syntax has it.
-    let monitor = monitor.to_string_lossy().replace(',', ",,");
-    let entries = fs::read_dir("/proc").ok()?;
-    entries.flatten().find_map(|entry| {
+    let monitor = as_argument(&dir.join("qemu").join("monitor.sock"));
+    let is_it = |argument: &str| {
+        let mut rest = argument.split(&monitor);
+        rest.next() != Some(argument)
+            && rest.all(|after| after.is_empty() || after.starts_with(','))
+    };
+    let (process, arguments) = processes_told(is_it).next()?;
+    Some((process, name_in(&arguments)))
+}
+
+/// Every program of a guest: they were all told to make a socket in that directory.
+pub(crate) fn programs_of(dir: &Path) -> Vec<Process> {
+    let inside = format!("={}/", as_argument(&dir.join("qemu")));
+    processes_told(|argument| argument.contains(&inside)).map(|(process, _)| process).collect()
+}
+
+/// As QEMU's own syntax has it.
+fn as_argument(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+/// Processes with such an argument, and all their arguments.
+fn processes_told(is_it: impl Fn(&str) -> bool) -> impl Iterator<Item = (Process, Vec<String>)> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(move |entry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
         // Open first: then the command line is that of this process.
         let process = Process::open(pid).ok().filter(|process| !process.is_gone())?;
         let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let arguments = line.split(|byte| *byte == 0);
         let arguments: Vec<_> =
-            line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let is_it = |argument: &Cow<'_, str>| {
-            let mut rest = argument.split(&monitor);
-            rest.next() != Some(argument)
-                && rest.all(|after| after.is_empty() || after.starts_with(','))
-        };
-        arguments.iter().any(is_it).then(|| (process, name_in(&arguments)))
+            arguments.map(|argument| String::from_utf8_lossy(argument).into_owned()).collect();
+        arguments.iter().any(|argument| is_it(argument)).then_some((process, arguments))
     })
 }
 
 /// Of `-name guest=NAME,debug-threads=on`.
-fn name_in(arguments: &[Cow<'_, str>]) -> Option<String> {
+fn name_in(arguments: &[String]) -> Option<String> {
     let at = arguments.iter().position(|argument| argument == "-name")?;
     let value = arguments.get(at.checked_add(1)?)?.strip_prefix("guest=")?;
     let value = value.replace(",,", "\0");
@@ -203,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_name_is_read_from_a_command_line() {
-        let line = |name| [Cow::from("qemu"), Cow::from("-name"), Cow::from(name)];
+        let line = |name: &str| ["qemu", "-name", name].map(str::to_owned);
         let name = |value| name_in(&line(value));
         assert_eq!(name("guest=vm,debug-threads=on").as_deref(), Some("vm"));
         assert_eq!(name("guest=a,,b,debug-threads=on").as_deref(), Some("a,b"));
@@ -215,6 +229,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let monitor = dir.path().join("qemu/monitor.sock");
         assert!(process_of(dir.path()).is_none());
+        assert!(programs_of(dir.path()).is_empty());
         let mut child = std::process::Command::new("sh")
             .args(["-c", "read line", "-name", "guest=g,x=y"])
             .arg(format!("socket,path={},server=on", monitor.display()))
@@ -223,6 +238,8 @@ mod tests {
             .unwrap();
         let (process, name) = process_of(dir.path()).unwrap();
         assert_eq!((process.pid().unsigned_abs(), name.as_deref()), (child.id(), Some("g")));
+        let programs: Vec<_> = programs_of(dir.path()).iter().map(Process::pid).collect();
+        assert_eq!(programs, [process.pid()]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(process_of(dir.path()).is_none());

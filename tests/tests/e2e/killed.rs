@@ -486,3 +486,68 @@ fn e_in_a_revert_when_the_old_qemu_is_gone() {
 fn e_in_a_revert_when_the_new_qemu_loads() {
     in_a_revert(|world, old| world.qemu().iter().any(|id| !old.contains(id)));
 }
+
+/// The daemon is killed when a program of a guest that starts is there and the daemon has not
+/// noted it. The program stands still, as on a busy host: it says nothing before the next daemon
+/// is here.
+fn in_a_start(program: &str, devices: &str) {
+    let mut world = World::stopped(virtsnap_tests::Daemon::chosen());
+    world.start();
+    let mut spec = GuestSpec { uuid: spec().uuid, ..GuestSpec::new("vm") };
+    devices.clone_into(&mut spec.devices);
+    let vm = world.define(spec.clone());
+    // QEMU is asked what it can do now, by a process that is no guest's.
+    vm.virsh("start {}");
+    vm.virsh("destroy {}");
+    let status = world.path("run/qemu").join(spec.uuid.as_deref().expect("it has one"));
+    let status = || std::fs::read_to_string(status.join("status.json")).ok();
+    let caught = (0..TRIES).find_map(|_| {
+        let mut slow = slow(&world, Slow::Words);
+        let killed = world.kill_at("start vm", |world| {
+            let new = world.processes(program);
+            signal("STOP", &new);
+            !new.is_empty()
+        });
+        let _ = slow.kill();
+        slow.wait().expect("it is ours");
+        let left = world.processes(program);
+        let is_noted = |text: &str| left.iter().any(|id| text.contains(&format!("\"pid\":{id},")));
+        if killed.is_some() && status().is_some_and(|text| !is_noted(&text)) {
+            return Some(left);
+        }
+        eprintln!("missed: {:?}", status());
+        signal("CONT", &left);
+        if killed.is_some() {
+            world.start();
+        }
+        world.virsh.run("destroy vm");
+        None
+    });
+    let left = caught.expect("the start was never caught");
+    assert_ne!(left, [0; 0], "'{program}' was there");
+    world.start();
+    assert_eq!(world.processes(program), [0; 0], "{left:?} and nobody knows of it");
+    let vm = world.guest(spec);
+    assert_eq!(vm.state(), "shut off");
+    let mark = vm.mark();
+    vm.virsh("start {}");
+    vm.booted(mark);
+    vm.count_on(1);
+    boots_with_all(&vm);
+}
+
+/// libvirt: the process is nobody's, and another one is started beside it.
+#[test]
+fn f_in_a_start_before_its_qemu_is_noted() {
+    in_a_start("qemu-system", "");
+}
+
+/// libvirt: the TPM's state stays locked.
+#[test]
+fn f_in_a_start_before_its_tpm_is_noted() {
+    if !virtsnap_tests::programs::exists("swtpm") {
+        virtsnap_tests::skip!("swtpm is not installed");
+    }
+    let backend = "<backend type='emulator' version='2.0'/>";
+    in_a_start("swtpm", &format!("<tpm model='tpm-crb'>{backend}</tpm>"));
+}
