@@ -18,7 +18,7 @@ use virtsnap_engine::facts::{
     DiskDevice, DiskFacts, DiskSource, Format, ImageFacts, InternalSnapshot, MemoryFile, PathKind,
 };
 use virtsnap_engine::inspect::ImageSize;
-use virtsnap_engine::ports::Subject;
+use virtsnap_engine::ports::{Needed, Subject};
 use virtsnap_xml::domain::{self, DiskView};
 use virtsnap_xml::element::Element;
 
@@ -75,14 +75,21 @@ pub async fn snapshots(
     found.filter(|(_, snapshots)| !snapshots.is_empty()).collect()
 }
 
-/// Files beside our images that are none of them, were not given up, and stand on one of them;
-/// each of ours with a word on who.
+/// Files beside our images that are none of them, were not given up, and stand on one of them; and
+/// other domains that have one, or stand on it. Each of ours with a word on who.
 pub async fn foreign_readers(
     images: &Images,
+    others: &BTreeMap<PathBuf, Needed>,
     is_given_up: impl Fn(&Metadata) -> bool + Send + 'static,
 ) -> Result<BTreeMap<PathBuf, String>> {
     let ours: BTreeSet<PathBuf> = images.keys().cloned().collect();
-    blocking(move || Ok(readers(&ours, is_given_up))).await
+    let others = others.clone();
+    blocking(move || {
+        let mut found = readers(&ours, is_given_up);
+        found.extend(other_domains(&ours, &others));
+        Ok(found)
+    })
+    .await
 }
 
 /// What the save images hold, as `read` tells; those that are missing are left out.
@@ -290,11 +297,40 @@ fn backing(path: &Path) -> Option<PathBuf> {
     Some(resolve(path, &header::read(&file).ok()??.backing?))
 }
 
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Wherever their images are, the uppermost of ours below each.
+fn other_domains(
+    ours: &BTreeSet<PathBuf>,
+    others: &BTreeMap<PathBuf, Needed>,
+) -> BTreeMap<PathBuf, String> {
+    let known: BTreeMap<(u64, u64), &PathBuf> =
+        ours.iter().filter_map(|path| Some((identity(path)?, path))).collect();
+    let mut found = BTreeMap::new();
+    for (path, needed) in others {
+        let mut at = Some(path.clone());
+        let mut depth = 0;
+        while let Some(path) = at.filter(|_| depth < MAX_DEPTH) {
+            let image = identity(&path).and_then(|identity| known.get(&identity).copied());
+            if let Some(image) = image.or_else(|| ours.get(&path)) {
+                found.insert(image.clone(), format!("domain '{}'", needed.by));
+                break;
+            }
+            // A guest may have written anything into a raw one.
+            let stands_alone = depth == 0 && needed.format == Format::Raw;
+            at = if stands_alone { None } else { backing(&path) };
+            depth += 1;
+        }
+    }
+    found
+}
+
 fn readers(
     ours: &BTreeSet<PathBuf>,
     is_given_up: impl Fn(&Metadata) -> bool,
 ) -> BTreeMap<PathBuf, String> {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let known: BTreeMap<(u64, u64), &PathBuf> =
         ours.iter().filter_map(|path| Some((identity(path)?, path))).collect();
     // The same image by its other end.
@@ -395,6 +431,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn domains_that_stand_on_our_images_are_found_wherever_they_are() {
+        if tool().is_none() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for place in ["here", "there", "yonder"] {
+            fs::create_dir(at(place)).unwrap();
+        }
+        base(&at("here/base")).await;
+        overlay(&at("here/ours"), "base");
+        overlay(&at("there/mid"), at("here/base").to_str().unwrap());
+        overlay(&at("yonder/theirs"), at("there/mid").to_str().unwrap());
+        let ours = BTreeSet::from([at("here/base"), at("here/ours")]);
+        let of = |image: &str, format: Format| {
+            let needed = Needed { format, by: "clone".to_owned() };
+            other_domains(&ours, &BTreeMap::from([(at(image), needed)]))
+        };
+        let expected = BTreeMap::from([(at("here/base"), "domain 'clone'".to_owned())]);
+        assert_eq!(of("yonder/theirs", Format::Qcow2), expected);
+        assert_eq!(of("here/base", Format::Raw), expected);
+        assert_eq!(of("there/mid", Format::Raw), BTreeMap::new(), "a guest wrote that");
+        assert_eq!(of("there/gone", Format::Qcow2), BTreeMap::new());
+        std::os::unix::fs::symlink(at("here/ours"), at("link")).unwrap();
+        assert!(of("link", Format::Qcow2).contains_key(&at("here/ours")));
+    }
+
+    #[tokio::test]
     async fn images_are_gathered_and_those_that_are_gone_are_absent() {
         let Some(tool) = tool() else { return };
         let dir = tempfile::tempdir().unwrap();
@@ -416,6 +480,7 @@ mod tests {
                 .into(),
             memory_files: BTreeSet::new(),
             owned: BTreeSet::from([at("orphan")]),
+            others: BTreeMap::new(),
         };
         named_only(&tool, &subject, &mut images).await.unwrap();
         let names: Vec<_> =
@@ -447,6 +512,7 @@ mod tests {
             images: BTreeMap::from([(at("disk"), Format::Raw), (at("zz-overlay"), Format::Qcow2)]),
             memory_files: BTreeSet::new(),
             owned: BTreeSet::new(),
+            others: BTreeMap::new(),
         };
         let mut images = Images::new();
         named_only(&tool, &subject, &mut images).await.unwrap();

@@ -1,16 +1,19 @@
 //! What is known of one domain between operations: its definition, its moments, its files.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
+use virtsnap_xml::domain::{self, DiskView};
 use virtsnap_xml::element::Element;
-use virtsnap_xml::snapshot::Definition;
+use virtsnap_xml::snapshot::{Definition, Location};
 
 use crate::error::Result;
+use crate::facts::Format;
 use crate::moment::MomentList;
 use crate::plan::Finish;
+use crate::ports::Needed;
 use crate::unfinished::Left;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +66,22 @@ impl Book {
         in_config || in_moments || self.owned.contains(file)
     }
 
+    /// Images of the definition, and those that moments have frozen: what others must not write to.
+    pub fn images(&self) -> BTreeMap<PathBuf, Needed> {
+        let mut images: BTreeMap<_, _> =
+            self.config.iter().flat_map(|config| images_in(config, &self.name)).collect();
+        for moment in self.moments.iter() {
+            let Some(machine) = &moment.domain else { continue };
+            let frozen = |target: &str| {
+                let disk = moment.disks.iter().find(|disk| disk.name == target);
+                disk.is_some_and(|disk| disk.snapshot == Location::External)
+            };
+            let disks = domain::disks(machine).filter(|disk| frozen(disk.target()));
+            images.extend(disks.filter_map(|disk| needed(disk, &self.name)));
+        }
+        images
+    }
+
     /// Follows a finish step that was done.
     pub(crate) fn follow(&mut self, finish: &Finish) {
         match finish {
@@ -90,4 +109,15 @@ impl Book {
             | Finish::SetLive(_) => {}
         }
     }
+}
+
+/// The images of a definition's disks, needed by the domain of that name.
+pub(crate) fn images_in(definition: &Element, name: &str) -> Vec<(PathBuf, Needed)> {
+    domain::disks(definition).filter_map(|disk| needed(disk, name)).collect()
+}
+
+fn needed(disk: DiskView<'_>, name: &str) -> Option<(PathBuf, Needed)> {
+    // What is not said is raw, never probed.
+    let format = Format::from(disk.format().unwrap_or("raw"));
+    Some((PathBuf::from(disk.image()?), Needed { format, by: name.to_owned() }))
 }

@@ -2,6 +2,7 @@
 //! or Xen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +39,29 @@ pub struct Subject {
     pub memory_files: BTreeSet<PathBuf>,
     /// Files virtsnap created for this domain.
     pub owned: BTreeSet<PathBuf>,
+    /// Images that other domains need as they are.
+    pub others: BTreeMap<PathBuf, Needed>,
+}
+
+/// An image as a domain has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needed {
+    pub format: Format,
+    /// The domain's name.
+    pub by: String,
+}
+
+/// The domains beside the one that something is done to.
+pub trait Neighbours: fmt::Debug + Send + Sync + 'static {
+    /// The images of their definitions and those that their moments have frozen, of all but this one.
+    fn images(&self, but: Uuid) -> BTreeMap<PathBuf, Needed>;
+}
+
+/// There are none.
+impl Neighbours for () {
+    fn images(&self, _but: Uuid) -> BTreeMap<PathBuf, Needed> {
+        BTreeMap::new()
+    }
 }
 
 /// The outcome of a pivot that did not succeed.

@@ -13,7 +13,7 @@ use virtsnap_xml::element::Element;
 use virtsnap_xml::snapshot::{Definition, Request};
 
 use crate::blockjob::{self, NewBlockJob};
-use crate::book::Book;
+use crate::book::{self, Book};
 use crate::domain::StartFrom;
 use crate::error::{Condition, Error, Origin, Result};
 use crate::execute::{Failure, Stage};
@@ -23,7 +23,9 @@ use crate::moment::MomentList;
 use crate::options::{DeleteOptions, Metadata, New, RevertOptions, RevertState, Scope};
 use crate::plan::delete::Doomed;
 use crate::plan::{self, Conclude, Operation, Plan};
-use crate::ports::{Hypervisor, Journal, Journals, Records, Subject, Unfinished};
+use crate::ports::{
+    Hypervisor, Journal, Journals, Needed, Neighbours, Records, Subject, Unfinished,
+};
 use crate::recover::Settled;
 use crate::unfinished::{Call, Left};
 
@@ -33,13 +35,20 @@ pub struct Snapshots<H, R, J> {
     hypervisor: Arc<H>,
     records: Arc<R>,
     journals: Arc<J>,
+    neighbours: Arc<dyn Neighbours>,
     /// Of each domain's last deletion.
     merging: Mutex<BTreeMap<Uuid, Arc<Merging>>>,
 }
 
 impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     pub fn new(hypervisor: Arc<H>, records: Arc<R>, journals: Arc<J>) -> Self {
-        Self { hypervisor, records, journals, merging: Mutex::default() }
+        Self { hypervisor, records, journals, neighbours: Arc::new(()), merging: Mutex::default() }
+    }
+
+    /// What these need is neither written to nor removed.
+    #[must_use]
+    pub fn beside(self, neighbours: Arc<dyn Neighbours>) -> Self {
+        Self { neighbours, ..self }
     }
 
     /// virDomainSnapshotCreateXML without REDEFINE. Returns the moment as it was recorded.
@@ -382,6 +391,9 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
     async fn facts(&self, book: &Mutex<Book>) -> Result<DomainFacts> {
         let owned = lock(book).owned.clone();
         let managed_save = self.managed_save(book)?;
+        // Two books are never held at once.
+        let domain = lock(book).uuid;
+        let others = self.others(domain);
         let subject = {
             let book = lock(book);
             // Copies of state files are no images.
@@ -399,6 +411,7 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
                 images,
                 memory_files,
                 owned: owned.difference(&copies).cloned().collect(),
+                others,
             }
         };
         let mut facts = self.hypervisor.facts(&subject).await?;
@@ -406,6 +419,17 @@ impl<H: Hypervisor, R: Records, J: Journals> Snapshots<H, R, J> {
         facts.managed_save = managed_save;
         facts.has_unreadable_moments = lock(book).has_unreadable_moments;
         Ok(facts)
+    }
+
+    /// Also of those that run and have no definition, or stand on other images than it says.
+    fn others(&self, domain: Uuid) -> BTreeMap<PathBuf, Needed> {
+        let mut images = self.neighbours.images(domain);
+        for active in self.hypervisor.all_active() {
+            if active.uuid != domain {
+                images.extend(book::images_in(&active.live, &active.name));
+            }
+        }
+        images
     }
 
     fn managed_save(&self, book: &Mutex<Book>) -> Result<Option<PathBuf>> {

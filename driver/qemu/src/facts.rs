@@ -49,7 +49,8 @@ impl Qemu {
         merge::forget_commits(&self.config().state_dir, subject.uuid, &images).await?;
         let merged = instance.as_ref().map(|i| i.lock().merged.clone()).unwrap_or_default();
         let is_given_up = move |meta: &_| merged.contains(&Merged::of(meta));
-        let foreign_readers = survey::foreign_readers(&images, is_given_up).await?;
+        let foreign_readers =
+            survey::foreign_readers(&images, &subject.others, is_given_up).await?;
         let memory_files = survey::memory_files(subject.memory_files.clone(), memory_file).await?;
         let agent = agent(live.as_ref(), instance.as_deref());
         Ok(DomainFacts {

@@ -59,7 +59,7 @@ impl Xen {
         }
         survey::gather(&self.image_tool(), subject, &disks, &mut images).await?;
         merge::forget_commits(&self.config().state_dir, subject.uuid, &images).await?;
-        let foreign_readers = survey::foreign_readers(&images, |_| false).await?;
+        let foreign_readers = survey::foreign_readers(&images, &subject.others, |_| false).await?;
         let host = self.shared.host.clone();
         let memory_file = move |path: &Path| memory_file(path, &host);
         let memory_files = survey::memory_files(subject.memory_files.clone(), memory_file).await?;

@@ -236,3 +236,45 @@ fn h_12_what_redefine_said_is_checked_against_the_images() {
     vm.virsh("destroy {}");
     images::check(&vm.disk("vda"));
 }
+
+/// What another domain stands on, or has, is not written to: also where its own files are in another
+/// directory.
+#[test]
+fn another_domain_keeps_what_it_stands_on() {
+    let world = World::new();
+    let vm = world.define(GuestSpec::idle("vm"));
+    let golden = vm.disk("vda");
+    vm.write("vda", 1, 1);
+    vm.virsh("snapshot-create-as {} s --disk-only");
+    let overlay = vm.source("vda");
+    vm.write("vda", 1, 2);
+    std::fs::create_dir(world.path("elsewhere")).unwrap();
+    let below = world.path("elsewhere/below");
+    images::create_on(&below, golden.to_str().unwrap());
+    let clone = world.path("elsewhere/clone");
+    images::create_on(&clone, below.to_str().unwrap());
+    let xml = vm.spec.xml(&world).replace("<name>vm<", "<name>clone<");
+    let file = world.path("clone.xml");
+    let define = |image: &Path| {
+        let text = xml.replace(golden.to_str().unwrap(), image.to_str().unwrap());
+        std::fs::write(&file, text).unwrap();
+        world.virsh.ok(&format!("define {}", file.display()));
+    };
+    for image in [&clone, &golden] {
+        define(image);
+        let told = vm.virtsnap_refused("delete {} s --consolidate");
+        assert!(told.contains("domain 'clone' reads it"), "{told}");
+        assert!(images::has_pattern(&clone, 1, 1 << 20, 64 << 10));
+        world.virsh.ok("undefine clone");
+    }
+    // Without asking for it, the layer stays; and goes when nobody else needs it.
+    define(&clone);
+    vm.virsh("snapshot-delete {} s");
+    assert_eq!(vm.source("vda"), overlay);
+    assert!(images::has_pattern(&clone, 1, 1 << 20, 64 << 10) && vm.holds("vda", 1, 2));
+    world.virsh.ok("undefine clone");
+    vm.virsh("snapshot-create-as {} t --disk-only");
+    vm.virsh("snapshot-delete {} t");
+    assert_eq!(vm.source("vda"), golden.to_str().unwrap());
+    assert!(vm.holds("vda", 1, 2));
+}

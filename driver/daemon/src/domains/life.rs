@@ -93,7 +93,8 @@ pub(super) fn failed(message: impl Into<String>) -> Error {
 impl<H: Hypervisor> Domains<H> {
     pub(crate) fn new(hypervisor: Arc<H>, table: Arc<Table>) -> Self {
         let store = table.store().clone();
-        let snapshots = Snapshots::new(hypervisor.clone(), store.clone(), store);
+        let snapshots =
+            Snapshots::new(hypervisor.clone(), store.clone(), store).beside(table.clone());
         let (changes, meanwhile) = (tokio::sync::Mutex::default(), Meanwhile::default());
         Self { hypervisor, table, snapshots, meanwhile, changes }
     }

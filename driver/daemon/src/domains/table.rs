@@ -12,6 +12,7 @@
 //! never both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use uuid::Uuid;
@@ -20,7 +21,7 @@ use virtsnap_engine::domain::{Event, ShutOffReason};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::moment::MomentList;
 use virtsnap_engine::plan::MomentChange;
-use virtsnap_engine::ports::{EventSink, Records};
+use virtsnap_engine::ports::{EventSink, Needed, Neighbours, Records};
 use virtsnap_store::{Store, StoredDomain};
 use virtsnap_xml::element::Element;
 
@@ -130,6 +131,13 @@ impl Domain {
             }
             Operation::Change(_) | Operation::Start | Operation::Save | Operation::Restore => false,
         })
+    }
+}
+
+impl Neighbours for Table {
+    fn images(&self, but: Uuid) -> BTreeMap<PathBuf, Needed> {
+        let others = self.all_with_waiting().into_iter().filter(|other| other.uuid != but);
+        others.flat_map(|other| other.book().images()).collect()
     }
 }
 

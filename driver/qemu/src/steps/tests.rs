@@ -847,6 +847,7 @@ impl Bed {
             images: images.iter().map(|path| ((*path).clone(), Format::Qcow2)).collect(),
             memory_files: Default::default(),
             owned: Default::default(),
+            others: Default::default(),
         }
     }
 }
