@@ -39,6 +39,8 @@ static TAKEN: Mutex<()> = Mutex::new(());
 #[derive(Debug)]
 pub struct XenHost {
     pub virsh: Virsh,
+    /// More lines of the daemon's configuration, from its next start on.
+    pub config: String,
     /// `/share` of dom0.
     share: PathBuf,
     shell: u16,
@@ -60,6 +62,7 @@ impl XenHost {
         join(&socket, daemon.parse().expect("a port"));
         let mut host = Self {
             virsh: Virsh::new(format!("xen:///system?socket={}", socket.display())),
+            config: String::new(),
             share: share.into(),
             shell: shell.parse().expect("a port"),
             _dir: dir,
@@ -114,9 +117,9 @@ impl XenHost {
     pub fn start(&mut self) {
         let program = host::virtsnapd().display();
         // What libxl does step by step fills pages.
-        let log = "debug,virtsnap_xen::context=info";
+        let (log, more) = ("debug,virtsnap_xen::context=info", &self.config);
         self.ok(&format!(
-            "printf '%s\\n' \"state_dir = '{STATE}/lib'\" \"log = '{log}'\" > {STATE}/virtsnapd.toml
+            "printf '%s\\n' \"state_dir = '{STATE}/lib'\" \"log = '{log}'\" \"{more}\" > {STATE}/virtsnapd.toml
             [ -e {PROGRAM} ] || cp {program} {PROGRAM}
             RUST_BACKTRACE=1 setsid {PROGRAM} --hypervisor xen --config {STATE}/virtsnapd.toml \
                 >> {STATE}/log 2>&1 < /dev/null &
@@ -411,11 +414,12 @@ impl XenGuest<'_> {
         self.virsh("domstate {}").trim().to_owned()
     }
 
-    /// Waits until virsh says so.
+    /// Waits until virsh says so; one that xl brings back is nowhere meanwhile.
     #[track_caller]
     pub fn becomes(&self, state: &str) {
         host::wait(&format!("{} to be {state}", self.spec.name), self.patience, || {
-            (self.state() == state).then_some(())
+            let told = self.host.virsh.run(&format!("domstate {}", self.spec.name));
+            (told.success && told.stdout.trim() == state).then_some(())
         });
     }
 

@@ -1,12 +1,21 @@
-//! The program that libxl starts as a guest's device model, and what it can.
+//! The program that libxl starts as a guest's device model: what it can, and its end.
 //!
 //! libxl has its path compiled in and tells nobody. So it is looked for where distributions have it;
 //! where there are two, it is not known which one is meant. What it can is what its `-help` lists.
+//!
+//! libxl tells it to end (SIGHUP) and takes the domain away without waiting for it. It may have much to
+//! write into its images then, and has no lock on those of a guest's Xen disks (`locking` is off in
+//! QEMU's `xen-block`): whoever took the domain's end for its own would write into them at the same time.
 
+use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -112,6 +121,52 @@ fn without_acpi(model: &Path, name: &str) -> Error {
     )
 }
 
+/// How long one may write to its images when it was told to end; and what it takes to be killed.
+const ENDING: Duration = Duration::from_secs(60);
+const DYING: Duration = Duration::from_secs(30);
+
+/// Blocks until nobody serves the disks of the domain of that number, which has ended.
+pub(crate) fn wait_for_end(id: u32) -> Result<()> {
+    for (pid, process) in of_domain(id) {
+        if has_ended(&process, ENDING) {
+            continue;
+        }
+        tracing::warn!(id, pid, "the device model does not end, and is killed");
+        let _ = pidfd_send_signal(&process, Signal::KILL);
+        if !has_ended(&process, DYING) {
+            let what = format!(
+                "the device model of domain {id} (process {pid}) cannot be killed: its images must \
+                 not be touched before it is gone; try again then"
+            );
+            return Err(Error::new(Condition::OperationFailed, what));
+        }
+    }
+    Ok(())
+}
+
+/// By what libxl starts them with.
+fn of_domain(id: u32) -> Vec<(i32, OwnedFd)> {
+    let serves = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        arguments.windows(2).any(|pair| *pair == [b"-xen-domid", id.to_string().as_bytes()])
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let found = pids.filter(|pid| serves(*pid)).filter_map(|pid| {
+        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // It may have been another's by then.
+        serves(pid).then_some((pid, process))
+    });
+    found.collect()
+}
+
+fn has_ended(process: &OwnedFd, patience: Duration) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let patience = Timespec::try_from(patience).ok();
+    matches!(retry_on_intr(|| poll(&mut fds, patience.as_ref())), Ok(n) if n > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +193,29 @@ mod tests {
              <devices><emulator>{emulator}</emulator></devices></domain>"
         );
         Element::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn the_end_of_a_device_model_is_waited_for() {
+        let id = 1_000_000 + std::process::id();
+        wait_for_end(id).unwrap();
+        let mut model = std::process::Command::new("/bin/sh")
+            .args(["-c", "read line; exit", "-xen-domid", &id.to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Its arguments are there a moment after it is.
+        let (pid, process) =
+            std::iter::repeat_with(|| of_domain(id).pop()).flatten().next().unwrap();
+        assert_eq!(pid.cast_unsigned(), model.id());
+        assert!(of_domain(id + 1).is_empty());
+        assert!(!has_ended(&process, Duration::ZERO));
+        let waiting = std::thread::spawn(move || wait_for_end(id));
+        drop(model.stdin.take());
+        waiting.join().unwrap().unwrap();
+        // Dead, and not reaped.
+        assert!(has_ended(&process, Duration::ZERO));
+        model.wait().unwrap();
     }
 
     #[tokio::test]

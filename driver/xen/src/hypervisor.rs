@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
-use virtsnap_block::image::{QemuImg, system};
+use virtsnap_block::image::{QemuImg, is_same, system};
 pub use virtsnap_block::merge::MergeLimits;
 use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
+use virtsnap_xml::domain::{self, DiskView};
 
 use crate::context::{Context, Ended};
 use crate::device_model::OfHost;
@@ -135,6 +136,29 @@ impl Shared {
 
     pub(crate) fn starting(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
         lock(&self.starting)
+    }
+
+    /// QEMU locks no images of Xen's disks: what another running domain uses is ours to refuse.
+    pub(crate) fn refuse_elsewhere(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+        let instances: Vec<_> = self.instances().values().cloned().collect();
+        for other in instances.iter().filter(|other| other.uuid != domain) {
+            let live = other.live();
+            let mut disks = domain::disks(&live);
+            let uses = |disk: &DiskView<'_>| {
+                disk.path().is_some_and(|path| is_same(Path::new(path), image))
+            };
+            if let Some(disk) = disks.find(uses) {
+                let message = format!(
+                    "image '{}' cannot be {what} while disk '{}' of the running domain '{}' uses it; \
+                     shut that domain down first",
+                    image.display(),
+                    disk.target(),
+                    other.name
+                );
+                return Err(Error::new(Condition::OperationInvalid, message));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn tell(&self, instance: &Instance, event: Event) {

@@ -24,6 +24,7 @@ use virtsnap_xml::element::Element;
 use crate::config::to_libxl;
 use crate::context::Context;
 use crate::host::Host;
+use crate::memory::Memory;
 
 /// Where the device model of a domain has the monitor that libxl does not use itself.
 const MONITORS: &str = "/var/run/xen";
@@ -40,6 +41,7 @@ pub struct Instance {
     /// Held by whoever changes which files the disks are, saves memory, or ends the domain.
     pub(crate) acting: Arc<tokio::sync::Mutex<()>>,
     inner: Mutex<Inner>,
+    memory: Mutex<Memory>,
     monitor: tokio::sync::Mutex<Weak<Qmp>>,
 }
 
@@ -120,6 +122,7 @@ impl Instance {
                 saving: None,
                 asked: None,
             }),
+            memory: Mutex::default(),
             monitor: tokio::sync::Mutex::default(),
         }
     }
@@ -152,9 +155,12 @@ impl Instance {
         self.owner == Owner::Us
     }
 
-    /// Durable when it returns.
+    /// Durable when it returns. Of one that has ended nothing is written down any more.
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> Result<T> {
         let mut inner = self.lock();
+        if let State::ShutOff(_) = inner.state {
+            return Err(Error::new(Condition::OperationInvalid, "domain is not running"));
+        }
         let outcome = change(&mut inner);
         self.save_locked(&inner)?;
         Ok(outcome)
@@ -218,6 +224,10 @@ impl Instance {
             }
         }
         context.store_configuration(self.id, &stored).await
+    }
+
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -27,6 +27,7 @@ mod host;
 pub mod hypervisor;
 pub mod instance;
 mod life;
+mod memory;
 mod merge;
 mod port;
 mod reconnect;

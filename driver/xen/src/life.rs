@@ -76,9 +76,13 @@ impl Shared {
     /// What libxl says counts: that a guest has stopped is known to it before it is told, and of
     /// what it takes away nobody may begin anything.
     pub(crate) async fn state_now(&self, instance: &Instance) -> Result<State> {
+        Ok(observed(instance.state(), self.info(instance).await?.as_ref()))
+    }
+
+    /// None: it is gone.
+    pub(crate) async fn info(&self, instance: &Instance) -> Result<Option<Info>> {
         let (context, id) = (self.context.clone(), instance.id);
-        let info = blocking(move || context.info(id)).await?;
-        Ok(observed(instance.state(), info.as_ref()))
+        blocking(move || context.info(id)).await
     }
 
     pub(crate) async fn pause(&self, instance: &Instance, reason: PausedReason) -> Result<()> {
@@ -106,16 +110,15 @@ impl Shared {
 
     /// Done before is done: Xen counts, and refuses the one too many.
     pub(crate) async fn unpause(&self, instance: &Instance) -> Result<()> {
-        let (context, id) = (self.context.clone(), instance.id);
-        let info = blocking(move || context.info(id)).await?;
-        match info.is_some_and(|info| info.is_paused) {
-            true => self.context.unpause(id).await,
+        match self.info(instance).await?.is_some_and(|info| info.is_paused) {
+            true => self.context.unpause(instance.id).await,
             false => Ok(()),
         }
     }
 
     pub(crate) async fn end(&self, instance: &Instance, reason: ShutOffReason) -> Result<()> {
         instance.lock().stopping = Some(reason);
+        self.context.stop_suspend(instance.id);
         self.context.destroy(instance.id).await?;
         self.put_away(instance, reason);
         Ok(())
@@ -165,8 +168,8 @@ impl Shared {
     async fn handle_end(self: &Arc<Self>, instance: &Arc<Instance>, how: End) {
         let reason = match how {
             End::Death if instance.lock().is_rebooting => return,
-            End::Death => return self.put_away(instance, ShutOffReason::Destroyed),
-            End::Shutdown(ShutdownReason::Suspend) => return,
+            End::Death => return self.follow_death(instance).await,
+            End::Shutdown(ShutdownReason::Suspend) => return self.stood_still(instance).await,
             End::Shutdown(reason) => reason,
         };
         tracing::info!(domain = instance.name, id = instance.id, ?reason, "the guest has stopped");
@@ -201,6 +204,16 @@ impl Shared {
         };
         if let Err(err) = outcome {
             tracing::error!(domain = instance.name, "after its guest has stopped: {}", err.chain());
+        }
+    }
+
+    async fn follow_death(&self, instance: &Instance) {
+        match self.context.device_model_ends(instance.id).await {
+            Ok(()) => self.put_away(instance, ShutOffReason::Destroyed),
+            Err(err) => {
+                tracing::error!(domain = instance.name, "{}", err.chain());
+                instance.lock().state = State::Shutdown;
+            }
         }
     }
 

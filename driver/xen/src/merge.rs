@@ -66,6 +66,7 @@ impl Xen {
         tag: &str,
     ) -> Result<()> {
         let Some(disk) = self.disk_with(domain, None, image).await? else {
+            self.shared.refuse_elsewhere(domain, image, "changed")?;
             return self.image_tool().delete_snapshot(image, &Format::Qcow2, tag).await;
         };
         let drive = disk.drive().await?;

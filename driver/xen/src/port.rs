@@ -9,7 +9,7 @@ use virtsnap_block::{merge, place, survey};
 use virtsnap_engine::domain::{Active, Restore, Save, SaveImage, ShutOffReason, Start};
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::facts::{DomainFacts, Format, InternalSnapshot, PathKind, Place, Room};
-use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect, Node, Platform};
+use virtsnap_engine::inspect::{CpuTimes, ImageSize, Inspect, MemoryJob, Node, Platform};
 use virtsnap_engine::merging::Merging;
 use virtsnap_engine::plan::{Conclude, Finish, Pivot, Step};
 use virtsnap_engine::ports::{Hypervisor, MergeError, PivotError, Subject};
@@ -215,6 +215,24 @@ impl Inspect for Xen {
 
     async fn image_size(&self, domain: &Element, target: &str) -> Result<ImageSize> {
         survey::size(&self.image_tool(), domain, target).await
+    }
+
+    async fn memory_job(&self, domain: Uuid) -> Result<Option<MemoryJob>> {
+        Ok(self.instance(domain).and_then(|instance| instance.memory().job()))
+    }
+
+    async fn saved_memory(&self, domain: Uuid) -> Result<Option<MemoryJob>> {
+        Ok(self.instance(domain).and_then(|instance| instance.memory().saved()))
+    }
+
+    async fn abort_memory_job(&self, domain: Uuid) -> Result<()> {
+        match self.shared.context.stop_suspend(self.running(domain)?.id) {
+            true => Ok(()),
+            false => {
+                let what = "no memory of the domain is being saved";
+                Err(Error::new(Condition::OperationInvalid, what))
+            }
+        }
     }
 
     async fn image_snapshots(

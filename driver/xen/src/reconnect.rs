@@ -82,6 +82,9 @@ impl Shared {
         };
         let Some(info) = info else {
             tracing::info!(domain = status.name, "it is gone");
+            if let Some(id) = status.id {
+                self.context.device_model_ends(id).await?;
+            }
             let reason = match &status.saving {
                 Some(file) => {
                     self.settle_save(status.uuid, None, file).await?;

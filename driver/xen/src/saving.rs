@@ -1,7 +1,8 @@
 //! A guest's memory on its way to a file, and guests that end with that.
 //!
 //! The guest takes part in its save: it is told to stand still and does. After it, well or not, it
-//! stands as one that was paused, in the same domain.
+//! stands as one that was paused, in the same domain. One that does so when the save was given up
+//! meanwhile is let go on.
 //!
 //! The status of a domain that is being saved names the file until the domain is gone. If the daemon
 //! dies in between, the next one goes by it: a domain that is still there gets its guest back and the
@@ -10,6 +11,7 @@
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use uuid::Uuid;
 use virtsnap_block::image::claim::{self, Writing};
@@ -24,6 +26,7 @@ use crate::config::to_libxl;
 use crate::context::ShutdownReason;
 use crate::hypervisor::{Shared, Xen};
 use crate::instance::{Instance, Owner};
+use crate::memory::{Memory, OnItsWay};
 use crate::save_image::{self, Head};
 
 impl Xen {
@@ -162,11 +165,14 @@ impl Shared {
         let written = self.write_stream(instance, &target, &head, live).await;
         if let Err(err) = written {
             // Where this fails too, it is known to be standing still by us, and undo tries again.
-            self.stand_up(instance).await?;
+            let took_part = self.stand_up(instance).await;
+            instance.memory().failed(matches!(took_part, Ok(true)));
+            took_part?;
             self.unpause(instance).await?;
             instance.update(|inner| inner.state = before)?;
             return Err(err);
         }
+        instance.memory().succeeded();
         self.tell(instance, Event::Suspended(Suspended::Paused));
         blocking(move || {
             let path = target.path().to_owned();
@@ -186,9 +192,14 @@ impl Shared {
         let failed = |err| system("write", target.path(), err);
         head.begin(target.file()).map_err(failed)?;
         let file = target.file().try_clone().map_err(failed)?;
+        let total = self.info(instance).await?.map_or(0, |info| info.memory * 1024);
+        let on_its_way = OnItsWay::new(&file, head.stream_at(), total).map_err(failed)?;
+        *instance.memory() = Memory::OnItsWay(on_its_way);
         let mut saved = self.context.suspend(instance.id, file.into(), live).await;
         // A guest that took no part in the one takes none in the other.
-        let refused = saved.as_ref().err().filter(|err| err.condition != Condition::Timeout);
+        let is_over =
+            |err: &&Error| matches!(err.condition, Condition::Timeout | Condition::Aborted);
+        let refused = saved.as_ref().err().filter(|err| !is_over(err));
         if let (Some(err), true) = (refused, live) {
             // Where pages cannot be followed while the guest writes to them, it stands still.
             tracing::warn!(domain = instance.name, "it is saved standing still: {}", err.chain());
@@ -204,18 +215,30 @@ impl Shared {
         self.context.resume(instance.id).await
     }
 
-    /// A guest that a save has left suspended runs again.
-    async fn stand_up(&self, instance: &Instance) -> Result<()> {
-        if self.is_suspended(instance).await? {
+    /// A guest that a save has left suspended runs again. Whether it was.
+    async fn stand_up(&self, instance: &Instance) -> Result<bool> {
+        let is_suspended = self.is_suspended(instance).await?;
+        if is_suspended {
             self.context.resume(instance.id).await?;
         }
-        Ok(())
+        Ok(is_suspended)
     }
 
     async fn is_suspended(&self, instance: &Instance) -> Result<bool> {
-        let (context, id) = (self.context.clone(), instance.id);
-        let info = blocking(move || context.info(id)).await?;
+        let info = self.info(instance).await?;
         Ok(info.is_some_and(|info| info.shutdown == Some(ShutdownReason::Suspend)))
+    }
+
+    /// A guest stands still for its memory, in a save of ours or of xl's.
+    pub(crate) async fn stood_still(&self, instance: &Instance) {
+        let _acting = instance.acting.lock().await;
+        if !instance.memory().was_given_up(Instant::now()) {
+            return;
+        }
+        tracing::info!(domain = instance.name, "it stands still for a save that was given up");
+        if let Err(err) = self.stand_up(instance).await {
+            tracing::error!(domain = instance.name, "it stands still: {}", err.chain());
+        }
     }
 
     /// It was stopped by us, and runs again. Done before is done.

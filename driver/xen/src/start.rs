@@ -151,6 +151,7 @@ impl Shared {
         saved: Option<Saved>,
     ) -> Result<Arc<Instance>> {
         self.refuse_taken(uuid, name).await?;
+        self.refuse_used(uuid, definition)?;
         let dir = directory(&self.config.run_dir, uuid);
         let channels = dir.join("channel");
         let mut live = live_form(definition, channels.clone())?;
@@ -206,6 +207,17 @@ impl Shared {
                 format!("domain '{name}' is already active, as Xen's domain {}", info.id),
             )),
         }
+    }
+
+    /// Two guests would write into one image.
+    fn refuse_used(&self, uuid: Uuid, definition: &Element) -> Result<()> {
+        let own = domain::disks(definition).filter(|d| !d.is_readonly() && !d.is_shareable());
+        for disk in own {
+            if let Some(image) = disk.path() {
+                self.refuse_elsewhere(uuid, Path::new(image), "written to")?;
+            }
+        }
+        Ok(())
     }
 
     /// The last part: the vCPUs. Events in libvirt's order, which differs between a boot (resumed,

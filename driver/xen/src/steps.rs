@@ -356,7 +356,8 @@ impl Xen {
         }
     }
 
-    async fn refuse_in_use(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+    pub(crate) async fn refuse_in_use(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+        self.shared.refuse_elsewhere(domain, image, what)?;
         let Some(instance) = self.instance(domain) else { return Ok(()) };
         if let Some(target) = instance.disk_on(image) {
             return Err(in_use(image, &target, what));

@@ -157,3 +157,29 @@ fn files_are_what_they_ought_to_be() {
     assert_eq!(vm.source("xvda"), vm.disk("xvda").to_str().unwrap());
     assert!(vm.exists(vm.disk("xvdb").to_str().unwrap()), "the user's own");
 }
+
+/// Nothing locks images here: what another running guest has is refused.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn two_guests_do_not_write_into_one_image() {
+    let host = lent!();
+    let vm = host.define(XenSpec::new("vm").disks(&["qcow2"]));
+    let image = vm.disk("xvda");
+    let twin = host.file("twin.xml", &vm.spec.xml().replace("<name>vm<", "<name>twin<"));
+    host.virsh.ok(&format!("define {twin}"));
+    host.virsh.ok("snapshot-create-as twin before");
+    vm.virsh("start {} --paused");
+    for line in ["start twin", "snapshot-create-as twin s", "snapshot-delete twin before"] {
+        let told = host.virsh.fails(line);
+        assert!(told.contains("running domain 'vm'"), "{line}: {told}");
+        assert!(told.contains(image.to_str().unwrap()), "{line}: {told}");
+    }
+    assert_eq!(vm.inside(&image), ["before"]);
+    vm.virsh("destroy {}");
+    host.virsh.ok("start twin --paused");
+    assert!(vm.refused("start {}").contains("running domain 'twin'"));
+    // What was refused late is completed when that can be.
+    assert!(host.virsh.lines("snapshot-list twin --name").is_empty());
+    host.virsh.ok("destroy twin");
+    assert_eq!(vm.inside(&image), Vec::<String>::new());
+}

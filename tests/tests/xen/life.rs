@@ -159,6 +159,13 @@ fn a_killed_daemon_finds_its_guests_again() {
     let vm = host.guest(XenSpec::new("vm"));
     assert_eq!(vm.state(), "shut off");
     sound(&vm);
+    // One that another ends, and nothing else goes on.
+    vm.virsh("start {} --paused");
+    drop(vm);
+    host.kill();
+    host.start();
+    host.ok("xl destroy vm");
+    host.guest(XenSpec::new("vm")).becomes("shut off");
 }
 
 #[test]

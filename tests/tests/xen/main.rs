@@ -7,7 +7,8 @@
 //!   users read of our snapshots, and we of theirs.
 //! - [`kept`], [`refused`], [`hazards`], [`options`]: of guests that are off or stand still; they and
 //!   [`consumers`] are of `make test-xen-all` alone.
-//! - [`snapshots`]: taken and reverted to; [`merges`]: deleted.
+//! - [`snapshots`]: taken and reverted to; [`merges`]: deleted; [`jobs`]: watched and aborted;
+//!   [`long_merges`]: deletions that do not come to an end, of `make test-xen-all` alone.
 //! - [`backends`]: disks on devices, disks of the kernel's, and of formats that not everybody reads.
 //! - [`killed`]: virtsnapd is killed inside operations (`make torture-xen` for more rounds).
 //!
@@ -22,9 +23,11 @@ mod calls;
 mod consumers;
 mod files_for_xl;
 mod hazards;
+mod jobs;
 mod kept;
 mod killed;
 mod life;
+mod long_merges;
 mod merges;
 mod options;
 mod refused;

@@ -259,8 +259,7 @@ async fn abort_job<H: Inspect>(cx: &Context<'_, H>, domain: &Domain) -> Outcome<
     Err(match job.operation {
         Operation::Start => invalid("cannot abort VM start; use virDomainDestroy instead"),
         _ => invalid(
-            "this job cannot be aborted now: memory that is saved inside of an image completes by \
-             itself",
+            "this job cannot be aborted now: only memory on its way to a file can be, and merges",
         ),
     }
     .into())

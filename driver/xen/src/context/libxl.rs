@@ -5,7 +5,7 @@
 //! (`libxl_event_wait`), and runs libxl's own loop thereby. An end that came as an event would not do:
 //! that thread sleeps on when another one's call makes an event, as a pause does, which has ended
 //! before the call that began it returns. All here blocks, operations until they have ended; at its
-//! deadline one is told to end (`libxl_ao_abort`).
+//! deadline, or where it is not wanted any more, one is told to end (`libxl_ao_abort`).
 //!
 //! Children: libxl reaps its own and no others, by a handler of SIGCHLD of its own
 //! (`always_selective_reap`). So the context is made before anybody else installs one.
@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -30,9 +30,14 @@ use super::lent::{Config, Logger, taken};
 use super::log::Log;
 use super::told::{End, Ended, HostInfo, Info, vcpu};
 use super::{LONG, SHORT, lock};
+use crate::device_model::wait_for_end;
 
 /// Configurations are some KiB.
 const MAX_STORED: usize = 4 << 20;
+
+/// Watched for as long as we live: a watch that is the only one is not noticed by a thread which waits
+/// for events already (`libxl_evenable_domain_death` does not wake it).
+const DOM0: u32 = 0;
 
 /// The userdata that xl and libxl start a guest from again.
 const CONFIGURATION: &CStr = c"libxl-json";
@@ -42,6 +47,8 @@ pub(super) struct Libxl {
     ctx: *mut xl::libxl_ctx,
     log: &'static Log,
     watches: Mutex<BTreeMap<u32, *mut xl::libxl_evgen_domain_death>>,
+    /// Whoever waits for the memory of that domain to be saved.
+    saves: Mutex<BTreeMap<u32, Sender<Told>>>,
     ended: UnboundedSender<Ended>,
 }
 
@@ -51,6 +58,13 @@ pub(super) struct Libxl {
 unsafe impl Send for Libxl {}
 // SAFETY: as above.
 unsafe impl Sync for Libxl {}
+
+/// What is told to whoever waits for an operation.
+enum Told {
+    Ended(c_int),
+    /// It is not wanted any more.
+    Stop,
+}
 
 /// `libxl_trigger`.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +96,10 @@ impl Libxl {
         }));
         // SAFETY: the context was just made and has no children; the hooks are never freed.
         unsafe { lib.libxl_childproc_setmode(ctx, hooks, ptr::null_mut()) };
-        Ok(Self { lib, ctx, log, watches: Mutex::default(), ended })
+        let (watches, saves) = (Mutex::default(), Mutex::default());
+        let libxl = Self { lib, ctx, log, watches, saves, ended };
+        libxl.watch(DOM0)?;
+        Ok(libxl)
     }
 
     // -- looking -------------------------------------------------------------------------------
@@ -242,7 +259,7 @@ impl Libxl {
         let id = unsafe { place.read() };
         if built.is_err() && id != u32::MAX {
             // One that failed after it was made is still there.
-            let _ = self.destroy(id);
+            let _ = self.destroy(id).and_then(|()| wait_for_end(id));
         }
         built.map(|()| id)
     }
@@ -275,10 +292,20 @@ impl Libxl {
         let flags = if live { xl::LIBXL_SUSPEND_LIVE } else { 0 };
         let flags = c_int::try_from(flags).unwrap_or_default();
         let fd = to.as_raw_fd();
-        self.operate(LONG, Some(id), "its memory cannot be saved", |lib, ctx, how| {
+        let channel = channel();
+        lock(&self.saves).insert(id, channel.0.clone());
+        let refusal = "its memory cannot be saved";
+        let saved = self.operate_on(&channel, LONG, Some(id), refusal, |lib, ctx, how| {
             // SAFETY: `to` is open until the operation has ended.
             unsafe { lib.libxl_domain_suspend(ctx, id, fd, flags, how) }
-        })
+        });
+        lock(&self.saves).remove(&id);
+        saved
+    }
+
+    /// False: no memory of that domain is being saved.
+    pub(super) fn stop_suspend(&self, id: u32) -> bool {
+        lock(&self.saves).get(&id).is_some_and(|tell| tell.send(Told::Stop).is_ok())
     }
 
     pub(super) fn resume(&self, id: u32) -> Result<()> {
@@ -360,31 +387,49 @@ impl Libxl {
         refusal: &str,
         begin: impl FnOnce(&xl::Libxl, *mut xl::libxl_ctx, *const xl::libxl_asyncop_how) -> c_int,
     ) -> Result<()> {
+        self.operate_on(&channel(), deadline, id, refusal, begin)
+    }
+
+    /// The same, where others may tell it to stop.
+    fn operate_on(
+        &self,
+        (tell, told): &(Sender<Told>, Receiver<Told>),
+        deadline: Duration,
+        id: Option<u32>,
+        refusal: &str,
+        begin: impl FnOnce(&xl::Libxl, *mut xl::libxl_ctx, *const xl::libxl_asyncop_how) -> c_int,
+    ) -> Result<()> {
         let mark = self.log.mark();
-        let (tell, told) = sync_channel(1);
-        let tell = Box::into_raw(Box::new(tell));
+        let for_callback = (&raw const *tell).cast_mut().cast();
         let how = xl::libxl_asyncop_how {
             callback: Some(has_ended),
-            u: xl::libxl_asyncop_how__bindgen_ty_1 { for_callback: tell.cast() },
+            u: xl::libxl_asyncop_how__bindgen_ty_1 { for_callback },
         };
         let begun = begin(&self.lib, self.ctx, &raw const how);
         if begun != 0 {
-            // SAFETY: of what has not begun no end is told: it is still ours alone.
-            drop(unsafe { Box::from_raw(tell) });
             return Err(self.log.error(begun, mark, id, refusal));
         }
-        let rc = match told.recv_timeout(deadline) {
-            Ok(rc) => rc,
-            Err(RecvTimeoutError::Timeout) => {
-                // SAFETY: `how` is as it was given. What comes is the end of the operation, or it
-                // has just ended.
+        let first = told.recv_timeout(deadline);
+        let is_unwanted = matches!(first, Ok(Told::Stop));
+        let rc = match first {
+            Ok(Told::Ended(rc)) => rc,
+            Ok(Told::Stop) | Err(_) => {
+                // SAFETY: `how` is as it was given, and `tell`, by which libxl knows the operation,
+                // no other's: what comes is the end of this one, or it has just ended.
                 unsafe { self.lib.libxl_ao_abort(self.ctx, &raw const how) };
                 // What it was lent is lent until it has ended, however long that takes.
-                told.recv().unwrap_or(xl::ERROR_TIMEDOUT)
+                let end = told.iter().find_map(|told| match told {
+                    Told::Ended(rc) => Some(rc),
+                    Told::Stop => None,
+                });
+                end.unwrap_or(xl::ERROR_FAIL)
             }
-            Err(RecvTimeoutError::Disconnected) => xl::ERROR_FAIL,
         };
-        if rc == 0 { Ok(()) } else { Err(self.log.error(rc, mark, id, refusal)) }
+        match rc {
+            0 => Ok(()),
+            _ if is_unwanted => Err(Error::new(Condition::Aborted, format!("{refusal}: stopped"))),
+            _ => Err(self.log.error(rc, mark, id, refusal)),
+        }
     }
 
     /// A call that ends at once.
@@ -461,8 +506,8 @@ impl Libxl {
 ///
 /// SAFETY: called by libxl alone, with what [`Libxl::operate`] gave it.
 unsafe extern "C" fn has_ended(_ctx: *mut xl::libxl_ctx, rc: c_int, tell: *mut c_void) {
-    // SAFETY: it was made there for this call, which is the only one.
-    let tell = unsafe { Box::from_raw(tell.cast::<SyncSender<c_int>>()) };
-    // Who waited may have been torn down.
-    let _ = tell.send(rc);
+    // SAFETY: whoever waits there for this call, the only one, keeps it until it is told.
+    let tell = unsafe { &*tell.cast::<Sender<Told>>() }.clone();
+    // From here on it may be gone.
+    let _ = tell.send(Told::Ended(rc));
 }

@@ -27,6 +27,8 @@ use virtsnap_engine::inspect::VcpuTime;
 
 use libxl::{Libxl, Trigger};
 
+use crate::device_model;
+
 pub use told::{End, Ended, HostInfo, Info, ShutdownReason};
 
 /// What a guest of whatever size may take to be built, saved or restored.
@@ -115,6 +117,11 @@ impl Context {
         self.long(move |libxl| libxl.suspend(id, &to, live)).await
     }
 
+    /// Ends a [`Self::suspend`] that has not, which then fails as aborted. False: there is none.
+    pub fn stop_suspend(&self, id: u32) -> bool {
+        self.libxl.stop_suspend(id)
+    }
+
     /// Lets a guest go on that [`Self::suspend`] has left standing, in the same domain.
     pub async fn resume(&self, id: u32) -> Result<()> {
         self.call(move |libxl| libxl.resume(id)).await?;
@@ -148,9 +155,15 @@ impl Context {
     /// Takes the domain and all that belongs to it away. Gone is done.
     pub async fn destroy(&self, id: u32) -> Result<()> {
         match self.call(move |libxl| libxl.destroy(id)).await {
-            Err(_) if matches!(self.info(id), Ok(None)) => Ok(()),
-            outcome => outcome,
+            Err(_) if matches!(self.info(id), Ok(None)) => {}
+            outcome => outcome?,
         }
+        self.device_model_ends(id).await
+    }
+
+    /// The domain has ended, whoever ended it. Whatever it had open is closed when this returns.
+    pub async fn device_model_ends(&self, id: u32) -> Result<()> {
+        self.call(move |_| device_model::wait_for_end(id)).await
     }
 
     pub async fn inject_nmi(&self, id: u32) -> Result<()> {
