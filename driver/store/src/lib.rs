@@ -45,6 +45,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use virtsnap_engine::book::Book;
@@ -86,6 +87,11 @@ pub struct Store {
     _lock: RootLock,
 }
 
+/// How long a child of a process that was killed may have the lock: it was just forked, and has it
+/// until it execs.
+const LEFT_BEHIND: Duration = Duration::from_secs(3);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
 /// Keeps other processes out.
 #[derive(Debug)]
 struct RootLock(File);
@@ -121,10 +127,10 @@ pub struct Loaded {
 
 impl Store {
     /// Opens the store in `root`, which is made if it is not there, and takes away what a crash
-    /// left half-written.
+    /// left half-written. Where another process has it open it waits three seconds.
     ///
     /// # Errors
-    /// `ResourceBusy` when another process has it open.
+    /// `ResourceBusy` when another process has it open still.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_on(Disk::default(), root)
     }
@@ -340,13 +346,20 @@ fn lock_root(root: &Path) -> Result<RootLock> {
     let mut options = OpenOptions::new();
     let open = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
     let lock = open.map_err(failed("open", &path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(RootLock(lock)),
-        Err(TryLockError::WouldBlock) => Err(Error::new(
-            Condition::ResourceBusy,
-            format!("another process uses the store '{}': stop it first", root.display()),
-        )),
-        Err(TryLockError::Error(err)) => Err(failed("lock", &path)(err)),
+    let start = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(RootLock(lock)),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LEFT_BEHIND => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let message =
+                    format!("another process uses the store '{}': stop it first", root.display());
+                return Err(Error::new(Condition::ResourceBusy, message));
+            }
+            Err(TryLockError::Error(err)) => return Err(failed("lock", &path)(err)),
+        }
     }
 }
 

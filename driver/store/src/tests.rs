@@ -254,6 +254,20 @@ fn one_process_at_a_time() {
 }
 
 #[test]
+fn a_store_is_waited_for_while_a_killed_daemons_child_has_it() {
+    let home = tempfile::tempdir().unwrap();
+    drop(Store::open(home.path()).unwrap());
+    let lock = File::open(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let child = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(lock);
+    });
+    Store::open(home.path()).unwrap();
+    child.join().unwrap();
+}
+
+#[test]
 fn a_closed_store_is_free_though_a_child_still_has_its_lock_open() {
     let home = tempfile::tempdir().unwrap();
     let store = Store::open(home.path()).unwrap();
