@@ -1,6 +1,6 @@
 //! Xen behind the engine's port: what is configured, what runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use virtsnap_engine::domain::Event;
 use virtsnap_engine::error::{Condition, Error, Result};
 use virtsnap_engine::ports::EventSink;
 use virtsnap_xml::domain::{self, DiskView};
+use virtsnap_xml::element::Element;
 
 use crate::context::{Context, Ended};
 use crate::device_model::OfHost;
@@ -68,10 +69,17 @@ pub(crate) struct Shared {
     pub(crate) device_model: OfHost,
     pub(crate) events: Arc<dyn EventSink>,
     instances: Mutex<BTreeMap<Uuid, Arc<Instance>>>,
-    /// Domains that are being started.
-    starting: Mutex<BTreeSet<Uuid>>,
+    /// Domains that are being started, the first one first.
+    starting: Mutex<Vec<Starting>>,
     /// Until somebody listens.
     pub(crate) ended: Mutex<Option<UnboundedReceiver<Ended>>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Starting {
+    pub(crate) uuid: Uuid,
+    pub(crate) name: String,
+    pub(crate) definition: Element,
 }
 
 impl fmt::Debug for Xen {
@@ -134,26 +142,31 @@ impl Shared {
         lock(&self.instances)
     }
 
-    pub(crate) fn starting(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
+    pub(crate) fn starting(&self) -> MutexGuard<'_, Vec<Starting>> {
         lock(&self.starting)
     }
 
     /// QEMU locks no images of Xen's disks: what another running domain uses is ours to refuse.
+    /// Of two that start at a time the first one has it.
     pub(crate) fn refuse_elsewhere(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+        // First these: one that is up meanwhile is among the others then.
+        let starting = self.starting().clone().into_iter();
         let instances: Vec<_> = self.instances().values().cloned().collect();
-        for other in instances.iter().filter(|other| other.uuid != domain) {
-            let live = other.live();
-            let mut disks = domain::disks(&live);
+        let running = instances.iter().filter(|other| other.uuid != domain);
+        let others = starting
+            .take_while(|other| other.uuid != domain)
+            .map(|other| (other.name, other.definition))
+            .chain(running.map(|other| (other.name.clone(), other.live())));
+        for (name, definition) in others {
             let uses = |disk: &DiskView<'_>| {
                 disk.path().is_some_and(|path| is_same(Path::new(path), image))
             };
-            if let Some(disk) = disks.find(uses) {
+            if let Some(disk) = domain::disks(&definition).find(uses) {
                 let message = format!(
-                    "image '{}' cannot be {what} while disk '{}' of the running domain '{}' uses it; \
-                     shut that domain down first",
+                    "image '{}' cannot be {what} while disk '{}' of the running domain '{name}' uses \
+                     it; shut that domain down first",
                     image.display(),
                     disk.target(),
-                    other.name
                 );
                 return Err(Error::new(Condition::OperationInvalid, message));
             }

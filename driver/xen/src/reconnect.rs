@@ -179,7 +179,7 @@ impl Shared {
         let known = self.instances().get(&info.uuid).cloned();
         let Some(instance) = known else {
             // One that we are making has its uuid already.
-            if self.starting().contains(&info.uuid) {
+            if self.starting().iter().any(|domain| domain.uuid == info.uuid) {
                 return;
             }
             if let Some(instance) = self.adopt(info).await {

@@ -21,7 +21,7 @@ use virtsnap_xml::element::Element;
 use crate::complete::{self, Runtime};
 use crate::config::{self, to_libxl};
 use crate::device_model;
-use crate::hypervisor::{Shared, Xen};
+use crate::hypervisor::{Shared, Starting, Xen};
 use crate::instance::{Instance, Owner, Status, directory};
 use crate::save_image::{self, Head};
 
@@ -115,7 +115,8 @@ impl Shared {
         };
         let uuid = domain::uuid(&definition).ok_or_else(|| lacks("uuid"))?;
         let name = domain::name(&definition).ok_or_else(|| lacks("name"))?;
-        let _claim = Claim::take(self, uuid, &name)?;
+        let starting = Starting { uuid, name: name.clone(), definition: definition.clone() };
+        let _claim = Claim::take(self, starting)?;
         tracing::info!(domain = name, "starting");
         let instance = self.build(uuid, &name, &definition, saved).await?;
         self.instances().insert(uuid, Arc::clone(&instance));
@@ -302,13 +303,16 @@ struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    fn take(shared: &'a Shared, uuid: Uuid, name: &str) -> Result<Self> {
-        let refused = || {
-            let what = format!("domain '{name}' is already active");
-            Err(Error::new(Condition::OperationInvalid, what))
-        };
-        if !shared.starting().insert(uuid) {
-            return refused();
+    fn take(shared: &'a Shared, domain: Starting) -> Result<Self> {
+        let uuid = domain.uuid;
+        let what = format!("domain '{}' is already active", domain.name);
+        let refused = || Err(Error::new(Condition::OperationInvalid, what));
+        {
+            let mut starting = shared.starting();
+            if starting.iter().any(|other| other.uuid == uuid) {
+                return refused();
+            }
+            starting.push(domain);
         }
         let claim = Self { shared, uuid };
         if shared.instances().contains_key(&uuid) { refused() } else { Ok(claim) }
@@ -317,6 +321,6 @@ impl<'a> Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.shared.starting().remove(&self.uuid);
+        self.shared.starting().retain(|domain| domain.uuid != self.uuid);
     }
 }

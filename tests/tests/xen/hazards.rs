@@ -182,4 +182,9 @@ fn two_guests_do_not_write_into_one_image() {
     assert!(host.virsh.lines("snapshot-list twin --name").is_empty());
     host.virsh.ok("destroy twin");
     assert_eq!(vm.inside(&image), Vec::<String>::new());
+    let mut starts =
+        ["vm", "twin"].map(|name| host.virsh.command(&format!("start {name} --paused")));
+    let starts = starts.each_mut().map(|start| start.spawn().expect("virsh is there"));
+    let started = starts.map(|mut start| start.wait().expect("it is ours").success());
+    assert!(started[0] != started[1], "one of two that start at a time: {started:?}");
 }
