@@ -33,14 +33,19 @@ def path(name):
 CONSOLE, SHELL = sys.argv[5:7] if len(sys.argv) > 5 else (path(GUEST + ".console"), None)
 
 
-def exists(file):
+def succeeds(script):
+    """A line of the shell, where the files are."""
     if not SHELL:
-        return os.path.exists(file)
+        return subprocess.run(script, shell=True).returncode == 0
     with socket.create_connection(("127.0.0.1", int(SHELL))) as host:
-        host.sendall(f"[ -e '{file}' ]\0".encode())
+        host.sendall(f"{script}\0".encode())
         answer = b"".join(iter(lambda: host.recv(4096), b""))
     assert answer in (b"\0" + b"0", b"\0" + b"1"), answer
     return answer.endswith(b"0")
+
+
+def exists(file):
+    return succeeds(f"[ -e '{file}' ]")
 
 
 def said(word):
@@ -95,7 +100,12 @@ def disks():
     return tree.fromstring(dom.XMLDesc(0)).iter("disk")
 
 
-def source(target="vda"):
+def first_disk():
+    return next(disks()).find("target").get("dev")
+
+
+def source(target=None):
+    target = target or first_disk()
     for disk in disks():
         if disk.find("target").get("dev") == target:
             return disk.find("source").get("file")
@@ -142,7 +152,7 @@ def virt_manager():
         refused(VIR_ERR_NO_DOMAIN_SNAPSHOT, dom.snapshotLookupByName, name)
         return dom.snapshotCreateXML(xml(name, f"<description>{name} it is</description>{inside}"), flags)
 
-    disk = next(disks()).find("target").get("dev")
+    disk = first_disk()
     first = count_on()
     create("snapshot1")
     assert refresh() == [("snapshot1", 1)]
@@ -213,7 +223,9 @@ def cockpit():
             dom.revertToSnapshot(snapshot, VIR_DOMAIN_SNAPSHOT_REVERT_FORCE)
 
     expected = {}
-    for situation in ["running", "paused"]:
+    # Xen saves no memory of a guest that is paused.
+    situations = ["running"] if conn.getType() == "Xen" else ["running", "paused"]
+    for situation in situations:
         if situation == "paused":
             dom.suspend()
         for kind in ["internal", "external"]:
@@ -228,7 +240,8 @@ def cockpit():
         assert state(name) == was, (name, state(name))
         assert dom.snapshotLookupByName(name).isCurrent(0) == (name == "off")
     after = {"running": VIR_DOMAIN_RUNNING, "paused": VIR_DOMAIN_PAUSED, "shutoff": VIR_DOMAIN_SHUTOFF}
-    for name in ["running-external", "paused-internal", "off", "paused-external", "running-internal"]:
+    order = ["running-external", "paused-internal", "off", "paused-external", "running-internal"]
+    for name in filter(expected.__contains__, order):
         revert(name)
         assert dom.state()[0] == after[expected[name]], (name, dom.state())
         assert dom.snapshotCurrent(0).getName() == name
@@ -242,8 +255,8 @@ def cockpit():
 def overlay_for(base, name):
     """Cinder's volume on a share: its backing file is named relatively."""
     new = path(name)
-    subprocess.check_call(["qemu-img", "create", "-q", "-f", "qcow2", "-b", os.path.basename(base),
-                           "-F", "qcow2", new], cwd=DIRECTORY)
+    base = os.path.basename(base)
+    assert succeeds(f"cd '{DIRECTORY}' && qemu-img create -q -f qcow2 -b '{base}' -F qcow2 '{new}'")
     return new
 
 
@@ -457,7 +470,7 @@ def test_lab():
     dom.destroy()
     at = counts()[-1]
     new = overlay_for(source(), "lab.empty")
-    inside = f"<disks><disk name='vda' snapshot='external'><source file='{new}'/></disk></disks>"
+    inside = f"<disks><disk name='{first_disk()}' snapshot='external'><source file='{new}'/></disk></disks>"
     flags = VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
     snapshot = dom.snapshotCreateXML(xml("empty", inside), flags)
     assert source() == new
@@ -472,7 +485,8 @@ def test_lab():
     assert dom.snapshotCurrent().getName() == "empty"
     force = VIR_DOMAIN_SNAPSHOT_REVERT_FORCE | VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
     boots_to(at, at + 1, dom.revertToSnapshot, snapshot, force)
-    assert exists(new), "it is the user's"
+    snapshot.delete(VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    assert names() == [] and exists(new), "it is the user's"
 
 
 {

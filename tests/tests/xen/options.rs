@@ -3,7 +3,7 @@
 
 use virtsnap_tests::xen::{XenGuest, XenHost, XenSpec};
 
-use crate::lent;
+use crate::{boots, goes_back, lent, take};
 
 /// Both disks, stopped before its first instruction: its device model has the disks open.
 #[track_caller]
@@ -184,4 +184,29 @@ fn a_policy_places_files_and_asks_before_a_guest_is_given_up() {
     vm.virsh("snapshot-revert {} inside --force");
     assert_eq!(vm.state(), "shut off");
     assert!(vm.holds("xvda", 1, 0));
+}
+
+/// Memory is loaded into the machine that it is of. Whoever has another one by now is told how it
+/// differs, where the policy asks, and gives it up.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_changed_machine_is_named() {
+    let host = lent!();
+    let vm = host.boot(XenSpec::new("vm").disks(&["qcow2"]));
+    let policy = "<policy><revert confirm='restart'/></policy>";
+    vm.virsh(&format!(
+        "metadata {{}} urn:virtsnap:policy:1 --key virtsnap --set \"{policy}\" --live --config"
+    ));
+    let before = take(&vm, "live");
+    vm.virsh("destroy {}");
+    let (mark, last) = (vm.mark(), vm.last_match().unwrap());
+    vm.redefine(|xml| xml.replace("98304<", "114688<"));
+    vm.virsh("start {}");
+    boots(&vm, mark, last..last + 2);
+    let told = vm.refused("snapshot-revert {} live");
+    assert!(told.contains("memory is '114688 KiB' in one and '98304 KiB'"), "{told}");
+    assert!(vm.virsh("dominfo {}").contains("114688"));
+    vm.count_on(1);
+    goes_back(&vm, "live --force", &(before..last + 2));
+    assert!(!vm.virsh("dumpxml {}").contains("114688"), "the machine is the snapshot's again");
 }

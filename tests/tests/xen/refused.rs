@@ -1,6 +1,7 @@
 //! What is refused, of a guest that is off and of one that stands still, and files that users have
 //! prepared: with nothing touched.
 
+use virtsnap_tests::guest::Mark;
 use virtsnap_tests::host;
 use virtsnap_tests::xen::{GUESTS, XenGuest, XenSpec};
 
@@ -202,4 +203,50 @@ fn a_transient_domain_is_never_off() {
     vm.virsh("snapshot-revert {} s --paused");
     assert!(vm.holds("xvda", 1, 1));
     assert_eq!((vm.state(), vm.snapshots()), ("paused".to_owned(), vec!["s".to_owned()]));
+}
+
+/// Of a guest that has stopped and is kept so, and of one that is gone from Xen and whose device model
+/// is not.
+#[test]
+#[ignore = "needs a Xen host: make test-xen"]
+fn a_guest_that_goes_down_is_not_taken() {
+    let host = lent!();
+    let vm = host.define(XenSpec::new("vm").disks(&["qcow2"]));
+    vm.redefine(|xml| {
+        let (ends, kept) = ("<on_poweroff>destroy<", "<on_poweroff>preserve<");
+        assert!(xml.contains(ends), "{xml}");
+        xml.replacen(ends, kept, 1)
+    });
+    vm.virsh("snapshot-create-as {} before");
+    let files = || host.ok(&format!("ls {GUESTS}"));
+    let before = files();
+    let refused = |lines: &[&str]| {
+        for line in lines {
+            let told = vm.refused(line);
+            assert!(told.contains("shutting down"), "{line}: {told}");
+        }
+        assert_eq!((vm.snapshots(), files()), (vec!["before".to_owned()], before.clone()));
+    };
+    vm.virsh("start {}");
+    vm.booted(Mark::start());
+    vm.virsh("shutdown {}");
+    vm.becomes("in shutdown");
+    let kinds = ["snapshot-create-as vm s", "snapshot-create-as vm s --disk-only"];
+    refused(&kinds);
+    refused(&["snapshot-delete vm before", "managedsave vm"]);
+    vm.virsh("destroy {}");
+    vm.check(vm.disk("xvda").to_str().unwrap());
+
+    vm.virsh("start {} --paused");
+    let model = host.ok("xenstore-read /local/domain/$(xl domid vm)/image/device-model-pid");
+    let model = model.trim();
+    host.ok(&format!("kill -STOP {model} && (xl destroy vm > /tmp/xl.log 2>&1 &)"));
+    host::wait("Xen to take the guest away", vm.patience, || {
+        (!host.ok("xl list").lines().any(|line| line.starts_with("vm "))).then_some(())
+    });
+    refused(&kinds);
+    host.ok(&format!("kill -CONT {model}"));
+    vm.becomes("shut off");
+    vm.virsh("snapshot-delete {} before");
+    vm.check(vm.disk("xvda").to_str().unwrap());
 }
