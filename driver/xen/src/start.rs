@@ -117,6 +117,7 @@ impl Shared {
         let name = domain::name(&definition).ok_or_else(|| lacks("name"))?;
         let starting = Starting { uuid, name: name.clone(), definition: definition.clone() };
         let _claim = Claim::take(self, starting)?;
+        self.refuse_used(uuid, &definition)?;
         tracing::info!(domain = name, "starting");
         let instance = self.build(uuid, &name, &definition, saved).await?;
         self.instances().insert(uuid, Arc::clone(&instance));
@@ -152,7 +153,6 @@ impl Shared {
         saved: Option<Saved>,
     ) -> Result<Arc<Instance>> {
         self.refuse_taken(uuid, name).await?;
-        self.refuse_used(uuid, definition)?;
         let dir = directory(&self.config.run_dir, uuid);
         let channels = dir.join("channel");
         let mut live = live_form(definition, channels.clone())?;
@@ -210,7 +210,8 @@ impl Shared {
         }
     }
 
-    /// Two guests would write into one image.
+    /// Two guests would write into one image. Not asked at a reboot: who reboots has its images all
+    /// through, and no other's attempt may end it.
     fn refuse_used(&self, uuid: Uuid, definition: &Element) -> Result<()> {
         let own = domain::disks(definition).filter(|d| !d.is_readonly() && !d.is_shareable());
         for disk in own {

@@ -356,7 +356,7 @@ impl Xen {
         }
     }
 
-    pub(crate) async fn refuse_in_use(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
+    async fn refuse_in_use(&self, domain: Uuid, image: &Path, what: &str) -> Result<()> {
         self.shared.refuse_elsewhere(domain, image, what)?;
         let Some(instance) = self.instance(domain) else { return Ok(()) };
         if let Some(target) = instance.disk_on(image) {
