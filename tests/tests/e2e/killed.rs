@@ -536,13 +536,13 @@ fn in_a_start(program: &str, devices: &str) {
     boots_with_all(&vm);
 }
 
-/// libvirt: the process is nobody's, and another one is started beside it.
+/// None of libvirt's points but one of ours: a slow QEMU was nobody's, and the next one its rival.
 #[test]
 fn f_in_a_start_before_its_qemu_is_noted() {
     in_a_start("qemu-system", "");
 }
 
-/// libvirt: the TPM's state stays locked.
+/// Nor is this: the TPM's state stayed locked.
 #[test]
 fn f_in_a_start_before_its_tpm_is_noted() {
     if !virtsnap_tests::programs::exists("swtpm") {
